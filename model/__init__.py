@@ -1,1 +1,6 @@
+"""NVIDIA Canary on MLX: waveforms in, transcripts out. Knows no HTTP, no NeMo, no torch."""
 
+from model import blas
+
+# Before anything below this package imports mlx.core: afterwards it would be too late.
+blas.load()

@@ -6,7 +6,7 @@ Names are NeMo's. What this implementation cannot do is refused here, by name, b
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -30,7 +30,7 @@ class PreprocessorConfig:
     preemph: float = 0.97
     normalize: str = "per_feature"
 
-    SUPPORTED = {"normalize": ("per_feature",)}
+    SUPPORTED: ClassVar = {"normalize": ("per_feature",)}
 
     @property
     def win_length(self) -> int:
@@ -63,7 +63,7 @@ class EncoderConfig:
     conv_norm_type: str = "batch_norm"
     use_bias: bool = True
 
-    SUPPORTED = {
+    SUPPORTED: ClassVar = {
         "subsampling": ("dw_striding",),
         "subsampling_factor": (8,),
         "causal_downsampling": (False,),
@@ -89,7 +89,7 @@ class DecoderConfig:
     learn_positional_encodings: bool = False
     num_token_types: int = 0
 
-    SUPPORTED = {
+    SUPPORTED: ClassVar = {
         "hidden_act": ("relu",),
         "pre_ln": (True,),
         "pre_ln_final_layer_norm": (True,),
@@ -114,7 +114,7 @@ class TokenizerConfig:
     type: str
     models: dict[str, str]
 
-    SUPPORTED = {"type": ("agg", "bpe")}
+    SUPPORTED: ClassVar = {"type": ("agg", "bpe")}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class CanaryConfig:
     decoding: DecodingConfig
     tokenizer: TokenizerConfig
 
-    SUPPORTED = {"prompt_format": ("canary", "canary2"), "dtype": ("float32", "bfloat16", "float16")}
+    SUPPORTED: ClassVar = {"prompt_format": ("canary", "canary2"), "dtype": ("float32", "bfloat16", "float16")}
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class AlignerConfig:
     encoder: EncoderConfig
     tokenizer: TokenizerConfig
 
-    SUPPORTED = {"dtype": ("float32", "bfloat16", "float16")}
+    SUPPORTED: ClassVar = {"dtype": ("float32", "bfloat16", "float16")}
 
 
 _SECTIONS = {

@@ -1,0 +1,198 @@
+"""The whole model: `Canary.load` a converted folder, then waveforms to transcripts."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from model.config import WEIGHTS_FILE, CanaryConfig, read_config
+from model.decoder import Decoder, Head
+from model.encoder import FastConformer, subsampled
+from model.features import LogMel
+from model.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
+from model.prompt import Task, asks_for_times, prompt_tokens
+from model.timestamps import timed_segments, whole_segment
+from model.tokenizer import Tokenizer, load_tokenizer
+from model.transcript import Transcript
+
+SAMPLE_RATE = 16000
+MIN_DURATION_S = 1.0
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+
+class WeightsError(ValueError):
+    """Weights that do not fit the configuration beside them."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An audio as the decoder sees it: vectors (T, M), and the steps NeMo's length limit is counted from."""
+
+    vectors: mx.array
+    total_steps: int
+
+
+class Canary(nn.Module):
+    """Everything happens in the thread that loaded it: MLX arrays belong to one."""
+
+    def __init__(self, config: CanaryConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.preprocessor = LogMel(config.preprocessor)
+        self.encoder = FastConformer(config.encoder)
+        if config.encoder.d_model != config.decoder.hidden_size:
+            self.encoder_decoder_proj = nn.Linear(config.encoder.d_model, config.decoder.hidden_size)
+        self.decoder = Decoder(config.decoder, config.vocab_size)
+        self.head = Head(config.vocab_size)
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str | None = None) -> Self:
+        """The model in a converted folder, in `dtype` or what suits the device.
+
+        Raises ConfigError, TokenizerError or WeightsError.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        canary = cls(config, load_tokenizer(folder, config.tokenizer))
+        load_weights(canary, folder / WEIGHTS_FILE, dtype or default_dtype())
+        return canary
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one encoder step."""
+        return self.config.preprocessor.window_stride * self.config.encoder.subsampling_factor
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.decoder.token_embedding.weight.dtype
+
+    def features(self, waveforms: list[np.ndarray]) -> tuple[mx.array, mx.array]:
+        """Waveforms of any lengths → log-mel (B, T, n_mels) float32 and the valid frames (B,)."""
+        lengths = [len(w) for w in waveforms]
+        padded = np.zeros((len(waveforms), max(lengths)), np.float32)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        return self.preprocessor(mx.array(padded), mx.array(lengths))
+
+    def encode(self, mel: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
+        """(B, T, n_mels), (B,) → (B, T', M) as the decoder attends to it, and the valid steps (B,)."""
+        encoded, lengths = self.encoder(mel.astype(self.dtype), lengths)
+        if "encoder_decoder_proj" in self:
+            encoded = self.encoder_decoder_proj(encoded)
+        return encoded, lengths
+
+    def logits(self, tokens: mx.array, encoded: mx.array, lengths: mx.array) -> mx.array:
+        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S)."""
+        hidden, _ = self.decoder.prefill(tokens, self.decoder.cross_memory(encoded, lengths))
+        return self.head(hidden, self.decoder.token_embedding)
+
+    def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        """Each waveform's encoding, computed in one padded batch."""
+        encoded, lengths = self.encode(*self.features(waveforms))
+        mx.eval(encoded, lengths)
+        hop = self.config.preprocessor.hop_length
+        return [
+            Encoded(encoded[i, :n], subsampled(len(waveform) // hop + 1))
+            for i, (waveform, n) in enumerate(zip(waveforms, lengths.tolist(), strict=True))
+        ]
+
+    def utterance(self, key: Hashable, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
+        """What `RunningBatch.join` takes: NeMo's length limit, and the model's own search where `options` say nothing."""
+        decoding = self.config.decoding
+        limit = new_token_limit(
+            encoded.total_steps, len(prompt), self.config.decoder.max_sequence_length, decoding.max_generation_delta
+        )
+        return Utterance(
+            key,
+            encoded.vectors,
+            prompt,
+            min(limit, options.max_new_tokens or limit),
+            decoding.beam_size if options.beam_size is None else options.beam_size,
+            decoding.length_penalty if options.length_penalty is None else options.length_penalty,
+        )
+
+    def running_batch(self) -> RunningBatch:
+        """An empty batch to decode in."""
+        return RunningBatch(self.decoder, self.head, self.tokenizer.end_id, self.tokenizer.pad_id)
+
+    def generate(
+        self, encoded: list[Encoded], prompts: list[list[int]], options: DecodingOptions = DecodingOptions()
+    ) -> list[Generated]:
+        """The tokens of each encoding after its prompt, all decoded side by side."""
+        batch = self.running_batch()
+        keyed = enumerate(zip(encoded, prompts, strict=True))
+        finished = batch.join([self.utterance(i, audio, prompt, options) for i, (audio, prompt) in keyed])
+        while batch.rows:
+            finished += batch.step()
+        return sorted(finished, key=lambda generated: int(generated.key))
+
+    def transcribe(
+        self, waveforms: list[np.ndarray], tasks: Task | list[Task], options: DecodingOptions = DecodingOptions()
+    ) -> list[Transcript]:
+        """Transcripts of 16 kHz mono float32 waveforms, decoded together; `tasks` is one for all or one each.
+
+        Raises TaskError for what the model cannot be asked.
+        """
+        if isinstance(tasks, Task):
+            tasks = [tasks] * len(waveforms)
+        prompts = [prompt_tokens(task, self.config, self.tokenizer) for task in tasks]
+        generated = self.generate(self.encodings([at_least_a_second(w) for w in waveforms]), prompts, options)
+        return [self.transcript(g, w, t) for g, w, t in zip(generated, waveforms, tasks, strict=True)]
+
+    def transcript(self, generated: Generated, waveform: np.ndarray, task: Task) -> Transcript:
+        """Generated tokens as text, with the times they carry."""
+        duration = len(waveform) / SAMPLE_RATE
+        if asks_for_times(task, self.config):
+            early = padding_before(len(waveform)) / SAMPLE_RATE
+            segments = timed_segments(generated.tokens, self.tokenizer, self.step_s, duration, early)
+        else:
+            segments = whole_segment(generated.tokens, self.tokenizer, duration)
+        text = " ".join(segment.text for segment in segments)
+        return Transcript(text, task.language, task.target, duration, segments)
+
+
+def load_weights(module: nn.Module, path: Path, dtype: str) -> None:
+    """Read `path` into `module`, every tensor of it and nothing else. Raises WeightsError naming what differs."""
+    try:
+        weights = mx.load(str(path))
+    except (RuntimeError, OSError, ValueError) as error:
+        raise WeightsError(f"{path} is not readable: {error}") from None
+    assert isinstance(weights, dict)
+    expected = {name: value.shape for name, value in tree_flatten(module.parameters())}
+    for name in expected.keys() | weights.keys():
+        if name not in weights:
+            raise WeightsError(f"{path} lacks {name}")
+        if name not in expected:
+            raise WeightsError(f"{path} has {name}, which the configuration has no place for")
+        if weights[name].shape != expected[name]:
+            raise WeightsError(f"{path}: {name} is {weights[name].shape}, not {expected[name]}")
+    # The filterbank stays float32: features are computed in it whatever the model's type.
+    kept = {name: v if name.startswith("preprocessor.") else v.astype(DTYPES[dtype]) for name, v in weights.items()}
+    module.load_weights(list(kept.items()))
+    module.eval()
+    mx.eval(module.parameters())
+
+
+def default_dtype() -> str:
+    """16 bits on a GPU; float32 on a CPU, where 16-bit products are some fifty times slower."""
+    return "bfloat16" if mx.default_device() == mx.Device(mx.gpu) else "float32"
+
+
+def padding_before(samples: int) -> int:
+    """Zeros that NeMo's transcribe() puts before an audio shorter than a second."""
+    return max(0, int(MIN_DURATION_S * SAMPLE_RATE) - samples) // 2
+
+
+def at_least_a_second(waveform: np.ndarray) -> np.ndarray:
+    """Shorter audio zero-padded on both sides to one second, as NeMo's transcribe() does."""
+    missing = int(MIN_DURATION_S * SAMPLE_RATE) - len(waveform)
+    if missing <= 0:
+        return waveform
+    before = padding_before(len(waveform))
+    return np.pad(waveform, (before, missing - before))

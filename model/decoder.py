@@ -1,0 +1,165 @@
+"""Transformer decoder and its head. NeMo's TransformerDecoderNM (pre-norm, fixed positions) and TokenClassifier."""
+
+import math
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from model.cache import KVSlots
+from model.config import DecoderConfig
+
+
+@dataclass(frozen=True)
+class CrossMemory:
+    """What the decoder attends to of each row's audio.
+
+    keys, values: one (R, H, T, d_head) a layer; inside: (R, 1, 1, T), true at real encoder steps.
+    """
+
+    keys: list[mx.array]
+    values: list[mx.array]
+    inside: mx.array
+
+
+def _heads(x: mx.array, n_heads: int) -> mx.array:
+    """(R, S, M) → (R, H, S, M/H)."""
+    R, S, M = x.shape
+    return x.reshape(R, S, n_heads, M // n_heads).transpose(0, 2, 1, 3)
+
+
+def _joined(x: mx.array) -> mx.array:
+    """(R, H, S, d) → (R, S, H·d)."""
+    R, H, S, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(R, S, H * d)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        M = config.hidden_size
+        self._n_heads = config.num_attention_heads
+        self.linear_qkv = nn.Linear(M, 3 * M)
+        self.linear_out = nn.Linear(M, M)
+
+    def project(self, x: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """x: (R, S, M) → query, key, value, each (R, H, S, d)."""
+        q, k, v = mx.split(self.linear_qkv(x), 3, axis=-1)
+        return _heads(q, self._n_heads), _heads(k, self._n_heads), _heads(v, self._n_heads)
+
+    def attend(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
+        scale = 1 / math.sqrt(q.shape[-1])
+        return self.linear_out(_joined(mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)))
+
+
+class CrossAttention(nn.Module):
+    """The queries' half; keys and values of every layer come from `Decoder.cross_memory`."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self._n_heads = config.num_attention_heads
+        self.linear_q = nn.Linear(config.hidden_size, config.hidden_size)
+        self.linear_out = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, inside: mx.array) -> mx.array:
+        q = _heads(self.linear_q(x), self._n_heads)
+        scale = 1 / math.sqrt(q.shape[-1])
+        attended = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=inside)
+        return self.linear_out(_joined(attended))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        M = config.hidden_size
+        self.layer_norm_1 = nn.LayerNorm(M)
+        self.self_attn = SelfAttention(config)
+        self.layer_norm_2 = nn.LayerNorm(M)
+        self.cross_attn = CrossAttention(config)
+        self.layer_norm_3 = nn.LayerNorm(M)
+        self.dense_in = nn.Linear(M, config.inner_size)
+        self.dense_out = nn.Linear(config.inner_size, M)
+
+    def after_self_attention(self, x: mx.array, keys: mx.array, values: mx.array, inside: mx.array) -> mx.array:
+        x = x + self.cross_attn(self.layer_norm_2(x), keys, values, inside)
+        return x + self.dense_out(nn.relu(self.dense_in(self.layer_norm_3(x))))
+
+
+class Decoder(nn.Module):
+    """Tokens and an encoded audio to hidden states; the head shares the token embedding."""
+
+    def __init__(self, config: DecoderConfig, vocab_size: int):
+        super().__init__()
+        self._config = config
+        M = config.hidden_size
+        self.token_embedding = nn.Embedding(vocab_size, M)
+        self.position_encoding = mx.zeros((config.max_sequence_length, M))
+        self.embedding_layer_norm = nn.LayerNorm(M)
+        self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
+        # The cross-attention keys and values of all layers, in one product over the encoded audio.
+        self.cross_kv = nn.Linear(M, 2 * config.num_layers * M)
+        self.final_layer_norm = nn.LayerNorm(M)
+
+    def cross_memory(self, encoded: mx.array, lengths: mx.array) -> CrossMemory:
+        """encoded: (R, T, M), lengths: (R,) → the keys and values that every later step attends to."""
+        projected = mx.split(self.cross_kv(encoded), 2 * self._config.num_layers, axis=-1)
+        by_head = [_heads(x, self._config.num_attention_heads) for x in projected]
+        inside = (mx.arange(encoded.shape[1]) < lengths[:, None])[:, None, None]
+        return CrossMemory(by_head[0::2], by_head[1::2], inside)
+
+    def prefill(self, tokens: mx.array, cross: CrossMemory) -> tuple[mx.array, list[tuple[mx.array, mx.array]]]:
+        """A whole sequence a row, causally.
+
+        tokens: (R, S), padded on the right. Returns hidden states (R, S, M), and the layers' self-attention keys and
+        values (R, H, S, d); what they hold at padding must not be attended to.
+        """
+        S = tokens.shape[1]
+        x = self._embedded(tokens, self.position_encoding[:S])
+        causal = mx.tril(mx.ones((S, S), mx.bool_))
+        remembered = []
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
+            remembered.append((k, v))
+            x = x + layer.self_attn.attend(q, k, v, causal)
+            x = layer.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+        return self.final_layer_norm(x), remembered
+
+    def step(
+        self, tokens: mx.array, positions: mx.array, time: int, slots: list[KVSlots], cross: CrossMemory
+    ) -> mx.array:
+        """One token a row: tokens, positions (R,), all positions < time → hidden states (R, M).
+
+        The token's keys and values are written to `slots` (one a layer).
+        """
+        R = tokens.shape[0]
+        x = self._embedded(tokens[:, None], self.position_encoding[positions][:, None])
+        past = (mx.arange(time) <= positions[:, None])[:, None, None]
+        for i, layer in enumerate(self.layers):
+            q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
+            slots[i].write(positions, k, v)
+            x = x + layer.self_attn.attend(q, *slots[i].read(R, time), past)
+            x = layer.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+        return self.final_layer_norm(x).squeeze(1)
+
+    def empty_slots(self) -> list[KVSlots]:
+        """Slots for one kind of attention, a layer each."""
+        d_head = self._config.hidden_size // self._config.num_attention_heads
+        dtype = self.token_embedding.weight.dtype
+        return [KVSlots(self._config.num_attention_heads, d_head, dtype) for _ in self.layers]
+
+    def _embedded(self, tokens: mx.array, positions: mx.array) -> mx.array:
+        # The stored sinusoid is already divided by √M; the token part is not scaled.
+        return self.embedding_layer_norm(self.token_embedding(tokens) + positions)
+
+
+class Head(nn.Module):
+    """Scores over the vocabulary: the token embedding's weights and a bias of its own."""
+
+    def __init__(self, vocab_size: int):
+        super().__init__()
+        self.bias = mx.zeros((vocab_size,))
+
+    def __call__(self, hidden: mx.array, embedding: nn.Embedding) -> mx.array:
+        """(…, M) → (…, V) log-probabilities, float32."""
+        logits = (embedding.as_linear(hidden) + self.bias).astype(mx.float32)
+        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

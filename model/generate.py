@@ -1,0 +1,234 @@
+"""The token loop: a running batch of rows that utterances join and leave at any step.
+
+Knows the decoder and token ids; knows no text, no audio, no request. A row's result does not depend on the others.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from model.beam import Beam
+from model.cache import TIME_STEP, rounded_up
+from model.decoder import CrossMemory, Decoder, Head
+
+MAX_BEAM = 32
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How to search. None takes the model's own setting."""
+
+    beam_size: int | None = None
+    length_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:
+            raise ValueError(f"beam_size {self.beam_size} is not between 1 and {MAX_BEAM}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} is less than 1")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One encoded audio to be written out.
+
+    key: the caller's name for it; encoded: (T, M), all valid; prompt: token ids; limit: the most new tokens.
+    """
+
+    key: Hashable
+    encoded: mx.array
+    prompt: list[int]
+    limit: int
+    beam_size: int = 1
+    length_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens after the prompt without the end, and the log-probability of each."""
+
+    key: Hashable
+    tokens: list[int]
+    log_probs: list[float]
+
+
+@dataclass
+class _Greedy:
+    """One row: what it has written, and where the next token goes."""
+
+    utterance: Utterance
+    position: int
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    width = 1
+
+    def last_tokens(self) -> list[int]:
+        return self.tokens[-1:]
+
+
+@dataclass
+class _Searched:
+    """The rows of one beam, in the order of its hypotheses."""
+
+    utterance: Utterance
+    position: int
+    beam: Beam
+    rows: list[int] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return self.beam.width
+
+    def last_tokens(self) -> list[int]:
+        return self.beam.tokens[:, -1].tolist()
+
+
+class RunningBatch:
+    """Rows being decoded side by side, each a step at a time."""
+
+    def __init__(self, decoder: Decoder, head: Head, end_id: int, pad_id: int):
+        self._decoder = decoder
+        self._head = head
+        self._ends = (end_id, pad_id)
+        self._self = decoder.empty_slots()
+        self._cross = decoder.empty_slots()
+        # By row: whose it is, and how many encoder steps its audio has.
+        self._owners: list[_Greedy | _Searched] = []
+        self._lengths: list[int] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows in use."""
+        return len(self._owners)
+
+    def join(self, utterances: list[Utterance]) -> list[Generated]:
+        """Prefill `utterances` together and add their rows; returns those that their first token ended."""
+        encoded, lengths = _padded_encodings(utterances)
+        cross = self._decoder.cross_memory(encoded, mx.array(lengths))
+        prompts = [u.prompt for u in utterances]
+        S = max(map(len, prompts))
+        tokens = mx.array([p + [self._ends[1]] * (S - len(p)) for p in prompts])
+        hidden, remembered = self._decoder.prefill(tokens, cross)
+        last = hidden[mx.arange(len(prompts)), mx.array([len(p) - 1 for p in prompts])]
+        scores = np.array(self._head(last, self._decoder.token_embedding))
+        finished = []
+        for i, utterance in enumerate(utterances):
+            owner = self._begun(utterance, scores[i])
+            if (result := self._result(owner)) is not None:
+                finished.append(result)
+                continue
+            copies = mx.array([i] * owner.width)
+            for layer, (k, v) in enumerate(remembered):
+                self._self[layer].join(self.rows, k[copies], v[copies])
+                self._cross[layer].join(self.rows, cross.keys[layer][copies], cross.values[layer][copies])
+            owner.rows = list(range(self.rows, self.rows + owner.width))
+            self._owners += [owner] * owner.width
+            self._lengths += [lengths[i]] * owner.width
+        return finished
+
+    def step(self) -> list[Generated]:
+        """One token for every row; returns the utterances that it ended."""
+        if not self._owners:
+            return []
+        scores = np.array(self._log_probs())
+        finished = []
+        for owner in self._distinct_owners():
+            owner.position += 1
+            if isinstance(owner, _Greedy):
+                _write(owner, scores[owner.rows[0]])
+            else:
+                self._reorder(owner.rows, owner.beam.advance(scores[owner.rows]))
+            if (result := self._result(owner)) is not None:
+                finished.append(result)
+        for result in finished:
+            self.drop(result.key)
+        return finished
+
+    def drop(self, key: Hashable) -> None:
+        """Free the rows of the utterance `key`, if it has any. The last rows take the places that get empty."""
+        for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
+            last = self.rows - 1
+            if row != last:
+                for slots in (*self._self, *self._cross):
+                    slots.move(last, row)
+                mover = self._owners[last]
+                mover.rows[mover.rows.index(last)] = row
+                self._owners[row], self._lengths[row] = mover, self._lengths[last]
+            self._owners.pop()
+            self._lengths.pop()
+        if not self._owners:
+            for slots in (*self._self, *self._cross):
+                slots.clear()
+
+    def _log_probs(self) -> mx.array:
+        """(R, V) for the next token of every row."""
+        tokens = [0] * self.rows
+        for owner in self._distinct_owners():
+            for row, token in zip(owner.rows, owner.last_tokens(), strict=True):
+                tokens[row] = token
+        positions = [owner.position for owner in self._owners]
+        time = rounded_up(max(positions) + 1, TIME_STEP)
+        T = max(self._lengths)
+        for slots in self._self:
+            slots.make_room(self.rows, time)
+        kv = [slots.read(self.rows, T) for slots in self._cross]
+        inside = (mx.arange(T) < mx.array(self._lengths)[:, None])[:, None, None]
+        cross = CrossMemory([k for k, _ in kv], [v for _, v in kv], inside)
+        hidden = self._decoder.step(mx.array(tokens), mx.array(positions), time, self._self, cross)
+        return self._head(hidden, self._decoder.token_embedding)
+
+    def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
+        """A new utterance with its first token, or tokens, written."""
+        position = len(utterance.prompt)
+        if utterance.beam_size == 1:
+            owner = _Greedy(utterance, position)
+            _write(owner, scores)
+            return owner
+        beam = Beam(utterance.beam_size, position, utterance.length_penalty, *self._ends)
+        beam.begin(scores)
+        return _Searched(utterance, position, beam)
+
+    def _result(self, owner: _Greedy | _Searched) -> Generated | None:
+        """What `owner` has written if it is done, else None."""
+        key, limit = owner.utterance.key, owner.utterance.limit
+        if isinstance(owner, _Greedy):
+            if owner.tokens[-1] in self._ends:
+                return Generated(key, owner.tokens[:-1], owner.log_probs[:-1])
+            return Generated(key, owner.tokens, owner.log_probs) if len(owner.tokens) >= limit else None
+        if owner.beam.finished or owner.beam.tokens.shape[1] >= limit:
+            return Generated(key, *owner.beam.best())
+        return None
+
+    def _distinct_owners(self) -> list[_Greedy | _Searched]:
+        return list({id(owner): owner for owner in self._owners}.values())
+
+    def _reorder(self, rows: list[int], parents: np.ndarray) -> None:
+        """Each of a beam's rows becomes what its parent's row was."""
+        if (parents != np.arange(len(rows))).any():
+            sources = mx.array([rows[p] for p in parents])
+            for slots in self._self:
+                slots.reorder(mx.array(rows), sources)
+
+
+def _write(row: _Greedy, scores: np.ndarray) -> None:
+    token = int(scores.argmax())
+    row.tokens.append(token)
+    row.log_probs.append(float(scores[token]))
+
+
+def _padded_encodings(utterances: list[Utterance]) -> tuple[mx.array, list[int]]:
+    """(n, T, M) zero-padded on the right, and the lengths."""
+    lengths = [u.encoded.shape[0] for u in utterances]
+    T = max(lengths)
+    padded = [mx.pad(u.encoded, [(0, T - n), (0, 0)]) for u, n in zip(utterances, lengths, strict=True)]
+    return mx.stack(padded), lengths
+
+
+def new_token_limit(total_steps: int, prompt_length: int, max_sequence_length: int, max_generation_delta: int) -> int:
+    """NeMo's longest output for an audio of `total_steps` encoder steps; 0 where the prompt alone is too long."""
+    longest = min(max_sequence_length, total_steps + max_generation_delta)
+    return max(0, longest - prompt_length + 1)

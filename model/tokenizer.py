@@ -1,0 +1,137 @@
+"""SentencePiece, single (canary-1b-v2) and aggregate (the others), with Canary's special tokens."""
+
+import re
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from model.config import TokenizerConfig
+
+SPECIAL = "spl_tokens"
+BEGIN = "<|startoftranscript|>"
+END = "<|endoftext|>"
+PAD = "<pad>"
+NO_SPEECH = "<|nospeech|>"
+
+_SPECIAL_TOKEN = re.compile(r"<\|[^|>]+\|>")
+_WORD_START = "▁"
+
+
+class TokenizerError(ValueError):
+    """A tokenizer file that is missing or broken, or a token it does not have."""
+
+
+def _loaded(path: Path) -> SentencePieceProcessor:
+    try:
+        return SentencePieceProcessor(model_proto=path.read_bytes())
+    except (OSError, RuntimeError) as error:
+        raise TokenizerError(f"{path.name} is not a readable SentencePiece model: {error}") from None
+
+
+class Tokenizer:
+    """Text to ids and back. `special` maps every `<|…|>` token, and the padding, to its id."""
+
+    special: dict[str, int]
+    vocab_size: int
+
+    def __init__(self) -> None:
+        missing = [token for token in (BEGIN, END, PAD) if token not in self.special]
+        if missing:
+            raise TokenizerError(f"the tokenizer lacks {', '.join(missing)}")
+        self.begin_id = self.special[BEGIN]
+        self.end_id = self.special[END]
+        self.pad_id = self.special[PAD]
+        self.no_speech_id = self.special.get(NO_SPEECH)
+        self._special_ids = {i for token, i in self.special.items() if token.startswith("<|")}
+        # `<|12|>` is the 12th encoder step.
+        self.time_steps = {i: int(token[2:-2]) for token, i in self.special.items() if token[2:-2].isdecimal()}
+
+    def encode(self, text: str, language: str) -> list[int]:
+        """Ids of plain text in `language`."""
+        raise NotImplementedError
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a string of special tokens."""
+        raise NotImplementedError
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, special tokens written out."""
+        raise NotImplementedError
+
+    def is_special(self, token: int) -> bool:
+        return token in self._special_ids
+
+    def language_of(self, token: int) -> str | None:
+        """`de` for the id of `<|de|>`, None for any other."""
+        return self._languages.get(token)
+
+    @property
+    def _languages(self) -> dict[int, str]:
+        return {i: t[2:-2] for t, i in self.special.items() if re.fullmatch(r"<\|[a-z]{2}\|>", t)}
+
+    def special_id(self, token: str) -> int:
+        """Raises TokenizerError where there is no such token."""
+        try:
+            return self.special[token]
+        except KeyError:
+            raise TokenizerError(f"the tokenizer has no {token}") from None
+
+
+class AggregateTokenizer(Tokenizer):
+    """One SentencePiece model for special tokens and one a language; ids are offset in the order of the archive."""
+
+    def __init__(self, models: dict[str, SentencePieceProcessor]):
+        self._models = models
+        self._offsets: dict[str, int] = {}
+        self._pieces: list[str] = []
+        for language, model in models.items():
+            self._offsets[language] = len(self._pieces)
+            self._pieces += [model.id_to_piece(i) for i in range(model.vocab_size())]
+        self.vocab_size = len(self._pieces)
+        special = models[SPECIAL]
+        pieces = ((special.id_to_piece(i), i + self._offsets[SPECIAL]) for i in range(special.vocab_size()))
+        self.special = {p: i for p, i in pieces if _SPECIAL_TOKEN.fullmatch(p) or p == PAD}
+        super().__init__()
+
+    def encode(self, text: str, language: str) -> list[int]:
+        if language not in self._models or language == SPECIAL:
+            raise TokenizerError(f"the tokenizer has no model for {language!r}")
+        return [i + self._offsets[language] for i in self._models[language].encode(text)]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return [self.special_id(token) for token in _SPECIAL_TOKEN.findall(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        known = (self._pieces[i] for i in ids if i < self.vocab_size)
+        return "".join(known).replace(_WORD_START, " ")
+
+
+class SingleTokenizer(Tokenizer):
+    """One SentencePiece model, special tokens being pieces of it."""
+
+    def __init__(self, model: SentencePieceProcessor):
+        self._model = model
+        self.vocab_size = model.vocab_size()
+        pieces = ((model.id_to_piece(i), i) for i in range(self.vocab_size))
+        self.special = {p: i for p, i in pieces if _SPECIAL_TOKEN.fullmatch(p) or p == PAD}
+        super().__init__()
+
+    def encode(self, text: str, language: str) -> list[int]:
+        return self._model.encode(text)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        # As one string, which puts a ▁ before it: what the model was trained with.
+        return self._model.encode(text)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._model.decode([i for i in ids if i < self.vocab_size])
+
+
+def load_tokenizer(folder: Path, config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer of a converted folder. Raises TokenizerError if a file is missing or broken."""
+    models = {language: _loaded(folder / name) for language, name in config.models.items()}
+    if config.type == "bpe":
+        return SingleTokenizer(next(iter(models.values())))
+    if SPECIAL not in models:
+        raise TokenizerError(f"the aggregate tokenizer has no {SPECIAL}; it has {', '.join(models)}")
+    return AggregateTokenizer(models)
