@@ -1,0 +1,60 @@
+"""What routes ask for: the engine, the settings, the caller's upload."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import Annotated, BinaryIO, cast
+
+from fastapi import Depends, Request
+from starlette.datastructures import UploadFile
+
+from .engine import Engine
+from .errors import RequestError
+from .settings import Settings
+
+_IN_MEMORY = 1 << 20
+
+
+@dataclass
+class Upload:
+    """A body: the file, and the fields beside it (none when the body is the file itself)."""
+
+    file: BinaryIO
+    fields: dict[str, list[str]]
+
+
+def get_engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def get_settings(request: Request) -> Settings:
+    return request.app.state.settings
+
+
+async def get_upload(request: Request) -> AsyncIterator[Upload]:
+    """The upload in a multipart form's `file`, or the whole body (`curl --data-binary @talk.wav`).
+
+    `curl --data-binary` calls its body a urlencoded form, so anything but multipart is taken for the file.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=100) as form:
+            fields: dict[str, list[str]] = {}
+            for name, value in form.multi_items():
+                if isinstance(value, str):
+                    fields.setdefault(name, []).append(value)
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise RequestError("The form has no file; send one as: -F file=@talk.wav", "file")
+            yield Upload(cast(BinaryIO, file.file), fields)
+    else:
+        with SpooledTemporaryFile(max_size=_IN_MEMORY) as body:
+            async for chunk in request.stream():
+                body.write(chunk)
+            if body.tell() == 0:
+                raise RequestError("The body is empty; send a file as: --data-binary @talk.wav", "file")
+            yield Upload(cast(BinaryIO, body), {})
+
+
+EngineDep = Annotated[Engine, Depends(get_engine)]
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+UploadDep = Annotated[Upload, Depends(get_upload)]

@@ -1,0 +1,127 @@
+"""What can go wrong for a caller, and the one place that turns it into an answer.
+
+    ServiceError                 500  server_error            nothing the caller sent is to blame
+    ├── RequestError             400  invalid_request         the caller can put it right
+    │   ├── AudioError           400  invalid_audio
+    │   │   └── AudioTooLong     400  audio_too_long
+    │   └── BodyTooLarge         413  body_too_large
+    ├── TranscriptionFailed      500  transcription_failed    the model failed; the log says why
+    └── Unavailable              503  unavailable             later may do
+        ├── QueueFull            503  queue_full
+        └── EngineStopped        503  stopping
+
+model.prompt.TaskError (a language, pair or feature that the model does not have) is 400 as well.
+
+Every answer has the shape OpenAI's clients read: {"error": {"message", "type", "param", "code"}}. Messages say what
+the caller can use; what happened inside goes to the log.
+"""
+
+from http import HTTPStatus
+from typing import ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from model.prompt import TaskError
+
+
+class ServiceError(Exception):
+    """The root. `param` names the field at fault, when there is one."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "server_error"
+    headers: ClassVar[dict[str, str]] = {"x-should-retry": "false"}
+
+    def __init__(self, message: str, param: str | None = None):
+        super().__init__(message)
+        self.param = param
+
+
+class RequestError(ServiceError):
+    status = 400
+    code = "invalid_request"
+    headers: ClassVar = {}
+
+
+class AudioError(RequestError):
+    code = "invalid_audio"
+
+    def __init__(self, message: str, param: str | None = "file"):
+        super().__init__(message, param)
+
+
+class AudioTooLong(AudioError):
+    code = "audio_too_long"
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+    code = "body_too_large"
+
+
+class TranscriptionFailed(ServiceError):
+    code = "transcription_failed"
+
+
+class Unavailable(ServiceError):
+    status = 503
+    code = "unavailable"
+    headers: ClassVar = {"retry-after": "5"}
+
+
+class QueueFull(Unavailable):
+    code = "queue_full"
+
+
+class EngineStopped(Unavailable):
+    code = "stopping"
+
+
+def error_response(
+    status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An error in OpenAI's shape."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return JSONResponse(body, status, headers)
+
+
+def invalid_field(error: ValidationError | RequestValidationError) -> RequestError:
+    """The first failure of a validation as one line: the field, the value, what is possible."""
+    first = error.errors()[0]
+    # FastAPI puts the place ("query", "body") before the field's name; pydantic alone does not.
+    field = str(first["loc"][-1]) if first["loc"] else None
+    if first["type"] == "missing":
+        return RequestError(f"{field} is required", field)
+    value, message = first.get("input"), first["msg"]
+    if isinstance(value, str | int | float | bool):
+        message = f"{field}: {str(value)[:80]!r} is not possible: {message[0].lower()}{message[1:]}"
+    else:
+        message = f"{field}: {message}" if field else message
+    return RequestError(message, field)
+
+
+def answer(error: Exception) -> JSONResponse:
+    """The response for an error of the tree above, or of a library under us that means the same."""
+    if isinstance(error, TaskError):
+        return error_response(400, f"{error}.", "unsupported_task", error.param)
+    if isinstance(error, RequestValidationError | ValidationError):
+        error = invalid_field(error)
+    if isinstance(error, ServiceError):
+        return error_response(error.status, str(error), error.code, error.param, error.headers)
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
+    return error_response(error.status_code, str(error.detail), code, headers=dict(error.headers or {}))
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every expected error in one shape. The unexpected ones are caught in `middleware.RequestId`."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return answer(error)
+
+    for kind in (ServiceError, TaskError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)

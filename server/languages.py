@@ -1,0 +1,22 @@
+"""Names of the languages that Canary models speak."""
+
+from .errors import RequestError
+
+NAMES = {
+    "bg": "bulgarian", "hr": "croatian", "cs": "czech", "da": "danish", "nl": "dutch",
+    "en": "english", "et": "estonian", "fi": "finnish", "fr": "french", "de": "german",
+    "el": "greek", "hu": "hungarian", "it": "italian", "lv": "latvian", "lt": "lithuanian",
+    "mt": "maltese", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian",
+    "sk": "slovak", "sl": "slovenian", "es": "spanish", "sv": "swedish", "uk": "ukrainian",
+}  # fmt: skip
+
+_CODES = {name: code for code, name in NAMES.items()}
+
+
+def language_code(spoken: str, param: str = "language") -> str:
+    """ISO 639-1 for what callers write: `de`, `DE`, `de-DE`, `de_AT`, `german`. Raises RequestError for another."""
+    name = spoken.strip().lower()
+    code = _CODES.get(name, name.replace("_", "-").partition("-")[0])
+    if code not in NAMES:
+        raise RequestError(f"{param}: {spoken[:40]!r} is not known; possible: {', '.join(sorted(NAMES))}", param)
+    return code

@@ -1,0 +1,229 @@
+"""The engine's promises, with a model that can be held back and made to fail."""
+
+import asyncio
+import threading
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from model.generate import DecodingOptions
+from model.prompt import Task, TaskError
+from model.transcript import Transcript
+from server.engine import Engine
+from server.errors import EngineStopped, QueueFull, TranscriptionFailed
+
+CONFIG = SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="canary2")
+
+
+@dataclass
+class MockCanary:
+    """Writes the number a waveform begins with. Waits at `gate`; fails on negative numbers."""
+
+    config: SimpleNamespace = field(default_factory=lambda: CONFIG)
+    dtype: str = "float32"
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+    batches: list[list[int]] = field(default_factory=list)
+    threads: set[str] = field(default_factory=set)
+
+    def transcribe(self, waveforms, tasks, options):
+        numbers = [int(waveform[0]) for waveform in waveforms]
+        self.batches.append(numbers)
+        self.threads.add(threading.current_thread().name)
+        self.entered.set()
+        assert self.gate.wait(10)
+        if min(numbers) < 0:
+            raise RuntimeError(f"secret internals of {min(numbers)}")
+        return [
+            Transcript(str(number), task.language, task.target, 1.0, ())
+            for number, task in zip(numbers, tasks, strict=True)
+        ]
+
+
+def wave(number: int) -> np.ndarray:
+    return np.full(16000, number, np.float32)
+
+
+@pytest.fixture
+def model():
+    model = MockCanary()
+    yield model
+    model.gate.set()
+
+
+async def line_of(engine: Engine, model: MockCanary, *numbers: int, **options) -> list[asyncio.Task]:
+    """One request per number: the first is running and held back, the others wait."""
+    requests = []
+    for number in numbers:
+        requests.append(asyncio.ensure_future(engine.transcribe(wave(number), Task(), **options)))
+        await asyncio.sleep(0)
+        if number == numbers[0]:
+            assert await asyncio.to_thread(model.entered.wait, 10)
+    return requests
+
+
+async def texts(requests: list[asyncio.Task]) -> list[str]:
+    return [(await request).text for request in requests]
+
+
+async def test_the_model_is_loaded_and_run_in_one_thread_of_its_own(model):
+    def resolve():
+        model.threads.add(threading.current_thread().name)
+        return model
+
+    engine = Engine(resolve)
+    assert engine.status == "loading"
+    info = await engine.start()
+    assert (info.name, info.dtype, engine.status) == ("mock", "float32", "ready")
+    model.gate.set()
+    assert await texts(await line_of(engine, model, 1, 2)) == ["1", "2"]
+    await engine.stop()
+    assert model.threads == {"model"}
+
+
+async def test_requests_that_wait_together_run_in_one_batch_up_to_its_size(model):
+    engine = Engine(lambda: model, max_batch=3)
+    await engine.start()
+    requests = await line_of(engine, model, 1, 2, 3, 4, 5)
+    model.gate.set()
+    assert await texts(requests) == ["1", "2", "3", "4", "5"]
+    assert model.batches == [[1], [2, 3, 4], [5]]
+    await engine.stop()
+
+
+async def test_only_requests_with_the_same_options_share_a_batch(model):
+    engine = Engine(lambda: model)
+    await engine.start()
+    requests = await line_of(engine, model, 1, 2)
+    requests += [asyncio.ensure_future(engine.transcribe(wave(3), Task(), DecodingOptions(beam_size=4)))]
+    requests += [asyncio.ensure_future(engine.transcribe(wave(4), Task()))]
+    await asyncio.sleep(0)
+    model.gate.set()
+    assert await texts(requests) == ["1", "2", "3", "4"]
+    assert model.batches == [[1], [2, 4], [3]]
+    await engine.stop()
+
+
+async def test_a_lower_priority_number_goes_first_and_equals_go_in_order(model):
+    engine = Engine(lambda: model, max_batch=1)
+    await engine.start()
+    requests = await line_of(engine, model, 1, 2, 3)
+    requests += await line_of(engine, model, 4, priority=-1)
+    model.gate.set()
+    await asyncio.gather(*requests)
+    assert model.batches == [[1], [4], [2], [3]]
+    await engine.stop()
+
+
+async def test_a_full_line_refuses_the_next_request_and_takes_more_later(model):
+    engine = Engine(lambda: model, max_queue=2)
+    await engine.start()
+    requests = await line_of(engine, model, 1, 2, 3)
+    with pytest.raises(QueueFull, match="2 requests are waiting"):
+        await engine.transcribe(wave(4), Task())
+    model.gate.set()
+    assert await texts(requests) == ["1", "2", "3"]
+    assert (await engine.transcribe(wave(5), Task())).text == "5"
+    await engine.stop()
+
+
+async def test_a_cancelled_request_leaves_the_line_at_once_and_never_runs(model):
+    engine = Engine(lambda: model, max_queue=1)
+    await engine.start()
+    running, waiting = await line_of(engine, model, 1, 2)
+    assert (engine.running, engine.waiting) == (1, 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert engine.waiting == 0
+    model.gate.set()
+    assert await texts([running]) == ["1"]
+    await engine.stop()
+    assert model.batches == [[1]]
+
+
+async def test_a_failed_request_leaves_its_batch_and_the_engine_serving(model, caplog):
+    engine = Engine(lambda: model)
+    await engine.start()
+    requests = await line_of(engine, model, 1, 2, -3, 4)
+    model.gate.set()
+    done = await asyncio.gather(*requests, return_exceptions=True)
+    assert [d.text for d in (done[0], done[1], done[3])] == ["1", "2", "4"]
+    assert isinstance(done[2], TranscriptionFailed)
+    assert "secret" not in str(done[2])
+    assert "secret internals of -3" in caplog.text
+    assert (await engine.transcribe(wave(5), Task())).text == "5"
+    assert engine.status == "ready"
+    await engine.stop()
+
+
+async def test_a_task_the_model_cannot_do_is_refused_before_it_waits(model):
+    engine = Engine(lambda: model)
+    await engine.start()
+    with pytest.raises(TaskError, match=r"'fr'.*en, de"):
+        await engine.transcribe(wave(1), Task("fr"))
+    await engine.stop()
+    assert model.batches == []
+
+
+async def test_stopping_lets_the_line_finish_and_takes_nothing_new(model):
+    engine = Engine(lambda: model, max_batch=1)
+    await engine.start()
+    requests = await line_of(engine, model, 1, 2)
+    stopping = asyncio.ensure_future(engine.stop())
+    await asyncio.sleep(0)
+    assert engine.status == "stopping"
+    with pytest.raises(EngineStopped):
+        await engine.transcribe(wave(3), Task())
+    model.gate.set()
+    await stopping
+    assert await texts(requests) == ["1", "2"]
+
+
+async def test_what_still_waits_when_the_drain_time_is_over_is_told_so(model):
+    engine = Engine(lambda: model, max_batch=1)
+    await engine.start()
+    running, waiting = await line_of(engine, model, 1, 2)
+    await engine.stop(drain_s=0.05)
+    with pytest.raises(EngineStopped):
+        await waiting
+    model.gate.set()
+    assert await texts([running]) == ["1"]
+
+
+async def test_a_model_that_cannot_be_loaded_fails_the_start_with_its_own_error():
+    def resolve():
+        raise ValueError("no such model")
+
+    engine = Engine(resolve)
+    with pytest.raises(ValueError, match="no such model"):
+        await engine.start()
+    assert engine.status == "failed"
+    assert engine.info is None
+    with pytest.raises(EngineStopped):
+        await engine.transcribe(wave(1), Task())
+    await engine.stop()
+
+
+async def test_requests_that_came_before_the_model_failed_to_load_are_told_so(model):
+    def resolve():
+        model.entered.set()
+        assert model.gate.wait(10)
+        raise ValueError("no such model")
+
+    engine = Engine(resolve)
+    loading = asyncio.ensure_future(engine.start())
+    assert await asyncio.to_thread(model.entered.wait, 10)
+    early = asyncio.ensure_future(engine.transcribe(wave(1), Task()))
+    await asyncio.sleep(0)
+    model.gate.set()
+    with pytest.raises(ValueError, match="no such model"):
+        await loading
+    with pytest.raises(EngineStopped):
+        await early
+
+
+async def test_stopping_an_engine_that_never_started_is_no_error(model):
+    await Engine(lambda: model).stop()

@@ -1,0 +1,83 @@
+"""A transcript as json, text, srt and vtt."""
+
+import json
+
+import pytest
+
+from model.transcript import Segment, Transcript, Word
+from server.formats import to_dict, to_srt, to_text, to_vtt
+
+
+def transcript(*segments: Segment) -> Transcript:
+    return Transcript(" ".join(s.text for s in segments), "de", "en", 5.0, segments)
+
+
+TWO = transcript(
+    Segment(0.08, 1.2, "One, two.", (7, 8, 9), (Word("One,", 0.08, 0.4), Word("two.", 0.4800000001, 1.2))),
+    Segment(1.2, 3661.5, "Three & <four>", (10,)),
+)
+
+
+def test_json_holds_every_value_with_times_to_the_millisecond():
+    assert to_dict(TWO, "request") == {
+        "text": "One, two. Three & <four>",
+        "language": "de",
+        "language_source": "request",
+        "target_language": "en",
+        "duration": 5.0,
+        "segments": [
+            {
+                "start": 0.08,
+                "end": 1.2,
+                "text": "One, two.",
+                "tokens": [7, 8, 9],
+                "words": [{"word": "One,", "start": 0.08, "end": 0.4}, {"word": "two.", "start": 0.48, "end": 1.2}],
+            },
+            {"start": 1.2, "end": 3661.5, "text": "Three & <four>", "tokens": [10], "words": []},
+        ],
+    }
+    assert json.loads(json.dumps(to_dict(TWO, "request"))) == to_dict(TWO, "request")
+
+
+def test_the_words_of_a_segment_rejoin_to_its_text():
+    for segment in to_dict(TWO, "request")["segments"]:
+        if segment["words"]:
+            assert " ".join(word["word"] for word in segment["words"]) == segment["text"]
+
+
+def test_text_is_the_text_and_a_line_end():
+    assert to_text(TWO) == "One, two. Three & <four>\n"
+
+
+def test_srt_numbers_its_cues_and_separates_them_with_a_blank_line():
+    assert to_srt(TWO) == (
+        "1\n00:00:00,080 --> 00:00:01,200\nOne, two.\n\n2\n00:00:01,200 --> 01:01:01,500\nThree & <four>\n"
+    )
+
+
+def test_vtt_has_its_header_and_escapes_what_would_be_markup():
+    assert to_vtt(TWO) == (
+        "WEBVTT\n\n00:00:00.080 --> 00:00:01.200\nOne, two.\n"
+        "\n00:00:01.200 --> 01:01:01.500\nThree &amp; &lt;four&gt;\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "clock"),
+    [(0.0, "00:00:00.000"), (59.9996, "00:01:00.000"), (3599.9999, "01:00:00.000"), (360000.001, "100:00:00.001")],
+)
+def test_a_time_is_rounded_as_a_whole_so_that_60_seconds_are_a_minute(seconds, clock):
+    assert f"{clock} --> " in to_vtt(transcript(Segment(seconds, seconds + 1, "a", ())))
+
+
+def test_a_cue_ends_after_it_starts():
+    assert "00:00:01.000 --> 00:00:01.001" in to_vtt(transcript(Segment(1.0, 1.0, "a", ())))
+
+
+def test_a_blank_line_in_the_text_does_not_end_the_cue():
+    assert to_srt(transcript(Segment(0, 1, "a\n\nb --> c", ()))) == "1\n00:00:00,000 --> 00:00:01,000\na b --> c\n"
+
+
+def test_silence_is_an_empty_file_of_its_format():
+    silence = transcript(Segment(0, 1, "", ()))
+    assert (to_text(silence), to_srt(silence), to_vtt(silence)) == ("\n", "", "WEBVTT\n")
