@@ -1,6 +1,5 @@
 """The whole model: `Canary.load` a converted folder, then waveforms to transcripts."""
 
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -99,11 +98,11 @@ class Canary(nn.Module):
         hop = self.config.preprocessor.hop_length
         return [
             Encoded(encoded[i, :n], subsampled(len(waveform) // hop + 1))
-            for i, (waveform, n) in enumerate(zip(waveforms, lengths.tolist(), strict=True))
+            for i, (waveform, n) in enumerate(zip(waveforms, np.array(lengths).tolist(), strict=True))
         ]
 
-    def utterance(self, key: Hashable, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
-        """What `RunningBatch.join` takes: NeMo's length limit, and the model's own search where `options` say nothing."""
+    def utterance(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
+        """What `RunningBatch.join` takes: NeMo's length limit, the model's own search where `options` say nothing."""
         decoding = self.config.decoding
         limit = new_token_limit(
             encoded.total_steps, len(prompt), self.config.decoder.max_sequence_length, decoding.max_generation_delta
@@ -130,7 +129,7 @@ class Canary(nn.Module):
         finished = batch.join([self.utterance(i, audio, prompt, options) for i, (audio, prompt) in keyed])
         while batch.rows:
             finished += batch.step()
-        return sorted(finished, key=lambda generated: int(generated.key))
+        return sorted(finished, key=lambda generated: generated.key)
 
     def transcribe(
         self, waveforms: list[np.ndarray], tasks: Task | list[Task], options: DecodingOptions = DecodingOptions()
@@ -164,7 +163,7 @@ def load_weights(module: nn.Module, path: Path, dtype: str) -> None:
     except (RuntimeError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not readable: {error}") from None
     assert isinstance(weights, dict)
-    expected = {name: value.shape for name, value in tree_flatten(module.parameters())}
+    expected = {name: value.shape for name, value in dict(tree_flatten(module.parameters())).items()}
     for name in expected.keys() | weights.keys():
         if name not in weights:
             raise WeightsError(f"{path} lacks {name}")

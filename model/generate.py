@@ -3,7 +3,6 @@
 Knows the decoder and token ids; knows no text, no audio, no request. A row's result does not depend on the others.
 """
 
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -38,7 +37,7 @@ class Utterance:
     key: the caller's name for it; encoded: (T, M), all valid; prompt: token ids; limit: the most new tokens.
     """
 
-    key: Hashable
+    key: int
     encoded: mx.array
     prompt: list[int]
     limit: int
@@ -50,7 +49,7 @@ class Utterance:
 class Generated:
     """Tokens after the prompt without the end, and the log-probability of each."""
 
-    key: Hashable
+    key: int
     tokens: list[int]
     log_probs: list[float]
 
@@ -148,7 +147,7 @@ class RunningBatch:
             self.drop(result.key)
         return finished
 
-    def drop(self, key: Hashable) -> None:
+    def drop(self, key: int) -> None:
         """Free the rows of the utterance `key`, if it has any. The last rows take the places that get empty."""
         for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
             last = self.rows - 1

@@ -1,0 +1,109 @@
+"""Canary for Python users: a model by name, and audio in whatever form it is at hand."""
+
+from pathlib import Path
+from typing import Self, overload
+
+import numpy as np
+import soxr
+
+import model.canary
+from convert.hub import resolve
+from model.generate import DecodingOptions
+from model.prompt import Task
+from model.transcript import Transcript
+from server import audio as sound
+
+# A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
+Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
+
+
+class Canary:
+    """A loaded model. Use it in the thread that made it: MLX arrays belong to one.
+
+    >>> canary = Canary.from_pretrained("canary-180m-flash")
+    >>> canary.transcribe("talk.mp3", language="en", target_language="de").text
+    """
+
+    def __init__(self, loaded: model.canary.Canary):
+        self.model = loaded
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, dtype: str | None = None) -> Self:
+        """A known name, a Hub repository, a `.nemo` file or a converted folder; downloaded and converted when new.
+
+        dtype: "float32", "bfloat16" or "float16"; by default 16 bits on a GPU and float32 on a CPU.
+        Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
+        """
+        dtype = dtype or model.canary.default_dtype()
+        return cls(model.canary.Canary.load(resolve(str(name_or_path), dtype=dtype), dtype))
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """What the model can be asked for, ISO 639-1."""
+        return self.model.config.languages
+
+    @overload
+    def transcribe(
+        self,
+        audio: Audio,
+        language: str = ...,
+        target_language: str | None = ...,
+        *,
+        pnc: bool = ...,
+        timestamps: str = ...,
+        context: str = ...,
+        beam_size: int | None = ...,
+        length_penalty: float | None = ...,
+    ) -> Transcript: ...
+
+    @overload
+    def transcribe(
+        self,
+        audio: list[Audio],
+        language: str = ...,
+        target_language: str | None = ...,
+        *,
+        pnc: bool = ...,
+        timestamps: str = ...,
+        context: str = ...,
+        beam_size: int | None = ...,
+        length_penalty: float | None = ...,
+    ) -> list[Transcript]: ...
+
+    def transcribe(
+        self,
+        audio: Audio | list[Audio],
+        language: str = "en",
+        target_language: str | None = None,
+        *,
+        pnc: bool = True,
+        timestamps: str = "none",
+        context: str = "",
+        beam_size: int | None = None,
+        length_penalty: float | None = None,
+    ) -> Transcript | list[Transcript]:
+        """One audio's transcript, or a list's, decoded together; with another `target_language`, its translation.
+
+        timestamps: "none", "segment" or "word". Raises model.prompt.TaskError for what the model cannot be asked, and
+        server.errors.AudioError for sound that cannot be read.
+        """
+        task = Task(language, target_language, pnc, timestamps, context)
+        options = DecodingOptions(beam_size, length_penalty)
+        many = audio if isinstance(audio, list) else [audio]
+        transcripts = self.model.transcribe([waveform(a) for a in many], task, options)
+        return transcripts if isinstance(audio, list) else transcripts[0]
+
+
+def waveform(audio: Audio) -> np.ndarray:
+    """(N,) float32 at 16 kHz, mono, of any form of audio."""
+    if isinstance(audio, str | Path):
+        return sound.decode(Path(audio))
+    if isinstance(audio, bytes):
+        return sound.decode(audio)
+    samples, rate = audio if isinstance(audio, tuple) else (audio, sound.SAMPLE_RATE)
+    if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
+        raise sound.AudioError(
+            f"Samples must be floating point, (N,) or (N, channels); these are {samples.dtype} {samples.shape}."
+        )
+    mono = samples.mean(axis=1) if samples.ndim == 2 else samples
+    return soxr.resample(mono.astype(np.float32), rate, sound.SAMPLE_RATE)

@@ -1,0 +1,93 @@
+"""A small Canary with random weights, loud enough that what it writes depends on sound, position and history."""
+
+import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_map_with_path
+
+from model.canary import Canary
+from model.config import (
+    CanaryConfig,
+    DecoderConfig,
+    DecodingConfig,
+    EncoderConfig,
+    PreprocessorConfig,
+    TokenizerConfig,
+)
+
+VOCAB = 64
+MAX_SEQUENCE = 128
+
+
+class PlainTokenizer:
+    """Ids without text: what the decoder needs to know of a tokenizer."""
+
+    end_id = 3
+    pad_id = 2
+
+
+def tiny_config(**encoder) -> CanaryConfig:
+    return CanaryConfig(
+        name="tiny",
+        dtype="float32",
+        prompt_format="canary2",
+        prompt_defaults=(),
+        languages=("en", "de"),
+        vocab_size=VOCAB,
+        preprocessor=PreprocessorConfig(features=encoder.get("feat_in", 80)),
+        encoder=EncoderConfig(
+            **{"feat_in": 80, "n_layers": 2, "d_model": 32, "n_heads": 4, "subsampling_conv_channels": 8, **encoder}
+        ),
+        decoder=DecoderConfig(48, 96, 2, 4, MAX_SEQUENCE),
+        decoding=DecodingConfig(max_generation_delta=20),
+        tokenizer=TokenizerConfig("agg", {}),
+    )
+
+
+def tiny_canary(seed: int = 0, **encoder) -> Canary:
+    canary = Canary(tiny_config(**encoder), PlainTokenizer())  # type: ignore[arg-type]
+    random = np.random.default_rng(seed)
+
+    def drawn(path: str, like: mx.array) -> mx.array:
+        values = random.standard_normal(like.shape).astype(np.float32)
+        if path == "preprocessor.fb":
+            return mx.array(np.abs(values))
+        if "norm" in path and path.endswith("weight"):
+            return mx.array(1 + 0.1 * values)
+        if path == "decoder.position_encoding":
+            return mx.array(0.5 * values)
+        loud = 3.0 if path.startswith("decoder.layers") else 1.0
+        return mx.array(values * (loud / max(1, like.shape[-1]) ** 0.5 if like.ndim > 1 else 0.1))
+
+    canary.update(tree_map_with_path(drawn, canary.parameters()))
+    mx.eval(canary.parameters())
+    return canary
+
+
+@pytest.fixture(scope="session")
+def canary() -> Canary:
+    return tiny_canary()
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    """Noise whose loudness and colour wander, so that every stretch sounds different."""
+    random = np.random.default_rng(seed)
+    n = int(seconds * 16000)
+    white = random.standard_normal(n)
+    swell = np.interp(np.arange(n), np.linspace(0, n, 12), random.uniform(0.01, 0.5, 12))
+    return (np.convolve(white, random.uniform(-1, 1, 9), "same") * swell * 0.2).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def sounds() -> list[np.ndarray]:
+    """Eight of mixed lengths."""
+    return [noise(s, seed) for seed, s in enumerate((1.0, 3.7, 2.01, 5.5, 1.31, 4.0, 2.9, 7.77))]
+
+
+@pytest.fixture(scope="session")
+def prompts() -> list[list[int]]:
+    """Eight of mixed lengths."""
+    random = np.random.default_rng(7)
+    return [random.integers(4, VOCAB, size=n).tolist() for n in (9, 5, 10, 9, 7, 12, 9, 6)]

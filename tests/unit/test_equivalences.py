@@ -1,0 +1,114 @@
+"""What must not change a result: company in a batch, padding, the cache, the way of searching."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from model.generate import DecodingOptions
+
+FREE = DecodingOptions(max_new_tokens=40)
+
+
+def difference(a, b) -> float:
+    return float(np.abs(np.array(a, np.float32) - np.array(b, np.float32)).max())
+
+
+def test_features_of_a_batch_are_those_of_each_sound_alone(canary, sounds):
+    together, lengths = canary.features(sounds)
+    for row, sound in enumerate(sounds):
+        alone, (n,) = canary.features([sound])
+        assert n.item() == lengths[row].item() == len(sound) // 160
+        assert difference(together[row, : n.item()], alone[0, : n.item()]) < 1e-5
+        assert not np.array(together[row, n.item() :]).any()
+
+
+def test_features_have_zero_mean_and_unit_deviation_over_the_valid_frames(canary, sounds):
+    mel, lengths = canary.features(sounds[:1])
+    valid = np.array(mel[0, : lengths[0].item()])
+    assert np.abs(valid.mean(axis=0)).max() < 1e-5
+    assert np.abs(valid.std(axis=0, ddof=1) - 1).max() < 1e-3
+
+
+def test_encodings_of_a_padded_batch_are_those_of_each_sound_alone(canary, sounds):
+    for together, sound in zip(canary.encodings(sounds), sounds, strict=True):
+        (alone,) = canary.encodings([sound])
+        assert together.vectors.shape == alone.vectors.shape
+        assert together.total_steps == alone.total_steps
+        assert difference(together.vectors, alone.vectors) < 2e-5
+
+
+def test_what_lies_beyond_a_sounds_length_does_not_change_its_encoding(canary, sounds):
+    mel, lengths = canary.features(sounds[:1])
+    clean, steps = canary.encode(mel, lengths)
+    loud = mx.concatenate([mel[:, : lengths[0].item()], 9 * mx.ones((1, 50, mel.shape[2]))], axis=1)
+    dirty, dirty_steps = canary.encode(loud, lengths)
+    assert steps.item() == dirty_steps.item()
+    assert difference(clean[:, : steps.item()], dirty[:, : steps.item()]) < 2e-5
+
+
+def test_steps_through_the_cache_score_like_the_whole_sequence_at_once(canary, sounds, prompts):
+    (encoded,) = canary.encodings(sounds[3:4])
+    (generated,) = canary.generate([encoded], prompts[:1], FREE)
+    whole = prompts[0] + generated.tokens
+    scores = canary.logits(mx.array([whole]), encoded.vectors[None], mx.array([encoded.vectors.shape[0]]))[0]
+    first = len(prompts[0]) - 1
+    for i, (token, log_prob) in enumerate(zip(generated.tokens, generated.log_probs, strict=True)):
+        assert token == int(scores[first + i].argmax())
+        assert log_prob == pytest.approx(scores[first + i, token].item(), abs=1e-4)
+    assert len(set(generated.tokens)) > 5
+
+
+def test_a_padded_batch_of_eight_mixed_requests_gives_the_tokens_of_eight_single_ones(canary, sounds, prompts):
+    encoded = canary.encodings(sounds)
+    together = canary.generate(encoded, prompts, FREE)
+    alone = [canary.generate([e], [p], FREE)[0] for e, p in zip(encoded, prompts, strict=True)]
+    assert [g.tokens for g in together] == [g.tokens for g in alone]
+    assert len({tuple(g.tokens) for g in together}) == 8
+
+
+def test_greedy_and_beams_of_several_widths_share_a_batch_without_changing_each_other(canary, sounds, prompts):
+    encoded = canary.encodings(sounds)
+    options = [
+        DecodingOptions(beam_size=width, length_penalty=0.5, max_new_tokens=25) for width in (1, 3, 5, 1, 2, 4, 1, 3)
+    ]
+    batch = canary.running_batch()
+    requests = list(enumerate(zip(encoded, prompts, options, strict=True)))
+    finished = batch.join([canary.utterance(i, e, p, o) for i, (e, p, o) in requests[:3]])
+    # The others come in one by one, while the first are under way.
+    for i, (e, p, o) in requests[3:]:
+        finished += batch.step() + batch.join([canary.utterance(i, e, p, o)])
+    while batch.rows:
+        finished += batch.step()
+    tokens = {g.key: g.tokens for g in finished}
+    for i, (e, p, o) in requests:
+        assert tokens[i] == canary.generate([e], [p], o)[0].tokens
+
+
+def test_dropping_an_utterance_frees_its_rows_and_leaves_the_others_as_they_were(canary, sounds, prompts):
+    encoded = canary.encodings(sounds[:4])
+    batch = canary.running_batch()
+    finished = batch.join(
+        [canary.utterance(i, e, p, FREE) for i, (e, p) in enumerate(zip(encoded, prompts[:4], strict=True))]
+    )
+    finished += batch.step()
+    rows = batch.rows
+    batch.drop(1)
+    assert batch.rows == rows - 1
+    while batch.rows:
+        finished += batch.step()
+    assert 1 not in {g.key for g in finished}
+    for g in finished:
+        assert g.tokens == canary.generate([encoded[g.key]], [prompts[g.key]], FREE)[0].tokens
+
+
+def test_a_beam_finds_a_sequence_at_least_as_likely_as_the_greedy_one(canary, sounds, prompts):
+    encoded = canary.encodings(sounds)
+    options = [DecodingOptions(beam_size=w, length_penalty=0.0, max_new_tokens=12) for w in (1, 6)]
+    greedy, beam = (canary.generate(encoded, prompts, o) for o in options)
+    gains = [
+        sum(b.log_probs) - sum(g.log_probs)
+        for b, g in zip(beam, greedy, strict=True)
+        if len(b.tokens) == len(g.tokens) == 12
+    ]
+    assert len(gains) >= 3
+    assert min(gains) > 0.5
