@@ -1,0 +1,199 @@
+"""`.nemo` archive → a folder with `config.json`, `model.safetensors` and the SentencePiece files.
+
+The folder is written under another name beside its place and renamed when whole, so one that is there is finished.
+"""
+
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
+
+from convert.cache import locked
+from convert.configuration import aligner_config, canary_config
+from convert.download import nemo_file
+from convert.errors import ConversionError
+from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
+from convert.safetensors_writer import write_safetensors
+from convert.weights import Stored, Table, aligner_table, canary_table, convert_tensors, dtype_of
+from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+
+Progress = Callable[[str, int, int], None]
+Dtype = Literal["float32", "bfloat16", "float16"]
+DEFAULT_DTYPE: Dtype = "float32"
+
+
+class ConversionConfig(BaseModel):
+    """What to convert, and how. One field for each option of `canary convert`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str | Path
+    """A known name, a Hub repository, or a `.nemo` file."""
+    output: Path | None = None
+    """The folder to make; by default the model's name, here."""
+    dtype: Dtype = DEFAULT_DTYPE
+    preserve_keys: bool = False
+    """Keep NeMo's tensor names and layouts, for debugging; such a folder cannot be served."""
+    encoder_only: bool = False
+    upload_repo: str | None = None
+    """A Hub repository, `org/name`, to publish the folder to."""
+    verbose: bool = False
+    """Name each tensor as it is written."""
+    progress: Progress | None = None
+    """Called with a stage ("downloading" or "converting"), bytes or tensors done, and their total."""
+
+
+def convert(config: ConversionConfig) -> Path:
+    """The finished folder. Raises ConversionError; then nothing is left where the folder would have been."""
+    output = _output(config)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ConversionError(f"{output} already exists; remove it or name another folder")
+    convert_once(config)
+    if config.upload_repo:
+        from convert.upload import upload
+
+        upload(output, config.upload_repo, str(config.source))
+    return output
+
+
+def convert_once(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
+    """The finished folder, as it is if it is there; of several processes that ask at once, one makes it.
+
+    cache_dir: where the lock lies, in place of the default.
+    """
+    archive = nemo_file(str(config.source), config.progress)
+    output = _output(config)
+    with locked(output, cache_dir):
+        if not is_converted(output):
+            _write_folder(archive, output, config)
+    return output
+
+
+def _output(config: ConversionConfig) -> Path:
+    name = Path(str(config.source).partition("@")[0]).name.removesuffix(".nemo")
+    return Path(config.output or name).expanduser().absolute()
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether the folder holds a finished conversion."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
+
+
+def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None:
+    """Write a sibling of the output folder and rename it; whatever happens, no sibling stays behind."""
+    pattern = f".{output.name}.partial-"
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        for stale in output.parent.iterdir():
+            if stale.name.startswith(pattern):  # of a process that was killed: the lock is ours
+                shutil.rmtree(stale)
+        partial = output.parent / f"{pattern}{os.getpid()}"
+        partial.mkdir()
+        try:
+            _write_models(archive, partial, config)
+            _sync(partial)
+            os.rename(partial, output)
+            _sync(output.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise ConversionError(f"{output} cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One folder of a conversion: the model itself, or the aligner within it."""
+
+    folder: Path
+    config: dict[str, Any]
+    tokenizer_files: dict[str, bytes]
+    tensors: Mapping[str, Stored]
+    table: Table
+
+
+def _write_models(archive: Path, folder: Path, config: ConversionConfig) -> None:
+    with NemoArchive(archive, scratch=folder) as nemo:
+        parts = _parts(nemo, folder, config)
+        for part in parts:
+            part.table.check(part.tensors)
+        total, done = sum(len(part.table.rows) for part in parts), itertools.count(1)
+        with tqdm(total=total, desc="converting", unit=" tensors", disable=None, leave=False) as bar:
+
+            def report() -> None:
+                bar.update()
+                if config.progress:
+                    config.progress("converting", next(done), total)
+
+            for part in parts:
+                _write_part(part, config, report)
+
+
+def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Part]:
+    def chosen(table: Table) -> Table:
+        return table.preserved() if config.preserve_keys else table
+
+    name = nemo.path.name.removesuffix(".nemo")
+    tensors = nemo.tensors(WEIGHTS)
+    model, files = canary_config(nemo, tensors, name, config.dtype)
+    values = asdict(model)
+    if config.encoder_only:
+        tensors = {key: tensors[key] for key in tensors if key.startswith(("preprocessor.", "encoder."))}
+        del values["decoder"], values["decoding"]
+    parts = [Part(folder, values, files, tensors, chosen(canary_table(model, config.encoder_only)))]
+    if ALIGNER_CONFIG in nemo and not config.encoder_only:
+        aligner, files = aligner_config(nemo, config.dtype)
+        tensors = nemo.tensors(ALIGNER_WEIGHTS)
+        parts.append(Part(folder / ALIGNER_DIR, asdict(aligner), files, tensors, chosen(aligner_table(aligner))))
+    return parts
+
+
+def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]) -> None:
+    part.folder.mkdir(exist_ok=True)
+    for name, content in part.tokenizer_files.items():
+        _write(part.folder / name, content)
+    shape = part.table.shape
+    layout = [(row.target, dtype_of(row.target, config.dtype), shape(row.shape)) for row in part.table.rows]
+    tensors = convert_tensors(part.tensors, part.table, config.dtype)
+    write_safetensors(part.folder / WEIGHTS_FILE, layout, _reported(tensors, part.table, config.verbose, report))
+    values = {"format_version": FORMAT_VERSION, **part.config}
+    if config.preserve_keys:
+        values["preserved_keys"] = True
+    _write(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+    _sync(part.folder)
+
+
+def _reported(
+    tensors: Iterator[tuple[str, Any]], table: Table, verbose: bool, report: Callable[[], None]
+) -> Iterator[tuple[str, Any]]:
+    """The same tensors; `report` is called as each has been written."""
+    for row, (name, tensor) in zip(table.rows, tensors, strict=True):
+        if verbose:
+            sources = ", ".join(source for source, _ in row.sources)
+            tqdm.write(f"{name} {tuple(tensor.shape)} <- {sources}", file=sys.stderr)
+        yield name, tensor
+        report()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """Make a folder's entries last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""A model's name → its `.nemo` file on this machine, from the Hugging Face Hub where it is not there yet."""
+
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.errors import HubError
+
+logger = logging.getLogger(__name__)
+
+CC_BY = "CC-BY-4.0"
+CC_BY_NC = "CC-BY-NC-4.0 (non-commercial use only)"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model known by name: on the Hub as `repo`, or shipped with this project at `path`."""
+
+    file: str
+    licence: str
+    repo: str = ""
+    path: Path | None = None
+
+
+MODELS = {
+    "canary-180m-flash": Model("canary-180m-flash.nemo", CC_BY, "nvidia/canary-180m-flash"),
+    "canary-1b-flash": Model("canary-1b-flash.nemo", CC_BY, "nvidia/canary-1b-flash"),
+    "canary-1b": Model("canary-1b.nemo", CC_BY_NC, "nvidia/canary-1b"),
+    "canary-1b-v2": Model("canary-1b-v2.nemo", CC_BY, "nvidia/canary-1b-v2"),
+    "toy": Model("toy.nemo", "Apache-2.0", path=Path(__file__).parent / "toy" / "toy.nemo"),
+}
+
+_HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def known_model(repo: str) -> Model | None:
+    """The known model that a Hub repository holds."""
+    return next((model for model in MODELS.values() if model.repo == repo), None)
+
+
+def hub_name(source: str) -> tuple[str, str] | None:
+    """(repository, revision) if the source names one: a known model or `org/name`, then `@revision` or nothing."""
+    name, _, revision = source.partition("@")
+    if name in MODELS and MODELS[name].repo:
+        return MODELS[name].repo, revision or "main"
+    match = _HUB_NAME.fullmatch(source)
+    if match and not source.endswith(".nemo") and not Path(source).exists():
+        return match["repo"], match["revision"] or "main"
+    return None
+
+
+def nemo_file(source: str, progress: Callable[[str, int, int], None] | None = None) -> Path:
+    """The archive a name, a Hub repository or a path stands for; downloads it, resuming what an earlier try left.
+
+    progress: called with "downloading", bytes done and total. Raises HubError saying what to do.
+    """
+    if named := hub_name(source):
+        return _download(*named, progress)
+    path = Path(MODELS[source].path or "") if source in MODELS else Path(source).expanduser()
+    if path.is_file():
+        return path
+    if path.suffix == ".nemo" or path.is_dir():
+        raise HubError(f"{source}: there is no such .nemo file")
+    raise HubError(
+        f"{source!r} is no model: give one of {', '.join(MODELS)}, a Hub repository (org/name[@revision]), "
+        "a .nemo file, or a converted folder"
+    )
+
+
+def _download(repo: str, revision: str, progress: Callable[[str, int, int], None] | None) -> Path:
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    model = known_model(repo)
+    try:
+        file = model.file if model else _only_archive(repo, revision)
+        logger.info("fetching %s of %s, revision %s", file, repo, revision)
+        return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=_progress_bar(progress)))
+    except HubError:
+        raise
+    except errors.GatedRepoError:
+        terms = f"{constants.ENDPOINT}/{repo}"
+        reason = f"is gated: accept its terms at {terms}, then log in with `hf auth login` or set HF_TOKEN"
+    except errors.RepositoryNotFoundError:
+        reason = "does not exist, or needs permission: check the name, then `hf auth login` or HF_TOKEN"
+    except errors.RevisionNotFoundError:
+        reason = f"has no revision {revision!r}: leave out @{revision} or name a branch, tag or commit it has"
+    except errors.RemoteEntryNotFoundError:
+        reason = "holds no such .nemo file: download one yourself and give its path"
+    except Exception as error:  # whichever HTTP library the client uses has errors of its own
+        reason = _failure(error)
+    raise HubError(f"Hub repository {repo} {reason}") from None
+
+
+def _failure(error: Exception) -> str:
+    """What went wrong on the way, and what to do."""
+    from huggingface_hub import constants, errors
+
+    if constants.is_offline_mode():
+        return "is not on this machine and HF_HUB_OFFLINE is set: unset it once to download, or give a .nemo file"
+    cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
+    response = getattr(cause, "response", None)
+    if response is not None and response.status_code in (401, 403):
+        return (
+            f"refused access ({response.status_code}): log in with `hf auth login` or set HF_TOKEN to a token that may"
+        )
+    detail = f"{type(cause).__name__}: {' '.join(str(cause).split())[:160]}"
+    return f"could not be downloaded ({detail}): check the network to {constants.ENDPOINT} and start again to resume"
+
+
+def _only_archive(repo: str, revision: str) -> str:
+    """The name of the one .nemo file in a repository."""
+    from huggingface_hub import HfApi
+
+    archives = [name for name in HfApi().list_repo_files(repo, revision=revision) if name.endswith(".nemo")]
+    if len(archives) != 1:
+        found = f"several .nemo files ({', '.join(archives)})" if archives else "no .nemo file"
+        raise HubError(f"Hub repository {repo} holds {found}: download one yourself and give its path")
+    return archives[0]
+
+
+def _progress_bar(progress: Callable[[str, int, int], None] | None) -> type | None:
+    """A progress bar class for the Hub's client that also tells `progress`; None for its own."""
+    from huggingface_hub.utils import tqdm
+
+    if progress is None:
+        return None
+    report = progress
+
+    class Bar(tqdm):
+        def __init__(self, *args: object, **kwargs: object):
+            self._done, self._total = int(kwargs.get("initial") or 0), int(kwargs.get("total") or 0)  # pyright: ignore
+            super().__init__(*args, **kwargs)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            self._done += int(n or 0)  # a bar that is not shown does not count
+            report("downloading", self._done, self._total)
+            return super().update(n)
+
+    return Bar

@@ -1,0 +1,68 @@
+"""A name or a path → the folder of a converted model; downloads and converts what is not in the cache yet.
+
+The second start finds the converted folder: it needs no network and imports no torch.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import cast, get_args
+
+from convert.cache import default_cache_dir
+from convert.convert import DEFAULT_DTYPE, ConversionConfig, Dtype, Progress, convert_once, is_converted
+from convert.download import MODELS, Model, hub_name, known_model, nemo_file
+from convert.errors import ConversionError, HubError
+
+__all__ = ["MODELS", "ConversionError", "HubError", "Model", "resolve"]
+
+logger = logging.getLogger(__name__)
+
+
+def resolve(
+    name_or_path: str | Path,
+    *,
+    dtype: str | None = None,
+    cache_dir: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """The converted folder of a model.
+
+    name_or_path: a name in MODELS, a Hub repository `org/name[@revision]`, a `.nemo` file, or a converted folder,
+    which is given back as it is. dtype: of the weights, when they are to be converted. cache_dir: in place of
+    CANARY_CACHE. progress: called with "downloading" or "converting", what is done, and the total.
+    Raises ConversionError, of which HubError is one, in a line that says what to do.
+    """
+    source = str(name_or_path)
+    if is_converted(Path(source).expanduser()) and source not in MODELS:
+        return Path(source).expanduser()
+    dtype = dtype or DEFAULT_DTYPE
+    dtypes = get_args(Dtype)
+    if dtype not in dtypes:
+        raise ConversionError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
+    cache_dir = Path(cache_dir or default_cache_dir())
+    folder = cache_dir / "models" / f"{_key(source)}-{dtype}"
+    if is_converted(folder):
+        return folder
+    _log_licence(source)
+    logger.info("converting %s once to %s", source, folder)
+    return convert_once(
+        ConversionConfig(source=source, output=folder, dtype=cast(Dtype, dtype), progress=progress), cache_dir
+    )
+
+
+def _log_licence(source: str) -> None:
+    named = hub_name(source)
+    model = known_model(named[0]) if named else MODELS.get(source)
+    if model:
+        level = logging.WARNING if "non-commercial" in model.licence else logging.INFO
+        logger.log(level, "%s is licensed %s", model.repo or source, model.licence)
+
+
+def _key(source: str) -> str:
+    """What a conversion is remembered by: repository and revision, or a file's path, size and time."""
+    if named := hub_name(source):
+        return "@".join(named).replace("/", "--")
+    path = nemo_file(source).resolve()
+    status = path.stat()
+    identity = f"{path}|{status.st_size}|{status.st_mtime_ns}"
+    return f"{path.stem}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
