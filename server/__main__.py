@@ -14,7 +14,7 @@ main = typer.Typer(
 )
 
 _MODEL_HELP = "A known name, a Hugging Face repository, a .nemo file or a converted folder."
-Model = Annotated[str | None, typer.Option("--model", "-m", help=f"{_MODEL_HELP} [default: toy]", show_default=False)]
+Model = Annotated[str | None, typer.Option("--model", "-m", help=f"{_MODEL_HELP} By default toy.", show_default=False)]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option("--dtype", help="What the weights are held in; by default what suits the device."),
@@ -41,9 +41,9 @@ def _options(
 @main.command()
 def serve(
     model: Model = None,
-    host: Annotated[str | None, typer.Option(help="[default: 127.0.0.1]", show_default=False)] = None,
+    host: Annotated[str | None, typer.Option(help="By default 127.0.0.1.", show_default=False)] = None,
     port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0 takes a free one. [default: 8000]", show_default=False)
+        int | None, typer.Option(min=0, max=65535, help="0 takes a free one. By default 8000.", show_default=False)
     ] = None,
     dtype: Dtype = None,
 ) -> None:
@@ -61,26 +61,30 @@ def transcribe(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="wav, flac, ogg or mp3.")],
     model: Model = None,
     language: Annotated[
-        str | None, typer.Option("--language", "-l", help="What is spoken. [default: en]", show_default=False)
+        str | None,
+        typer.Option(
+            "--language", "-l", help="What is spoken. By default en, and said to be assumed.", show_default=False
+        ),
     ] = None,
     target_language: Annotated[
         str | None, typer.Option("--target-language", "-t", help="Translate to this one.")
     ] = None,
     timestamps: Annotated[
         Literal["none", "segment", "word"] | None,
-        typer.Option(help="[default: none; segment for srt and vtt]", show_default=False),
+        typer.Option(help="By default none; segment for srt and vtt.", show_default=False),
     ] = None,
     pnc: Annotated[bool, typer.Option("--pnc/--no-pnc", help="Punctuation and capital letters.")] = True,
     beam_size: Annotated[
-        int | None, typer.Option(min=1, max=32, help="Hypotheses kept. [default: the model's]", show_default=False)
+        int | None, typer.Option(min=1, max=32, help="Hypotheses kept. By default the model's.", show_default=False)
     ] = None,
     dtype: Dtype = None,
     format: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format", "-f")] = "text",
 ) -> None:
     """Transcribe or translate files.
 
-    json is one object a line, one line a file. A file that fails is named on stderr, the others are done all the same,
-    and the exit code is 1.
+    json is one object a line, one line a file.
+
+    A file that fails is named on stderr; the others are done all the same, and the exit code is 1.
     """
     from server.cli.transcribe import transcribe_files
 
@@ -104,7 +108,9 @@ def transcribe(
 @main.command()
 def convert(
     source: Annotated[str, typer.Argument(help="A .nemo file, a known name or a Hugging Face repository.")],
-    out: Annotated[Path | None, typer.Argument(help="The folder to write. [default: beside the cache]")] = None,
+    out: Annotated[
+        Path | None, typer.Argument(help="The folder to make. By default the model's name, here.", show_default=False)
+    ] = None,
     dtype: Dtype = None,
     preserve_keys: Annotated[bool, typer.Option("--preserve-keys", help="Keep NeMo's tensor names.")] = False,
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave the decoder out.")] = False,

@@ -44,6 +44,7 @@ def create_engine(settings: Settings) -> Engine:
 
 def load_model(settings: Settings) -> "Canary":
     from convert.hub import resolve
-    from model.canary import Canary
+    from model.canary import Canary, default_dtype
 
-    return Canary.load(resolve(settings.model, dtype=settings.dtype), settings.dtype)
+    dtype = settings.dtype or default_dtype()
+    return Canary.load(resolve(settings.model, dtype=dtype), dtype)

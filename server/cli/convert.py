@@ -1,6 +1,7 @@
 """`canary convert`: a NeMo archive to a folder of safetensors."""
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -21,5 +22,14 @@ def convert_archive(
     from convert.convert import ConversionConfig, convert
 
     with one_line_failures():
-        config = ConversionConfig()
+        chosen: dict[str, Any] = {"dtype": dtype} if dtype else {}
+        config = ConversionConfig(
+            source=source,
+            output=out,
+            preserve_keys=preserve_keys,
+            encoder_only=encoder_only,
+            upload_repo=upload_repo,
+            verbose=verbose,
+            **chosen,
+        )
         typer.echo(convert(config))

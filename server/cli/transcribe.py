@@ -73,9 +73,25 @@ def _transcripts(
     for first in range(0, len(files), settings.max_batch):
         batch = files[first : first + settings.max_batch]
         waveforms = {path: waveform for path in batch if (waveform := _waveform(path, settings)) is not None}
-        transcripts = dict(zip(waveforms, canary.transcribe(list(waveforms.values()), task, options), strict=True))
+        transcripts = _batch(canary, waveforms, task, options)
         for path in batch:
             yield path, transcripts.get(path)
+
+
+def _batch(
+    canary: "Canary", waveforms: dict[Path, np.ndarray], task: Task, options: DecodingOptions
+) -> dict[Path, Transcript]:
+    """The transcripts of those files that the model does not fail on; which ones it does, running each alone tells."""
+    if not waveforms:
+        return {}
+    try:
+        return dict(zip(waveforms, canary.transcribe(list(waveforms.values()), task, options), strict=True))
+    except Exception as error:
+        if len(waveforms) == 1:
+            complain(f"{next(iter(waveforms))}: the model failed: {error}")
+            return {}
+    alone = [_batch(canary, {path: waveform}, task, options) for path, waveform in waveforms.items()]
+    return {path: transcript for result in alone for path, transcript in result.items()}
 
 
 def _waveform(path: Path, settings: Settings) -> np.ndarray | None:
