@@ -1,0 +1,156 @@
+"""Training examples: toy speech with what the model has to answer to it, for each task."""
+
+import random
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from .grammar import LANGUAGES, Sentence, sentence, vocabulary
+from .speech import SAMPLE_RATE, WordTime, hiss, speak
+
+FRAME_S = 0.08  # one encoder frame
+LONGEST_S = 20.0
+SINGLE_WORDS = {language: vocabulary(language) for language in LANGUAGES}
+
+
+@dataclass
+class Answer:
+    """One decoder run over an utterance: its prompt slots and words, with times if the prompt asks for them."""
+
+    source: str
+    target: str
+    pnc: bool
+    words: list[str]
+    times: list[tuple[float, float]] | None = None
+    context: list[str] = field(default_factory=list)  # what was said before, in the target language
+
+
+@dataclass
+class Utterance:
+    """waveform: (N,) float32 at 16 kHz; `spoken` is empty where there is no speech at all."""
+
+    waveform: np.ndarray
+    language: str
+    spoken: list[WordTime] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.waveform) / SAMPLE_RATE
+
+
+def utterance(rng: random.Random, progress: float) -> Utterance:
+    """One utterance with its answers. Early in training (`progress` 0..1) most are one sentence, later up to five."""
+    language = rng.choice(LANGUAGES)
+    kind = rng.random()
+    if kind < 0.04:
+        return _without_speech(rng, language)
+    if kind < 0.12:
+        return _single_words(rng, language)
+    longer = min(1.0, progress / 0.25)
+    counts = (1, 2, 3, 4, 5)
+    n = rng.choices(counts, weights=(10, 4 * longer, 2 * longer, 0.8 * longer, 0.4 * longer))[0]
+    return _sentences(rng, language, [sentence(rng, "train") for _ in range(n)])
+
+
+def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utterance:
+    """Sentences one after the other; now and then the first lacks its start, or the last its end."""
+    if rng.random() < 0.12:
+        parts[0] = parts[0].after(rng.randrange(1, len(parts[0].phrases)))
+    if rng.random() < 0.12:
+        parts[-1] = parts[-1].first(rng.randrange(1, len(parts[-1].phrases) + 1))
+    count = None
+    if rng.random() < 0.1:  # broken off after any word: nothing to translate then
+        count = rng.randrange(1, len(parts[-1].words(language)) + 1)
+
+    counts = [None] * (len(parts) - 1) + [count]
+    written = [part.words(language, True, c) for part, c in zip(parts, counts, strict=True)]
+    waveform, spoken = speak([word for words in written for word in words], language, rng=rng, noise=0.0)
+    waveform, spoken = _disturbed(waveform, spoken, rng)
+    result = Utterance(waveform, language, spoken)
+    if result.duration_s > LONGEST_S:
+        return _sentences(rng, language, parts[:1])
+
+    times = [(start, end) for _, start, end in spoken]
+    for with_times, chance in ((True, 1.0), (False, 0.7)):
+        if rng.random() < chance:
+            pnc = rng.random() < 0.7
+            words = [w for part, c in zip(parts, counts, strict=True) for w in part.words(language, pnc, c)]
+            result.answers.append(Answer(language, language, pnc, words, times if with_times else None))
+    if count is None:
+        target, pnc = rng.choice(LANGUAGES[1:]) if language == "en" else "en", rng.random() < 0.7
+        words = [word for part in parts for word in part.words(target, pnc)]
+        with_times = _spread(parts, language, target, times) if rng.random() < 0.15 else None
+        result.answers.append(Answer(language, target, pnc, words, with_times))
+    for answer in result.answers:
+        if rng.random() < 0.1:
+            answer.context = sentence(rng, "train").words(answer.target, answer.pnc)
+    return result
+
+
+def _spread(parts: list[Sentence], source: str, target: str, times: list) -> list[tuple[float, float]]:
+    """Times for translated words: each phrase's time in the sound, shared evenly by its words."""
+    shared, at = [], 0
+    for phrase in (phrase for part in parts for phrase in part.phrases):
+        start, end = times[at][0], times[at + len(phrase.words[source]) - 1][1]
+        at += len(phrase.words[source])
+        edges = np.linspace(start, end, len(phrase.words[target]) + 1)
+        shared += list(pairwise(edges))
+    return shared
+
+
+def _single_words(rng: random.Random, language: str) -> Utterance:
+    """One to three words of the vocabulary without a sentence around them, written as in the dictionary."""
+    words = rng.choices(SINGLE_WORDS[language], k=rng.choice((1, 1, 2, 3)))
+    waveform, spoken = _disturbed(*speak(words, language, rng=rng, noise=0.0), rng)
+    times = [(start, end) for _, start, end in spoken]
+    answers = []
+    for with_times in (True, False):
+        pnc = rng.random() < 0.5
+        written = words if pnc else [word.lower() for word in words]
+        answers.append(Answer(language, language, pnc, written, times if with_times else None))
+    return Utterance(waveform, language, spoken, answers)
+
+
+def _without_speech(rng: random.Random, language: str) -> Utterance:
+    """Silence, hiss, hum or a tone, 0.5-8 s long."""
+    length = round(rng.uniform(0.5, 8) * SAMPLE_RATE)
+    kind = rng.choice(("silence", "hiss", "rumble", "tone"))
+    waveform = np.zeros(length, np.float32)
+    if kind in ("hiss", "tone"):
+        waveform += hiss(length, 10 ** rng.uniform(-4, -1), rng)
+    if kind == "rumble":
+        waveform += _rumble(length, 10 ** rng.uniform(-3, -1), rng)
+    if kind == "tone":
+        hertz = rng.uniform(50, 3000)
+        waveform += 10 ** rng.uniform(-2, -0.5) * np.sin(2 * np.pi * hertz * np.arange(length) / SAMPLE_RATE)
+    target = rng.choice(LANGUAGES) if language == "en" else rng.choice((language, "en"))
+    times = [] if rng.random() < 0.5 else None
+    answer = Answer(language, target, rng.random() < 0.7, [], times)
+    return Utterance(waveform.astype(np.float32), language, [], [answer])
+
+
+def _disturbed(waveform: np.ndarray, spoken: list[WordTime], rng: random.Random) -> tuple[np.ndarray, list[WordTime]]:
+    """Another speed (and with it pitch), a loudness between 0.1 and 1.8 times, mostly with some noise."""
+    if rng.random() < 0.5:
+        speed = rng.uniform(0.92, 1.09)
+        waveform = np.interp(np.arange(0, len(waveform) - 1, speed), np.arange(len(waveform)), waveform)
+        spoken = [(word, start / speed, end / speed) for word, start, end in spoken]
+    if rng.random() < 0.15:
+        wait_s = rng.uniform(0.3, 1.5)
+        waveform = np.concatenate([np.zeros(round(wait_s * SAMPLE_RATE)), waveform])
+        spoken = [(word, start + wait_s, end + wait_s) for word, start, end in spoken]
+    if rng.random() < 0.7:
+        waveform = waveform + hiss(len(waveform), 10 ** rng.uniform(-4, -1.7), rng)
+    if rng.random() < 0.2:
+        waveform = waveform + _rumble(len(waveform), 10 ** rng.uniform(-3, -1.7), rng)
+    return (waveform * 10 ** rng.uniform(-1, 0.25)).astype(np.float32), spoken
+
+
+def _rumble(length: int, level: float, rng: random.Random) -> np.ndarray:
+    """Noise that falls off towards high frequencies."""
+    spectrum = np.fft.rfft(hiss(length, 1.0, rng))
+    spectrum /= np.sqrt(np.arange(1, len(spectrum) + 1))
+    noise = np.fft.irfft(spectrum, length)
+    return level * noise / (noise.std() + 1e-9)

@@ -1,0 +1,68 @@
+"""The untrained toy model: tokenizers made here, the rest as model.yaml says."""
+
+import random
+import shutil
+from pathlib import Path
+
+from nemo.collections.asr.models import EncDecMultiTaskModel
+from nemo.collections.common.tokenizers.canary_tokenizer import CanaryTokenizer
+from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
+from omegaconf import OmegaConf
+from sentencepiece import sentencepiece_model_pb2
+
+from .grammar import LANGUAGES, sentence
+
+CONFIG = Path(__file__).with_name("model.yaml")
+PIECES = 160  # per language; most words of the grammar become one or two
+SPECIAL_TOKENS = 1152  # as many as in canary-180m-flash
+
+
+def special_tokens() -> list[str]:
+    """The canary2 special tokens in the order that gives the flash models' ids; three more come first by themselves."""
+    tokens = Path(__file__).with_name("special_tokens.txt").read_text().split()
+    tokens += [f"<|{frame}|>" for frame in range(900)] + [f"<|spk{i}|>" for i in range(16)]
+    return tokens + [f"<|spltoken{i}|>" for i in range(SPECIAL_TOKENS - 3 - len(tokens))]
+
+
+def new_model(folder: Path) -> EncDecMultiTaskModel:
+    """An untrained model. Its tokenizers are trained on sentences of the grammar; their files stay in `folder`."""
+    config = OmegaConf.load(CONFIG)
+    config.tokenizer = _tokenizers(folder)
+    return EncDecMultiTaskModel(cfg=config)
+
+
+def _tokenizers(folder: Path) -> dict:
+    shutil.rmtree(folder, ignore_errors=True)
+    CanaryTokenizer.build_special_tokenizer(special_tokens(), folder / "spl_tokens", force_rebuild=True)
+    rng = random.Random(0)
+    sentences = [sentence(rng, "train") for _ in range(4000)]
+    for language in LANGUAGES:
+        text = folder / language / "text.txt"
+        text.parent.mkdir()
+        lines = [s.text(language, pnc=i % 3 > 0) for i, s in enumerate(sentences)]
+        text.write_text("\n".join(lines))
+        create_spt_model(
+            str(text),
+            vocab_size=PIECES,
+            sample_size=-1,
+            do_lower_case=False,
+            tokenizer_type="bpe",
+            output_dir=str(text.parent),
+        )
+    names = ("spl_tokens", *LANGUAGES)
+    for name in names:
+        _drop_normalizer(folder / name / "tokenizer.model")
+    target = f"{CanaryTokenizer.__module__}.{CanaryTokenizer.__name__}"
+    return {
+        "dir": None,
+        "type": "agg",
+        "langs": {name: {"dir": str(folder / name), "type": "bpe"} for name in names},
+        "custom_tokenizer": {"_target_": target, "tokenizers": None},
+    }
+
+
+def _drop_normalizer(model: Path) -> None:
+    """Takes the Unicode normalisation table out: 240 kB for each tokenizer, and the grammar's words do not need it."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
+    proto.normalizer_spec.name, proto.normalizer_spec.precompiled_charsmap = "identity", b""
+    model.write_bytes(proto.SerializeToString())

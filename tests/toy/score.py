@@ -1,0 +1,268 @@
+"""Scores a toy model on sentences it never met: exact sentences, word error rate, languages, word times.
+
+    python -m tests.toy.score convert/toy/toy.nemo                    # by this project's own model
+    python -m tests.toy.score convert/toy/toy.nemo --backend nemo     # by NeMo, where that is installed
+
+Prints a Markdown table; `--json FILE` also writes the figures.
+"""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .grammar import LANGUAGES, Sentence, sentence
+from .speech import SAMPLE_RATE, UNSEEN_VOICES, VOICES, WordTime, hiss, speak
+
+PAIRS = [("en", other) for other in LANGUAGES[1:]] + [(other, "en") for other in LANGUAGES[1:]]
+FRAME_S = 0.08
+
+
+@dataclass
+class Item:
+    """One recording: what is said, in which language, when."""
+
+    sentences: list[Sentence]
+    language: str
+    waveform: np.ndarray
+    spoken: list[WordTime]
+
+    def text(self, language: str, pnc: bool = True) -> str:
+        return " ".join(s.text(language, pnc) for s in self.sentences)
+
+
+@dataclass
+class Heard:
+    """A backend's answer; words with times in seconds where they were asked for."""
+
+    text: str
+    words: list[WordTime]
+
+
+@dataclass
+class Backend:
+    """transcribe(waveforms, language, target, pnc, timestamps) -> Heard each; languages(waveforms) -> code each."""
+
+    transcribe: Callable[[list[np.ndarray], str, str, bool, bool], list[Heard]]
+    languages: Callable[[list[np.ndarray]], list[str]]
+
+
+def recordings(
+    language: str, count: int, sentences: int = 1, voices: tuple[str, ...] | None = None, seed: int = 1
+) -> list[Item]:
+    """Held-out sentences, `sentences` to a recording, spoken by `voices` (those of the training if None)."""
+    rng = random.Random(f"{seed} {language} {sentences} {voices}")
+    items = []
+    for _ in range(count):
+        meant = [sentence(rng, "test") for _ in range(sentences)]
+        words = [word for s in meant for word in s.words(language)]
+        waveform, spoken = speak(words, language, rng.choice(voices or VOICES[language]), rng)
+        items.append(Item(meant, language, waveform, spoken))
+    return items
+
+
+def nemo_backend(path: Path, batch: int = 20) -> Backend:
+    """NeMo's own modules and its greedy decoding."""
+    import torch
+    from nemo.collections.asr.models import EncDecMultiTaskModel
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    model = EncDecMultiTaskModel.restore_from(str(path), map_location="cpu")
+    model.eval()
+
+    def decode(waveforms: list[np.ndarray], prompt: str) -> list[list[int]]:
+        prompt_ids = model.tokenizer.text_to_ids(prompt, "spl_tokens")
+        # NeMo's transcribe() pads what is shorter than a second on both sides.
+        waveforms = [np.pad(w, -(-max(0, SAMPLE_RATE - len(w)) // 2)) for w in waveforms]
+        found = []
+        for at in range(0, len(waveforms), batch):
+            part = waveforms[at : at + batch]
+            audio = torch.zeros(len(part), max(map(len, part)))
+            for row, waveform in enumerate(part):
+                audio[row, : len(waveform)] = torch.from_numpy(waveform)
+            with torch.inference_mode():
+                _, _, states, mask = model.forward(
+                    input_signal=audio, input_signal_length=torch.tensor([len(w) for w in part])
+                )
+                hypotheses = model.decoding.decode_predictions_tensor(
+                    states, mask, torch.tensor([prompt_ids] * len(part)), return_hypotheses=True
+                )
+            found += [[int(i) for i in h.y_sequence] for h in hypotheses]
+        return found
+
+    def transcribe(waveforms, language, target, pnc, timestamps):
+        slots = [
+            language,
+            target,
+            "pnc" if pnc else "nopnc",
+            "noitn",
+            "timestamp" if timestamps else "notimestamp",
+            "nodiarize",
+        ]
+        prompt = "<|startofcontext|><|startoftranscript|><|emo:undefined|>" + "".join(f"<|{slot}|>" for slot in slots)
+        texts = [model.tokenizer.ids_to_text(ids) for ids in decode(waveforms, prompt)]
+        return [heard(text) for text in texts]
+
+    def languages(waveforms):
+        token = {i: name for name, i in model.tokenizer.special_tokens.items()}
+        found = decode(waveforms, "<|startofcontext|><|startoftranscript|>")
+        return [token.get(ids[1], "").strip("<|>") if len(ids) > 1 else "" for ids in found]
+
+    return Backend(transcribe, languages)
+
+
+def mlx_backend(path: Path) -> Backend:
+    """This project's own model, as a user of Python meets it; in float32, so that it can be compared with NeMo's."""
+    from model.canary import at_least_a_second
+    from model.generate import DecodingOptions
+    from server import Canary
+
+    canary = Canary.from_pretrained(path, dtype="float32")
+
+    def transcribe(waveforms, language, target, pnc, timestamps):
+        transcripts = canary.transcribe(
+            waveforms, language, target, pnc=pnc, timestamps="word" if timestamps else "none"
+        )
+        return [Heard(t.text, [(w.word, w.start, w.end) for s in t.segments for w in s.words]) for t in transcripts]
+
+    def languages(waveforms):
+        model = canary.model
+        prompt = [model.tokenizer.special_id(token) for token in ("<|startofcontext|>", "<|startoftranscript|>")]
+        encoded = model.encodings([at_least_a_second(w) for w in waveforms])
+        answers = model.generate(encoded, [prompt] * len(waveforms), DecodingOptions(max_new_tokens=2))
+        return [model.tokenizer.language_of(answer.tokens[-1]) or "" for answer in answers]
+
+    return Backend(transcribe, languages)
+
+
+def heard(text: str) -> Heard:
+    """A token string of the flash style, `<|12|> word<|17|>` for each word, or one without times."""
+    timed = re.findall(r"<\|(\d+)\|>(.*?)<\|(\d+)\|>", text)
+    words = [(word.strip(), int(start) * FRAME_S, int(end) * FRAME_S) for start, word, end in timed]
+    text = " ".join(word for word, _, _ in words) if words else re.sub(r"<\|.*?\|>", "", text)
+    return Heard(" ".join(text.split()), words)
+
+
+def exact(items: list[Item], answers: list[Heard], language: str, pnc: bool = True) -> float:
+    """Share of recordings with not one letter wrong."""
+    return float(np.mean([a.text == i.text(language, pnc) for i, a in zip(items, answers, strict=True)]))
+
+
+def word_error_rate(items: list[Item], answers: list[Heard], language: str, pnc: bool = True) -> float:
+    """Wrong, missing and added words for each word of the reference."""
+    pairs = [(i.text(language, pnc).split(), a.text.split()) for i, a in zip(items, answers, strict=True)]
+    return sum(_distance(r, h) for r, h in pairs) / sum(len(r) for r, _ in pairs)
+
+
+def _distance(reference: list[str], hypothesis: list[str]) -> int:
+    row = list(range(len(hypothesis) + 1))
+    for i, wanted in enumerate(reference, 1):
+        diagonal, row[0] = row[0], i
+        for j, found in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != found))
+    return row[-1]
+
+
+def time_errors_s(items: list[Item], answers: list[Heard]) -> list[float]:
+    """|found - true| of each start and end, in the recordings whose words are right."""
+    errors = []
+    for item, answer in zip(items, answers, strict=True):
+        if [w for w, _, _ in item.spoken] == [w for w, _, _ in answer.words]:
+            for (_, *true), (_, *found) in zip(item.spoken, answer.words, strict=True):
+                errors += [abs(f - t) for f, t in zip(found, true, strict=True)]
+    return errors
+
+
+def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
+    """All figures: a row for each language, pair and condition."""
+    rows: dict[str, dict[str, float]] = {}
+    singles = {language: recordings(language, count) for language in LANGUAGES}
+    for language, items in singles.items():
+        sounds = [item.waveform for item in items]
+        plain, bare, timed = (
+            backend.transcribe(sounds, language, language, pnc, times)
+            for pnc, times in ((True, False), (False, False), (True, True))
+        )
+        found = backend.languages(sounds)
+        rows[language] = {
+            "exact": exact(items, plain, language),
+            "WER": word_error_rate(items, plain, language),
+            "exact, nopnc": exact(items, bare, language, False),
+            "exact, with times": exact(items, timed, language),
+            **_times(items, timed),
+            "language found": float(np.mean([f == language for f in found])),
+        }
+    for source, target in PAIRS:
+        answers = backend.transcribe([item.waveform for item in singles[source]], source, target, True, False)
+        rows[f"{source} → {target}"] = {
+            "exact": exact(singles[source], answers, target),
+            "WER": word_error_rate(singles[source], answers, target),
+        }
+    for name, sentences, voices in (("three sentences", 3, None), ("unseen voices", 1, UNSEEN_VOICES)):
+        for language in LANGUAGES:
+            items = recordings(language, count // 2, sentences, voices and voices[language], seed=2)
+            sounds = [item.waveform for item in items]
+            plain, timed = (backend.transcribe(sounds, language, language, True, times) for times in (False, True))
+            rows[f"{language}, {name}"] = {
+                "exact": exact(items, plain, language),
+                "WER": word_error_rate(items, plain, language),
+                "exact, with times": exact(items, timed, language),
+                **_times(items, timed),
+            }
+    rng = random.Random(3)
+    empty = [
+        hiss(round(rng.uniform(0.5, 8) * SAMPLE_RATE), level, rng)
+        for level in (0.0, 0.001, 0.01, 0.05)
+        for _ in range(8)
+    ]
+    rows["no speech"] = {
+        "exact": float(np.mean([not h.text for h in backend.transcribe(empty, "en", "en", True, False)]))
+    }
+    return rows
+
+
+def _times(items: list[Item], answers: list[Heard]) -> dict[str, float]:
+    errors = time_errors_s(items, answers)
+    if not errors:
+        return {}
+    return {
+        "time error, median ms": 1000 * float(np.median(errors)),
+        "p95 ms": 1000 * float(np.percentile(errors, 95)),
+        "within 200 ms": float(np.mean(np.array(errors) <= 0.2)),
+    }
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """Markdown; shares in per cent."""
+    columns = list(dict.fromkeys(name for row in rows.values() for name in row))
+    lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, row in rows.items():
+        cells = [
+            ("" if c not in row else f"{row[c]:.0f}" if "ms" in c and "within" not in c else f"{100 * row[c]:.1f}")
+            for c in columns
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("model", type=Path)
+    options.add_argument("--backend", choices=("mlx", "nemo"), default="mlx")
+    options.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
+    options.add_argument("--json", type=Path)
+    given = options.parse_args()
+    rows = scores({"nemo": nemo_backend, "mlx": mlx_backend}[given.backend](given.model), given.count)
+    print(table(rows))
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
