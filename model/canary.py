@@ -9,6 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from model import kernels
 from model.config import WEIGHTS_FILE, CanaryConfig, read_config
 from model.decoder import Decoder, Head
 from model.encoder import FastConformer, subsampled
@@ -79,12 +80,13 @@ class Canary(nn.Module):
             row[: len(waveform)] = waveform
         return self.preprocessor(mx.array(padded), mx.array(lengths))
 
-    def encode(self, mel: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
-        """(B, T, n_mels), (B,) → (B, T', M) as the decoder attends to it, and the valid steps (B,)."""
-        encoded, lengths = self.encoder(mel.astype(self.dtype), lengths)
-        if "encoder_decoder_proj" in self:
-            encoded = self.encoder_decoder_proj(encoded)
-        return encoded, lengths
+    def encode(self, mel: mx.array, lengths: mx.array | None = None) -> mx.array:
+        """(B, T, n_mels) and the valid frames (B,), None where all are → (B, T', M) as the decoder attends to it.
+
+        A row's first `subsampled(length)` steps are its own; what follows holds no meaning.
+        """
+        encoded = self.encoder(mel.astype(self.dtype), lengths)
+        return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
 
     def logits(self, tokens: mx.array, encoded: mx.array, lengths: mx.array) -> mx.array:
         """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S)."""
@@ -92,14 +94,19 @@ class Canary(nn.Module):
         return self.head(hidden, self.decoder.token_embedding)
 
     def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
-        """Each waveform's encoding, computed in one padded batch."""
-        encoded, lengths = self.encode(*self.features(waveforms))
-        mx.eval(encoded, lengths)
-        hop = self.config.preprocessor.hop_length
-        return [
-            Encoded(encoded[i, :n], subsampled(len(waveform) // hop + 1))
-            for i, (waveform, n) in enumerate(zip(waveforms, np.array(lengths).tolist(), strict=True))
-        ]
+        """Each waveform's encoding: in one padded batch on a GPU; in turn on a CPU, which would pay for the padding."""
+        groups = [[w] for w in waveforms] if kernels.on_cpu() else [waveforms]
+        return [encoded for group in groups for encoded in self._encoded_together(group)]
+
+    def _encoded_together(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        mel, lengths = self.features(waveforms)
+        frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
+        # The frame after the last valid one is zero: without it equal lengths need no masks.
+        mel = mel[:, : max(frames)]
+        encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
+        mx.eval(encoded)
+        # NeMo's length limit counts from its tensor, which has that frame.
+        return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1)) for i, n in enumerate(frames)]
 
     def utterance(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
         """What `RunningBatch.join` takes: NeMo's length limit, the model's own search where `options` say nothing."""

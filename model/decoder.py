@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from model import kernels
 from model.cache import KVSlots
 from model.config import DecoderConfig
 
@@ -49,7 +50,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
         scale = 1 / math.sqrt(q.shape[-1])
-        return self.linear_out(_joined(mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=mask)))
+        return self.linear_out(_joined(kernels.attention(q, keys, values, scale, mask)))
 
 
 class CrossAttention(nn.Module):
@@ -64,8 +65,7 @@ class CrossAttention(nn.Module):
     def __call__(self, x: mx.array, keys: mx.array, values: mx.array, inside: mx.array) -> mx.array:
         q = _heads(self.linear_q(x), self._n_heads)
         scale = 1 / math.sqrt(q.shape[-1])
-        attended = mx.fast.scaled_dot_product_attention(q, keys, values, scale=scale, mask=inside)
-        return self.linear_out(_joined(attended))
+        return self.linear_out(_joined(kernels.attention(q, keys, values, scale, inside)))
 
 
 class DecoderLayer(nn.Module):
@@ -161,5 +161,4 @@ class Head(nn.Module):
 
     def __call__(self, hidden: mx.array, embedding: nn.Embedding) -> mx.array:
         """(…, M) → (…, V) log-probabilities, float32."""
-        logits = (embedding.as_linear(hidden) + self.bias).astype(mx.float32)
-        return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return kernels.log_softmax(embedding.as_linear(hidden) + self.bias)

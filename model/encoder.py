@@ -5,12 +5,18 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from model import kernels
 from model.config import EncoderConfig
 
+# Encoder steps whose subsampling a CPU's cache holds.
+STRETCH = 16
+# Encoder steps, 41 s, up to which projected positions are kept.
+POSITIONS_KEPT = 512
 
-def subsampled(length):
-    """Frames left of `length` (int or array) after the three stride-2 convolutions of the subsampling."""
-    for _ in range(3):
+
+def subsampled(length, convolutions: int = 3):
+    """Frames left of `length` (int or array) after convolutions of stride 2."""
+    for _ in range(convolutions):
         length = (length - 1) // 2 + 1
     return length
 
@@ -23,8 +29,8 @@ def positional_encoding(length: int, d_model: int) -> mx.array:
     return mx.stack([mx.sin(angle), mx.cos(angle)], axis=-1).reshape(2 * length - 1, d_model)
 
 
-class DepthwiseStride2(nn.Module):
-    """3x3 depthwise convolution of stride 2 over (time, frequency); weight (C, 3, 3, 1)."""
+class Depthwise2d(nn.Module):
+    """Depthwise 3x3 convolution of stride 2 over (time, frequency), padded in frequency alone."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -32,41 +38,62 @@ class DepthwiseStride2(nn.Module):
         self.bias = mx.zeros((channels,))
 
     def __call__(self, x: mx.array) -> mx.array:
-        """(B, T, F, C) → (B, ceil(T/2), ceil(F/2), C)."""
-        return mx.conv2d(x, self.weight, stride=2, padding=1, groups=x.shape[-1]) + self.bias
+        return kernels.depthwise_2d(x, self.weight) + self.bias
 
 
 class Subsampling(nn.Module):
-    """`dw_striding` by 8: three stride-2 convolutions, then a projection to the model's width."""
+    """`dw_striding` by 8: three convolutions of stride 2, then a projection to the model's width."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         C = config.subsampling_conv_channels
-        self.conv_in = nn.Conv2d(1, C, kernel_size=3, stride=2, padding=1)
-        self.depthwise1 = DepthwiseStride2(C)
+        self.conv_in = nn.Conv2d(1, C, kernel_size=3, stride=2, padding=(0, 1))
+        self.depthwise1 = Depthwise2d(C)
         self.pointwise1 = nn.Linear(C, C)
-        self.depthwise2 = DepthwiseStride2(C)
+        self.depthwise2 = Depthwise2d(C)
         self.pointwise2 = nn.Linear(C, C)
         self.out = nn.Linear(C * subsampled(config.feat_in), config.d_model)
 
-    def __call__(self, mel: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
-        """(B, T, n_mels), (B,) → (B, T', d_model), (B,). Invalid frames are zeroed before every convolution."""
-        x, lengths = nn.relu(self.conv_in(_masked(mel[..., None], lengths))), _halved(lengths)
-        x, lengths = self.depthwise1(_masked(x, lengths)), _halved(lengths)
-        x = nn.relu(self.pointwise1(_masked(x, lengths)))
-        x, lengths = self.depthwise2(_masked(x, lengths)), _halved(lengths)
-        x = _masked(nn.relu(self.pointwise2(_masked(x, lengths))), lengths)
-        return self.out(x.reshape(*x.shape[:2], -1)), lengths
+    def __call__(self, mel: mx.array, lengths: mx.array | None) -> mx.array:
+        """mel: (B, T, n_mels); lengths: (B,) valid frames, None where all are → (B, T', d_model).
+
+        Frames past a length count as zeros in every convolution.
+        """
+        # The first map is 256 channels wide: on a CPU short stretches of it stay in the cache.
+        T = subsampled(mel.shape[1])
+        stretch = STRETCH if kernels.on_cpu() else T
+        parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
+        return mx.concatenate([self.out(part.reshape(*part.shape[:2], -1)) for part in parts], axis=1)
+
+    def _map(self, level: int, start: int, stop: int, mel: mx.array, lengths: mx.array | None) -> mx.array:
+        """Frames start … stop of the map after `level` convolutions, (B, stop - start, F, C or 1).
+
+        Frames before the audio's begin or past its end are zero.
+        """
+        if level == 0:
+            return _frames(mel[..., None], 0, start, stop, mel.shape[1], lengths)
+        x = self._map(level - 1, 2 * start - 1, 2 * stop, mel, lengths)
+        if level == 1:
+            x = nn.relu(self.conv_in(x))
+        elif level == 2:
+            x = nn.relu(self.pointwise1(self.depthwise1(x)))
+        else:
+            x = nn.relu(self.pointwise2(self.depthwise2(x)))
+        for _ in range(level):
+            lengths = None if lengths is None else (lengths - 1) // 2 + 1
+        return _frames(x, start, start, stop, subsampled(mel.shape[1], level), lengths)
 
 
-def _halved(lengths: mx.array) -> mx.array:
-    return (lengths - 1) // 2 + 1
-
-
-def _masked(x: mx.array, lengths: mx.array) -> mx.array:
-    """x (B, T, …) with the frames at and past each row's length set to zero."""
-    inside = mx.arange(x.shape[1]) < lengths[:, None]
-    return mx.where(inside.reshape(*inside.shape, *([1] * (x.ndim - 2))), x, mx.array(0, x.dtype))
+def _frames(x: mx.array, first: int, start: int, stop: int, total: int, lengths: mx.array | None) -> mx.array:
+    """Frames start … stop of x (B, n, …), whose frame 0 is `first` and whose audio has `total`; zero outside of it."""
+    low, high = max(start, 0), min(stop, total)
+    inside = x[:, low - first : high - first]
+    if lengths is not None:
+        valid = mx.arange(low, high) < lengths[:, None]
+        inside = mx.where(valid[..., None, None], inside, mx.array(0, x.dtype))
+    if (low, high) == (start, stop):
+        return inside
+    return mx.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
 
 
 class FeedForward(nn.Module):
@@ -77,7 +104,7 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(inner, config.d_model, bias=config.use_bias)
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self.linear2(nn.silu(self.linear1(x)))
+        return self.linear2(kernels.silu(self.linear1(x)))
 
 
 class RelativeAttention(nn.Module):
@@ -92,22 +119,38 @@ class RelativeAttention(nn.Module):
         self.pos_bias_u = mx.zeros((H, D // H))
         self.pos_bias_v = mx.zeros((H, D // H))
 
-    def __call__(self, x: mx.array, positions: mx.array, mask: mx.array | None) -> mx.array:
-        """x: (B, T, D); positions: (2T-1, D); mask: (B, 1, 1, T), true where a key is real, or None for all."""
+        # The projected sinusoids of the longest audio so far; a shorter one's are the middle of them.
+        self._projected = mx.zeros((H, 0, D // H))
+
+    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+        """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all."""
         B, T, D = x.shape
         H = self.pos_bias_u.shape[0]
         q, k, v = mx.split(self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3), 3, axis=1)
-        p = self.linear_pos(positions).reshape(1, 2 * T - 1, H, D // H).transpose(0, 2, 3, 1)
         scale = 1 / math.sqrt(D // H)
-        by_distance = mx.contiguous((q + self.pos_bias_v[:, None]) * scale @ p)
+        by_distance = mx.contiguous((q + self.pos_bias_v[:, None]) * scale @ self._positions(T).swapaxes(-1, -2))
         # Row i of the product holds distances from T-1 down; a row stride one short of its width moves each row one
         # place to the left of the one above, so that column j is the distance i - j. Nothing is copied.
         width = 2 * T - 1
         bias = mx.as_strided(by_distance, (B, H, T, T), (H * T * width, T * width, width - 1, 1), T - 1)
         if mask is not None:
             bias = mx.where(mask, bias, mx.array(-mx.inf, bias.dtype))
-        attended = mx.fast.scaled_dot_product_attention(q + self.pos_bias_u[:, None], k, v, scale=scale, mask=bias)
+        attended = kernels.attention(q + self.pos_bias_u[:, None], k, v, scale, bias)
         return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
+
+    def _positions(self, length: int) -> mx.array:
+        """(H, 2·length - 1, D/H): the projected distances length-1 … -(length-1)."""
+        H, have, d = self._projected.shape
+        if have < 2 * length - 1:
+            longest = max(length, min(2 * length, POSITIONS_KEPT))
+            sinusoids = positional_encoding(longest, H * d).astype(self.linear_pos.weight.dtype)
+            projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
+            if longest > POSITIONS_KEPT:
+                return projected
+            self._projected = mx.contiguous(projected)
+            have = 2 * longest - 1
+        middle = have // 2
+        return self._projected[:, middle - length + 1 : middle + length]
 
 
 class Convolution(nn.Module):
@@ -117,17 +160,16 @@ class Convolution(nn.Module):
         super().__init__()
         D = config.d_model
         self.pointwise_conv1 = nn.Linear(D, 2 * D, bias=config.use_bias)
-        self.depthwise_conv = nn.Conv1d(
-            D, D, config.conv_kernel_size, padding=(config.conv_kernel_size - 1) // 2, groups=D
-        )
+        self.depthwise_conv = nn.Conv1d(D, D, config.conv_kernel_size, groups=D)
         self.pointwise_conv2 = nn.Linear(D, D, bias=config.use_bias)
 
     def __call__(self, x: mx.array, inside: mx.array | None) -> mx.array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
-        x = nn.glu(self.pointwise_conv1(x))
+        x = kernels.glu(self.pointwise_conv1(x))
         if inside is not None:
             x = mx.where(inside, x, mx.array(0, x.dtype))
-        return self.pointwise_conv2(nn.silu(self.depthwise_conv(x)))
+        x = kernels.depthwise_1d(x, self.depthwise_conv.weight) + self.depthwise_conv.bias
+        return self.pointwise_conv2(kernels.silu(x))
 
 
 class ConformerLayer(nn.Module):
@@ -144,10 +186,11 @@ class ConformerLayer(nn.Module):
         self.feed_forward2 = FeedForward(config)
         self.norm_out = nn.LayerNorm(D)
 
-    def __call__(self, x: mx.array, positions: mx.array, inside: mx.array | None) -> mx.array:
+    def __call__(self, x: mx.array, inside: mx.array | None) -> mx.array:
+        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
         x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
-        x = x + self.self_attn(self.norm_self_att(x), positions, mask)
+        x = x + self.self_attn(self.norm_self_att(x), mask)
         x = x + self.conv(self.norm_conv(x), inside)
         x = x + 0.5 * self.feed_forward2(self.norm_feed_forward2(x))
         return self.norm_out(x)
@@ -162,17 +205,15 @@ class FastConformer(nn.Module):
         self.subsampling = Subsampling(config)
         self.layers = [ConformerLayer(config) for _ in range(config.n_layers)]
 
-    def __call__(self, mel: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
-        """mel: (B, T, n_mels), lengths: (B,) valid frames → (B, T', d_model), (B,) valid steps of 80 ms.
+    def __call__(self, mel: mx.array, lengths: mx.array | None = None) -> mx.array:
+        """mel: (B, T, n_mels); lengths: (B,) valid frames, or None where all T are → (B, T', d_model).
 
-        T' is the subsampled T. Steps past a row's length hold no meaning.
+        T' is the subsampled T. Steps past a row's subsampled length hold no meaning.
         """
-        x, lengths = self.subsampling(mel, lengths)
+        x = self.subsampling(mel, lengths)
         if self._config.xscaling:
             x = x * math.sqrt(self._config.d_model)
-        T = x.shape[1]
-        positions = positional_encoding(T, self._config.d_model).astype(x.dtype)
-        inside = (mx.arange(T) < lengths[:, None])[..., None]
+        inside = None if lengths is None else (mx.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
         for layer in self.layers:
-            x = layer(x, positions, inside)
-        return x, lengths
+            x = layer(x, inside)
+        return x
