@@ -61,8 +61,10 @@ def nemo_file(source: str, progress: Callable[[str, int, int], None] | None = No
     path = Path(MODELS[source].path or "") if source in MODELS else Path(source).expanduser()
     if path.is_file():
         return path
-    if path.suffix == ".nemo" or path.is_dir():
-        raise HubError(f"{source}: there is no such .nemo file")
+    if path.is_dir():
+        raise HubError(f"{source} holds no converted model: config.json and model.safetensors are not both there")
+    if path.suffix == ".nemo":
+        raise HubError(f"{source}: there is no such file")
     raise HubError(
         f"{source!r} is no model: give one of {', '.join(MODELS)}, a Hub repository (org/name[@revision]), "
         "a .nemo file, or a converted folder"

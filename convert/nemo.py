@@ -83,7 +83,7 @@ class NemoArchive:
             self._file.seek(0)
             self._tar = tarfile.open(fileobj=self._file, mode="r:")
             self._members = self._safe_members()
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
             self._file.close()
             raise ArchiveError(f"{self.path} is not a whole .nemo archive (tar): {error}") from None
         except BaseException:

@@ -1,0 +1,282 @@
+"""An archive becomes a folder: whole or not at all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from convert.convert import ConversionConfig, convert
+from convert.errors import ConversionError
+from model.config import ALIGNER_DIR, AlignerConfig, read_config
+from tests import archives
+
+PARTIALS = ".*.partial-*"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "mlx"}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+
+
+def converted(tmp_path: Path, variant: str = "180m-flash", **options) -> Path:
+    archive = archives.tiny_archive(tmp_path, variant)
+    return convert(ConversionConfig(source=archive, output=tmp_path / "out", **options))
+
+
+def test_a_flash_archive_becomes_configuration_weights_and_five_tokenizers(tmp_path):
+    folder = converted(tmp_path)
+    config = read_config(folder)
+    assert config.name == "canary-180m-flash"
+    assert config.languages == ("en", "de", "es", "fr")
+    assert list(config.tokenizer.models) == ["spl_tokens", "en", "de", "es", "fr"]
+    assert config.prompt_defaults[0]["slots"]["pnc"] == "<|pnc|>"
+    assert config.vocab_size == archives.vocabulary_rows("180m-flash")
+    assert config.decoding.max_generation_delta == 50
+    assert config.decoding.length_penalty == 0.0  # NeMo does not read len_pen
+    for language, model in archives.tokenizers("180m-flash").items():
+        assert (folder / config.tokenizer.models[language]).read_bytes() == model
+    ours, nemo = weights(folder), archives.tensors("180m-flash")
+    assert torch.equal(ours["head.bias"], nemo["log_softmax.mlp.layer0.bias"])
+    assert torch.equal(ours["preprocessor.fb"], nemo["preprocessor.featurizer.fb"][0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "canary-180m-flash.nemo", "out"]
+
+
+def test_the_first_canary_has_its_own_prompt_format_and_no_defaults(tmp_path):
+    config = read_config(converted(tmp_path, "1b"))
+    assert (config.prompt_format, config.prompt_defaults) == ("canary", ())
+    assert (config.decoder.num_layers, config.decoder.hidden_size) == (3, archives.D)
+
+
+def test_the_unified_model_brings_its_aligner_and_the_languages_it_has_tokens_for(tmp_path):
+    folder = converted(tmp_path, "1b-v2")
+    config, aligner = read_config(folder), read_config(folder / ALIGNER_DIR, AlignerConfig)
+    assert config.tokenizer.models == {"": "tokenizer.model"}
+    assert config.languages == ("en", "uk")  # zu has a token, but is not among those it was trained on
+    assert aligner.vocab_size == archives.vocabulary_rows("1b-v2")
+    assert aligner.encoder.use_bias is False
+    assert weights(folder / ALIGNER_DIR)["head.weight"].shape == (aligner.vocab_size + 1, archives.D)
+    main, embedded = folder / "tokenizer.model", folder / ALIGNER_DIR / "tokenizer.model"
+    assert main.read_bytes() == archives.tokenizers("1b-v2")[""]
+    assert embedded.read_bytes() != main.read_bytes()
+
+
+@pytest.mark.parametrize("options", [{"gzipped": True}, {"prefix": ""}, {"gzipped": True, "prefix": ""}])
+def test_gzipped_archives_and_bare_names_give_the_same_bytes(tmp_path, options):
+    plain = converted(tmp_path)
+    (tmp_path / "other").mkdir()
+    archive = archives.tiny_archive(tmp_path / "other", **options)
+    other = convert(ConversionConfig(source=archive, output=tmp_path / "other" / "out"))
+    for path in plain.iterdir():
+        assert (other / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_weights_are_stored_in_the_chosen_precision(tmp_path):
+    folder = converted(tmp_path, dtype="bfloat16")
+    assert read_config(folder).dtype == "bfloat16"
+    assert weights(folder)["head.bias"].dtype == torch.bfloat16
+    assert weights(folder)["preprocessor.window"].dtype == torch.float32
+
+
+def test_preserved_keys_are_nemos_names_and_layouts(tmp_path):
+    folder, nemo = converted(tmp_path, preserve_keys=True), archives.tensors("180m-flash")
+    ours = weights(folder)
+    assert set(ours) == {name for name in nemo if not name.endswith("num_batches_tracked")}
+    assert all(torch.equal(ours[name], nemo[name]) for name in ours)
+    assert json.loads((folder / "config.json").read_text())["preserved_keys"] is True
+
+
+def test_an_encoder_alone_has_no_decoder_in_weights_or_configuration(tmp_path):
+    folder = converted(tmp_path, "1b-v2", encoder_only=True)
+    assert {name.partition(".")[0] for name in weights(folder)} == {"preprocessor", "encoder"}
+    assert not {"decoder", "decoding"} & set(json.loads((folder / "config.json").read_text()))
+    assert not (folder / ALIGNER_DIR).exists()
+
+
+def test_mlx_reads_what_was_written(tmp_path):
+    import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+    import mlx.core as mx
+
+    loaded = mx.load(str(converted(tmp_path, dtype="bfloat16") / "model.safetensors"))
+    expected = archives.tensors("180m-flash")["log_softmax.mlp.layer0.bias"].bfloat16().float()
+    assert loaded["head.bias"].astype(mx.float32).tolist() == expected.tolist()
+
+
+def test_progress_counts_to_the_number_of_tensors(tmp_path):
+    seen = []
+    folder = converted(tmp_path, "1b-v2", progress=lambda *step: seen.append(step))
+    total = len(weights(folder)) + len(weights(folder / ALIGNER_DIR))
+    assert seen == [("converting", done, total) for done in range(1, total + 1)]
+
+
+def test_verbose_names_each_tensor_and_its_sources(tmp_path, capsys):
+    converted(tmp_path, verbose=True)
+    line = "encoder_decoder_proj.weight (48, 32) <- encoder_decoder_proj.weight"
+    assert line in capsys.readouterr().err.splitlines()
+
+
+def test_a_folder_that_is_in_use_is_left_as_it_is(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ConversionError, match="already exists; remove it or name another folder"):
+        converted(tmp_path)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("transf_encoder", "num_layers", 2, "transf_encoder.num_layers: 2 is not supported; only 0"),
+        ("encoder", "subsampling", "striding", "encoder.subsampling: 'striding' is not supported"),
+        ("preprocessor", "window", "hamming", "preprocessor.window: 'hamming' is not supported; only 'hann'"),
+        ("head", "num_classes", 8, "the head 8 classes"),
+        ("head", "num_classes", 4096, "expected (4096,"),
+        ("tokenizer", "langs", None, "langs is missing"),
+        ("decoding", "beam", {"beam_size": "wide"}, "decoding.beam.beam_size: 'wide' is not a number"),
+    ],
+)
+def test_a_configuration_that_cannot_be_kept_is_refused_by_name(tmp_path, section, key, value, message):
+    config = archives.config("180m-flash")
+    config[section][key] = value
+    archive = archives.tiny_archive(tmp_path, config=config)
+    with pytest.raises(ConversionError) as error:
+        convert(ConversionConfig(source=archive, output=tmp_path / "out"))
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_architecture_is_called_by_its_name(tmp_path):
+    config = archives.config("180m-flash") | {"target": "nemo.collections.asr.models.EncDecCTCModelBPE"}
+    archive = archives.tiny_archive(tmp_path, config=config)
+    with pytest.raises(ConversionError, match="holds a EncDecCTCModelBPE, not a Canary"):
+        convert(ConversionConfig(source=archive, output=tmp_path / "out"))
+
+
+def test_the_rows_of_the_head_are_counted_where_the_configuration_leaves_them_open(tmp_path):
+    config = archives.config("180m-flash")
+    config["head"]["num_classes"] = None
+    folder = convert(ConversionConfig(source=archives.tiny_archive(tmp_path, config=config), output=tmp_path / "out"))
+    assert read_config(folder).vocab_size == archives.vocabulary_rows("180m-flash")
+
+
+# ---- more than one process, and none that ends well ----
+
+CONVERT = """
+import logging, os, signal, sys, time
+from pathlib import Path
+from convert.convert import ConversionConfig, convert_once
+archive, out, at_first_tensor = sys.argv[1:]
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+steps = []
+def progress(stage, done, total):
+    steps.append(done)
+    if done == 1:
+        print("started", flush=True)
+        if at_first_tensor == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        sys.stdin.readline()
+convert_once(ConversionConfig(source=archive, output=Path(out), progress=progress))
+print(len(steps), flush=True)
+"""
+
+
+def start(archive: Path, out: Path, at_first_tensor: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", CONVERT, str(archive), str(out), at_first_tensor],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_of_two_that_start_at_once_one_converts_and_the_other_waits_for_it(tmp_path):
+    archive, out = archives.tiny_archive(tmp_path), tmp_path / "out"
+    with start(archive, out, "wait") as first:
+        assert first.stdout.readline() == "started\n"
+        with start(archive, out, "wait") as second:
+            assert "waiting for another process" in second.stderr.readline()
+            assert not out.exists()
+            first_out, _ = first.communicate("go on\n", timeout=60)
+            second_out, _ = second.communicate(timeout=60)
+    assert int(first_out) == len(weights(out))
+    assert int(second_out) == 0
+
+
+def test_what_a_killed_conversion_leaves_looks_unfinished_and_goes_at_the_next(tmp_path):
+    archive, out = archives.tiny_archive(tmp_path), tmp_path / "out"
+    with start(archive, out, "die") as process:
+        process.communicate(timeout=60)
+    assert process.returncode == -9
+    assert not out.exists()
+    assert len(list(tmp_path.glob(PARTIALS))) == 1
+    assert not list(tmp_path.glob(f"{PARTIALS}/config.json"))
+    convert(ConversionConfig(source=archive, output=out))
+    assert read_config(out).name == "canary-180m-flash"
+    assert not list(tmp_path.glob(PARTIALS))
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        converted(tmp_path, progress=interrupt)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "canary-180m-flash.nemo"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("convert.safetensors_writer.os.fsync", full)
+    with pytest.raises(ConversionError, match="out cannot be written: No space left on device"):
+        converted(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "canary-180m-flash.nemo"]
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from convert.convert import ConversionConfig, convert
+convert(ConversionConfig(source=sys.argv[1], output=Path(sys.argv[2]), dtype="bfloat16"))
+if sys.platform == "linux":  # ru_maxrss there counts the parent's memory before exec too
+    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    print(int(status["VmHWM"].split()[0]) * 1024)
+else:
+    import resource
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.fixture(scope="module")
+def large_files() -> dict[str, bytes]:
+    """A checkpoint of 400 MB: wide enough that torch itself, about 300 MB, is not the larger part of the sum."""
+    d, layers = 1024, 4
+    config, values = archives.config("1b"), archives.Zeros()
+    archives.encoder_tensors(values, d, layers)
+    archives.decoder_tensors(values, d, 1, archives.vocabulary_rows("1b"), d)
+    config["encoder"] |= {"n_layers": layers, "d_model": d}
+    config["transf_decoder"]["config_dict"] |= {"hidden_size": d, "inner_size": 4 * d, "num_layers": 1}
+    return archives.members("1b", config=config, tensors=dict(values))
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_converting_takes_at_most_1_3_times_the_checkpoint_in_memory(tmp_path, large_files, gzipped):
+    size = len(large_files["model_weights.ckpt"])
+    assert size > 400e6
+    archive = archives.write_archive(tmp_path / "large.nemo", large_files, gzipped=gzipped)
+    command = [sys.executable, "-c", MEASURE, str(archive), str(tmp_path / "out")]
+    peak = int(subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout)
+    assert peak < 1.3 * size, f"{peak / 1e6:.0f} MB for {size / 1e6:.0f} MB"
