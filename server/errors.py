@@ -4,7 +4,8 @@
     ├── RequestError             400  invalid_request         the caller can put it right
     │   ├── AudioError           400  invalid_audio
     │   │   └── AudioTooLong     400  audio_too_long
-    │   └── BodyTooLarge         413  body_too_large
+    │   ├── BodyTooLarge         413  body_too_large
+    │   └── ClientGone           499  client_gone             nobody is left to answer; for the log
     ├── TranscriptionFailed      500  transcription_failed    the model failed; the log says why
     └── Unavailable              503  unavailable             later may do
         ├── QueueFull            503  queue_full
@@ -62,6 +63,11 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class ClientGone(RequestError):
+    status = 499
+    code = "client_gone"
+
+
 class TranscriptionFailed(ServiceError):
     code = "transcription_failed"
 
@@ -113,8 +119,14 @@ def answer(error: Exception) -> JSONResponse:
     if isinstance(error, ServiceError):
         return error_response(error.status, str(error), error.code, error.param, error.headers)
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
-    return error_response(error.status_code, str(error.detail), code, headers=dict(error.headers or {}))
+    headers, phrase = dict(error.headers or {}), HTTPStatus(error.status_code).phrase
+    message = str(error.detail)
+    if error.status_code == 404 and message == phrase:
+        message = "There is nothing at this path; /docs lists what there is."
+    if error.status_code == 405:
+        allow = next((value for name, value in headers.items() if name.lower() == "allow"), "another method")
+        message = f"This path takes {allow}."
+    return error_response(error.status_code, message, phrase.lower().replace(" ", "_"), headers=headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

@@ -42,7 +42,10 @@ class RequestId:
 
 
 class BodyLimit:
-    """Stop reading a body at `max_bytes`: whoever reads it gets BodyTooLarge, whatever the path."""
+    """Stop reading a body at `max_bytes`: whoever reads it gets BodyTooLarge, whatever the path.
+
+    An answer that comes before the body's end closes the connection: left to uvicorn, a sender could go on forever.
+    """
 
     # A client that is still sending when the connection closes may never see the answer.
     DRAIN_S = 2.0
@@ -54,31 +57,40 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        seen, over = 0, False
+        headers = dict(scope["headers"])
+        announced = int(headers.get(b"content-length", b"0"))
+        seen, ended = 0, announced == 0 and b"transfer-encoding" not in headers
 
         async def receive_capped() -> Message:
-            nonlocal seen, over
+            nonlocal seen, ended
+            self._check(max(seen, announced))
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
-                over = True
-                raise BodyTooLarge(f"The body is over {self.max_bytes / 1e6:g} MB, the most that is read.")
+            ended = ended or not message.get("more_body")
+            self._check(seen)
             return message
 
-        async def send_then_drain(message: Message) -> None:
-            last = message["type"] == "http.response.body" and not message.get("more_body")
-            if over and last:
+        async def send_and_close(message: Message) -> None:
+            if not ended and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            elif not ended and not message.get("more_body"):
                 await send({**message, "more_body": True})
-                await self._drain(receive)
+                # Reading asks a client that sent "Expect" to go on; one that has not begun need not.
+                if seen or b"expect" not in headers:
+                    await self._drain(receive)
                 message = {"type": "http.response.body"}
             await send(message)
 
-        return await self.app(scope, receive_capped, send_then_drain)
+        return await self.app(scope, receive_capped, send_and_close)
+
+    def _check(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise BodyTooLarge(f"The body is over {self.max_bytes / 1e6:g} MB, the most that is read.")
 
     async def _drain(self, receive: Receive) -> None:
         try:
             async with asyncio.timeout(self.DRAIN_S):
-                while (message := await receive())["type"] == "http.request" and message.get("more_body"):
+                while (await receive()).get("more_body"):
                     pass
         except TimeoutError:
             pass

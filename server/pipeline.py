@@ -13,13 +13,10 @@ from model.transcript import Transcript
 
 from .audio import AudioLimits, decode
 from .engine import Engine
+from .errors import ClientGone
 from .settings import Settings
 
 T = TypeVar("T")
-
-
-class ClientGone(Exception):
-    """The caller hung up; there is nobody to answer."""
 
 
 def audio_limits(settings: Settings) -> AudioLimits:
@@ -44,7 +41,7 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
     try:
         await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone
+            raise ClientGone("The caller hung up.")
         return working.result()
     finally:
         for task in (working, hung_up):

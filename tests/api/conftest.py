@@ -1,0 +1,161 @@
+"""A live server on a free port, spoken to over real HTTP."""
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+import uvicorn
+
+from model.transcript import Segment, Transcript, Word
+from server.app import create_app
+from server.cli.serve import uvicorn_config
+from server.engine import Engine
+from server.settings import Settings
+
+SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Iterator[Path]:
+    """A cache of its own, where the first start converts the toy."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CANARY_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Iterator[Callable[..., httpx.Client]]:
+    """Starts a server with these settings and returns a client of it; the servers stop with the tests."""
+    running = []
+
+    def start(engine: Engine | None = None, **settings) -> httpx.Client:
+        chosen = Settings(_env_file=None, **{"port": 0, "shutdown_s": 5, **settings})
+        server = uvicorn.Server(uvicorn_config(create_app(chosen, engine), chosen))
+        started = threading.Event()
+        startup = server.startup
+
+        async def announced_startup(sockets=None) -> None:
+            await startup(sockets)
+            started.set()
+
+        server.startup = announced_startup  # type: ignore[method-assign]
+        thread = threading.Thread(target=server.run, name="server")
+        thread.start()
+        assert started.wait(120), "the server did not start"
+        port = server.servers[0].sockets[0].getsockname()[1]
+        client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+        running.append((client, server, thread))
+        return client
+
+    yield start
+    for client, server, thread in running:
+        client.close()
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def toy(start_server, cache) -> httpx.Client:
+    """The toy model, served."""
+    return start_server(model="toy")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A recording that ships with the toy, and what is said in it."""
+
+    language: str
+    path: Path
+    text: str
+    words: list[dict]
+    translations: dict[str, str]
+
+    @property
+    def audio(self) -> bytes:
+        return self.path.read_bytes()
+
+    @property
+    def duration(self) -> float:
+        return soundfile.info(self.path).duration
+
+
+@pytest.fixture(scope="session")
+def samples() -> dict[str, Sample]:
+    """By language."""
+    told = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
+    return {
+        language: Sample(
+            language, SAMPLES / f"{language}.flac", sample["text"], sample["words"], sample["translations"]
+        )
+        for language, sample in told.items()
+    }
+
+
+@dataclass
+class MockCanary:
+    """A model of known answers: it waits while `gate` is closed and fails on sound louder than 0.9."""
+
+    config: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(name="mock", languages=("en", "de", "fr"), prompt_format="canary2")
+    )
+    dtype: str = "float32"
+    gate: threading.Event = field(default_factory=threading.Event)
+    entered: threading.Event = field(default_factory=threading.Event)
+    batches: list[list[int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    def transcribe(self, waveforms, tasks, options) -> list[Transcript]:
+        self.batches.append([len(waveform) for waveform in waveforms])
+        self.entered.set()
+        assert self.gate.wait(30)
+        if max(waveform.max() for waveform in waveforms) > 0.9:
+            raise RuntimeError("secret internals at 0xdeadbeef")
+        return [self.transcript(len(w) / 16000, t) for w, t in zip(waveforms, tasks, strict=True)]
+
+    def transcript(self, duration: float, task) -> Transcript:
+        text = f"{duration:g} s & <{task.timestamps}>" + ("." if task.pnc else "")
+        words = tuple(Word(word, i / 10, (i + 1) / 10) for i, word in enumerate(text.split()))
+        segment = Segment(0.0, duration, text, (1, 2), words if task.timestamps == "word" else ())
+        return Transcript(text, task.language, task.target, duration, (segment,))
+
+
+@pytest.fixture
+def mock() -> Iterator[MockCanary]:
+    mock = MockCanary()
+    yield mock
+    mock.gate.set()
+
+
+@pytest.fixture
+def serve_mock(start_server, mock) -> Callable[..., httpx.Client]:
+    """Starts a server whose model is `mock`; some settings are the engine's."""
+
+    def serve(**settings) -> httpx.Client:
+        chosen = Settings(_env_file=None, **settings)
+        return start_server(Engine(lambda: mock, chosen.max_queue, chosen.max_batch), **settings)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def wav() -> Callable[..., bytes]:
+    """A WAV file of so many seconds at a steady level."""
+
+    def write(seconds: float = 1.0, level: float = 0.1) -> bytes:
+        file = io.BytesIO()
+        soundfile.write(file, np.full(round(seconds * 16000), level, np.float32), 16000, format="WAV")
+        return file.getvalue()
+
+    return write
