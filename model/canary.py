@@ -1,5 +1,6 @@
 """The whole model: `Canary.load` a converted folder, then waveforms to transcripts."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -15,7 +16,8 @@ from model.decoder import Decoder, Head
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
-from model.prompt import Task, asks_for_times, prompt_tokens
+from model.language import Detection, detection_from
+from model.prompt import Task, asks_for_times, language_query_tokens, prompt_tokens
 from model.timestamps import timed_segments, whole_segment
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
@@ -31,10 +33,15 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """An audio as the decoder sees it: vectors (T, M), and the steps NeMo's length limit is counted from."""
+    """An audio as the decoder sees it: vectors (T, M), and the steps NeMo's length limit is counted from.
+
+    features_s, encode_s: how long the batch it was in took.
+    """
 
     vectors: mx.array
     total_steps: int
+    features_s: float = 0.0
+    encode_s: float = 0.0
 
 
 class Canary(nn.Module):
@@ -99,14 +106,45 @@ class Canary(nn.Module):
         return [encoded for group in groups for encoded in self._encoded_together(group)]
 
     def _encoded_together(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        began = time.monotonic()
         mel, lengths = self.features(waveforms)
+        mx.eval(mel)
+        had_features = time.monotonic()
         frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
         # The frame after the last valid one is zero: without it equal lengths need no masks.
         mel = mel[:, : max(frames)]
         encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
         mx.eval(encoded)
+        times = had_features - began, time.monotonic() - had_features
         # NeMo's length limit counts from its tensor, which has that frame.
-        return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1)) for i, n in enumerate(frames)]
+        return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
+
+    def detect_language(self, encoded: Encoded) -> Detection:
+        """The spoken language: what the model would write after a prompt that stops before it."""
+        tokens = language_query_tokens(self.config, self.tokenizer)
+        if self.config.prompt_format == "canary2":
+            tokens = [*tokens, int(self._next_log_probs(encoded, tokens).argmax())]
+        ids = {code: self.tokenizer.special_id(f"<|{code}|>") for code in self.config.languages}
+        scores = self._next_log_probs(encoded, tokens)[list(ids.values())]
+        chances = np.exp(scores - scores.max())
+        return detection_from(dict(zip(ids, (chances / chances.sum()).tolist(), strict=True)))
+
+    def _next_log_probs(self, encoded: Encoded, tokens: list[int]) -> np.ndarray:
+        """(V,) after `tokens`."""
+        vectors = encoded.vectors[None]
+        return np.array(self.logits(mx.array([tokens]), vectors, mx.array([vectors.shape[1]]))[0, -1])
+
+    def cross_attention(self, encoded: Encoded, prompt: list[int], tokens: list[int]) -> np.ndarray:
+        """Which encoder steps each of `tokens`, written after `prompt`, was written from: (len(tokens), T)."""
+        vectors = encoded.vectors[None]
+        cross = self.decoder.cross_memory(vectors, mx.array([vectors.shape[1]]))
+        whole = mx.array([prompt + tokens])
+        layer = max(0, self.config.decoder.num_layers - 2)
+        return np.array(self.decoder.cross_attention(whole, cross, layer)[len(prompt) - 1 : -1].astype(mx.float32))
+
+    def prompt(self, task: Task) -> list[int]:
+        """The decoder's first tokens for `task`. Raises TaskError."""
+        return prompt_tokens(task, self.config, self.tokenizer)
 
     def utterance(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
         """What `RunningBatch.join` takes: NeMo's length limit, the model's own search where `options` say nothing."""
@@ -147,7 +185,7 @@ class Canary(nn.Module):
         """
         if isinstance(tasks, Task):
             tasks = [tasks] * len(waveforms)
-        prompts = [prompt_tokens(task, self.config, self.tokenizer) for task in tasks]
+        prompts = [self.prompt(task) for task in tasks]
         generated = self.generate(self.encodings([at_least_a_second(w) for w in waveforms]), prompts, options)
         return [self.transcript(g, w, t) for g, w, t in zip(generated, waveforms, tasks, strict=True)]
 

@@ -67,6 +67,12 @@ class CrossAttention(nn.Module):
         scale = 1 / math.sqrt(q.shape[-1])
         return self.linear_out(_joined(kernels.attention(q, keys, values, scale, inside)))
 
+    def weights(self, x: mx.array, keys: mx.array, inside: mx.array) -> mx.array:
+        """(R, S, M) → (R, H, S, T), summing to 1 over the audio's steps."""
+        q = _heads(self.linear_q(x), self._n_heads)
+        scores = (q / math.sqrt(q.shape[-1])) @ keys.swapaxes(-1, -2)
+        return mx.softmax(mx.where(inside, scores, -mx.inf), axis=-1)
+
 
 class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig):
@@ -123,6 +129,23 @@ class Decoder(nn.Module):
             x = x + layer.self_attn.attend(q, k, v, causal)
             x = layer.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
         return self.final_layer_norm(x), remembered
+
+    def cross_attention(self, tokens: mx.array, cross: CrossMemory, layer: int) -> mx.array:
+        """What each of tokens (1, S) attends to in a layer, the mean over heads: (S, T), rows summing to 1.
+
+        Row i is from when token i was read, that is, the token after it written. Source: NeMo's AlignAtt policy.
+        """
+        S = tokens.shape[1]
+        x = self._embedded(tokens, self.position_encoding[:S])
+        causal = mx.tril(mx.ones((S, S), mx.bool_))
+        for i, each in enumerate(self.layers[:layer]):
+            q, k, v = each.self_attn.project(each.layer_norm_1(x))
+            x = x + each.self_attn.attend(q, k, v, causal)
+            x = each.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+        last = self.layers[layer]
+        q, k, v = last.self_attn.project(last.layer_norm_1(x))
+        x = x + last.self_attn.attend(q, k, v, causal)
+        return last.cross_attn.weights(last.layer_norm_2(x), cross.keys[layer], cross.inside).mean(axis=1)[0]
 
     def step(
         self, tokens: mx.array, positions: mx.array, time: int, slots: list[KVSlots], cross: CrossMemory

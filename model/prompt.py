@@ -1,11 +1,13 @@
 """What to do with an audio, and the prompt tokens that ask Canary for it. Formats `canary` and `canary2`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.config import CanaryConfig
 from model.tokenizer import BEGIN, Tokenizer
 
 TIMESTAMPS = ("none", "segment", "word")
+# A language to be found out from the sound before the prompt can be written.
+AUTO = "auto"
 _CONTEXT = "<|startofcontext|>"
 _FALLBACK_SLOTS = {"emotion": "<|emo:undefined|>", "itn": "<|noitn|>", "diarize": "<|nodiarize|>"}
 
@@ -20,7 +22,10 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Task:
-    """One request's wish. `target_language` None means the spoken one; another one means translation."""
+    """One request's wish. `target_language` None means the spoken one; another one means translation.
+
+    `language` may be AUTO where the one who runs the task finds it out first.
+    """
 
     language: str = "en"
     target_language: str | None = None
@@ -40,6 +45,8 @@ class Task:
 def check_task(task: Task, config: CanaryConfig) -> None:
     """Raises TaskError, naming the value and what is possible, if `config`'s model cannot do `task`."""
     possible = ", ".join(config.languages)
+    if task.language == AUTO:
+        task = replace(task, language="en" if task.target_language is None else task.target_language)
     if task.language not in config.languages:
         raise TaskError(f"language {task.language!r} is not one of {config.name}'s: {possible}", "language")
     if task.target not in config.languages:
@@ -74,10 +81,11 @@ def prompt_tokens(task: Task, config: CanaryConfig, tokenizer: Tokenizer) -> lis
 
 
 def language_query_tokens(config: CanaryConfig, tokenizer: Tokenizer) -> list[int]:
-    """NeMo's `user_partial`: after it a canary2 model gives the emotion, then the spoken language."""
-    if config.prompt_format != "canary2":
-        raise TaskError(f"{config.name}'s prompt does not ask for the language", "language")
-    return tokenizer.encode_prompt(f"{_CONTEXT}{BEGIN}")
+    """A prompt cut where the model goes on with the spoken language (`canary`), or the emotion and then it (`canary2`).
+
+    The latter is NeMo's `user_partial`.
+    """
+    return tokenizer.encode_prompt(BEGIN if config.prompt_format == "canary" else f"{_CONTEXT}{BEGIN}")
 
 
 def asks_for_times(task: Task, config: CanaryConfig) -> bool:
