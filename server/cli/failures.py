@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 
-from ..errors import ServiceError
+from ..errors import ServiceError, invalid_field
+from ..settings import Settings
 
 
 def complain(message: object) -> None:
@@ -31,3 +33,13 @@ def one_line_failures() -> Iterator[None]:
         yield
     except (ConversionError, WeightsError, ConfigError, TokenizerError, ServiceError, OSError) as error:
         fail(error)
+
+
+def chosen_settings(**given: Any) -> Settings:
+    """The settings of the environment, those `given` (and not None) before them; a wrong one is a usage error."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        wrong = invalid_field(error)
+        variable = f"CANARY_{(wrong.param or '').upper()}"
+        raise typer.BadParameter(f"{wrong} (an option, or {variable} in the environment or .env)") from None

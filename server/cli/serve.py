@@ -4,27 +4,21 @@ import asyncio
 import logging
 from typing import Any
 
-import typer
 import uvicorn
-from pydantic import ValidationError
 
 from model import blas
 
 from ..app import create_app, create_engine
 from ..engine import ModelInfo
-from ..errors import invalid_field
 from ..settings import VERSION, Settings
-from .failures import fail, one_line_failures
+from .failures import chosen_settings, fail, one_line_failures
 
 log = logging.getLogger("canary")
 
 
 def serve(**given: Any) -> None:
     """Serve with the settings of the environment, those `given` (and not None) before them."""
-    try:
-        settings = Settings(**{name: value for name, value in given.items() if value is not None})
-    except ValidationError as error:
-        raise typer.BadParameter(f"settings: {invalid_field(error)}") from None
+    settings = chosen_settings(**given)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
     # uvicorn's own account of its start says less than ours
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))

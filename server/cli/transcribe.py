@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import typer
@@ -19,7 +19,7 @@ from ..formats import to_dict, to_srt, to_vtt
 from ..languages import language_code
 from ..pipeline import audio_limits
 from ..settings import Settings
-from .failures import complain, one_line_failures
+from .failures import chosen_settings, complain, one_line_failures
 
 if TYPE_CHECKING:
     from model.canary import Canary
@@ -38,8 +38,7 @@ def transcribe_files(
     format: str,
 ) -> int:
     """Print each file's transcript, in the order given; returns how many files failed."""
-    given: dict[str, Any] = {"model": model, "dtype": dtype}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = chosen_settings(model=model, dtype=dtype)
     try:
         task = Task(
             language_code(language or settings.default_language),

@@ -40,17 +40,26 @@ def start_server() -> Iterator[Callable[..., httpx.Client]]:
     def start(engine: Engine | None = None, **settings) -> httpx.Client:
         chosen = Settings(_env_file=None, **{"port": 0, "shutdown_s": 5, **settings})
         server = uvicorn.Server(uvicorn_config(create_app(chosen, engine), chosen))
-        started = threading.Event()
+        answered = threading.Event()  # that it started, or that it cannot
         startup = server.startup
 
         async def announced_startup(sockets=None) -> None:
             await startup(sockets)
-            started.set()
+            answered.set()
+
+        def run() -> None:
+            try:
+                server.run()
+            except SystemExit:  # uvicorn's way to say that it cannot start
+                pass
+            finally:
+                answered.set()
 
         server.startup = announced_startup  # type: ignore[method-assign]
-        thread = threading.Thread(target=server.run, name="server")
+        thread = threading.Thread(target=run, name="server")
         thread.start()
-        assert started.wait(120), "the server did not start"
+        assert answered.wait(120)
+        assert server.started, "the server did not start; its log says why"
         port = server.servers[0].sockets[0].getsockname()[1]
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
         running.append((client, server, thread))

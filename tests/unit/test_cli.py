@@ -161,6 +161,15 @@ def test_what_is_not_possible_is_a_usage_error_that_says_so(canary, arguments, s
     assert result.stdout == ""
 
 
+def test_a_wrong_setting_in_the_environment_is_a_usage_error_that_names_it(canary, monkeypatch):
+    monkeypatch.setenv("CANARY_MAX_QUEUE", "none")
+    for command in (["serve"], ["transcribe", "a.wav"]):
+        result = run(*command)
+        assert result.exit_code == 2
+        assert "'none' is not possible" in " ".join(result.stderr.replace("│", " ").split())
+        assert "CANARY_MAX_QUEUE" in result.stderr
+
+
 def test_a_model_that_does_not_exist_ends_in_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path))

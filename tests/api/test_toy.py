@@ -1,0 +1,112 @@
+"""Real sound in, real text out: the toy model behind a live server, and on the command line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+LANGUAGES = ("en", "de", "es", "fr")
+TOLERANCE_S = 0.25
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "server", *arguments]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_speech_becomes_its_text(toy, samples, language):
+    sample = samples[language]
+    body = toy.post("/transcribe", params={"language": language}, content=sample.audio).json()
+    assert body["text"] == sample.text
+    assert (body["language"], body["target_language"]) == (language, language)
+    assert body["duration"] == pytest.approx(sample.duration, abs=0.001)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_words_have_the_times_they_were_spoken_at_and_rejoin_to_the_text(toy, samples, language):
+    sample = samples[language]
+    body = toy.post("/transcribe", params={"language": language, "timestamps": "word"}, content=sample.audio).json()
+    assert body["text"] == sample.text
+    words = [word for segment in body["segments"] for word in segment["words"]]
+    assert " ".join(word["word"] for word in words) == sample.text
+    assert [word["word"] for word in words] == [word["word"] for word in sample.words]
+    for heard, spoken in zip(words, sample.words, strict=True):
+        assert heard["start"] == pytest.approx(spoken["start"], abs=TOLERANCE_S)
+        assert heard["end"] == pytest.approx(spoken["end"], abs=TOLERANCE_S)
+    for segment in body["segments"]:
+        assert " ".join(word["word"] for word in segment["words"]) == segment["text"]
+        assert (segment["start"], segment["end"]) == (segment["words"][0]["start"], segment["words"][-1]["end"])
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_speech_is_translated(toy, samples, language):
+    sample = samples[language]
+    for target, text in sample.translations.items():
+        query = {"language": language, "target_language": target}
+        body = toy.post("/translate", params=query, content=sample.audio).json()
+        assert (body["text"], body["target_language"]) == (text, target)
+
+
+def test_requests_sent_at_once_get_each_their_own_text(toy, samples):
+    texts: dict[str, str] = {}
+
+    def ask(language: str) -> None:
+        response = toy.post("/transcribe", params={"language": language}, content=samples[language].audio)
+        texts[language] = response.json()["text"]
+
+    threads = [threading.Thread(target=ask, args=[language]) for language in LANGUAGES]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert texts == {language: samples[language].text for language in LANGUAGES}
+
+
+def test_the_command_line_transcribes_several_files(cache, samples):
+    files = [str(samples[language].path) for language in ("en", "en")]
+    run = subprocess.run(
+        command("transcribe", *files, "--language", "en", "--format", "json"), capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert [line["file"] for line in lines] == files
+    assert {line["text"] for line in lines} == {samples["en"].text}
+
+
+def test_serve_says_where_it_is_and_how_to_try_it_and_ctrl_c_ends_it_cleanly(cache, samples):
+    log: list[str] = []
+    server = subprocess.Popen(
+        command("serve", "--model", "toy", "--port", "0"),
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert server.stderr
+    with server:
+        try:
+            for line in server.stderr:
+                log.append(line)
+                if "try " in line:
+                    break
+            said = "".join(log)
+            for what in ("model   toy", "dtype   ", "device  ", "BLAS: ", "curl -F file=@"):
+                assert what in said
+            url = re.search(r"serving on (http://127\.0\.0\.1:\d+)", said)
+            assert url, said
+            sample = samples["en"]
+            query = {"language": "en", "format": "text"}
+            response = httpx.post(f"{url[1]}/transcribe", params=query, files={"file": sample.audio}, trust_env=False)
+            assert response.text == sample.text + "\n"
+            server.send_signal(signal.SIGINT)
+            rest = server.stderr.read()
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+    assert "stopped" in rest
+    assert "Traceback" not in rest
