@@ -1,0 +1,398 @@
+"""Small Canary archives with random weights, built and saved by NeMo itself.
+
+They have the real ones' four shapes at a hundredth of the width. Random weights that are left alone repeat one token
+for ever; here they are made loud enough that what comes out depends on the sound, the position and the history, and
+every norm, bias and running statistic is away from its neutral value, so that nothing left out goes unseen.
+"""
+
+import gzip
+import random
+import re
+import shutil
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nemo.collections.asr.models import EncDecCTCModelBPE, EncDecMultiTaskModel
+from nemo.collections.common.tokenizers.canary_tokenizer import DEFAULT_TOKENS, CanaryTokenizer
+from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
+from nemo.utils.app_state import AppState
+from omegaconf import OmegaConf
+from sentencepiece import sentencepiece_model_pb2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One of the published models' shapes, in small."""
+
+    tokenizer: str = "agg"  # or bpe
+    prompt_format: str = "canary2"  # or canary
+    languages: tuple[str, ...] = ("en", "de", "es", "fr")
+    vocab: int = 96  # pieces per language; for bpe, of the one model besides its special tokens
+    features: int = 128
+    encoder_layers: int = 2
+    d_model: int = 48
+    encoder_heads: int = 4
+    conv_channels: int = 12
+    use_bias: bool = True
+    xscaling: bool = False
+    decoder_layers: int = 2
+    hidden: int = 48
+    decoder_heads: int = 4
+    max_sequence_length: int = 256
+    aligner: bool = False
+    gzipped: bool = True
+    seed: int = 0
+
+
+SHAPES = {
+    "180m-flash": Shape(d_model=40, hidden=48, seed=11),
+    "1b-flash": Shape(d_model=32, hidden=32, conv_channels=8, gzipped=False, seed=12),
+    # A short sequence, into whose end a 12 s sound runs.
+    "1b": Shape(prompt_format="canary", decoder_layers=3, max_sequence_length=128, seed=3),
+    "1b-v2": Shape(
+        tokenizer="bpe",
+        languages=("en", "de", "fr", "bg", "uk"),
+        vocab=256,
+        d_model=40,
+        hidden=40,
+        aligner=True,
+        seed=14,
+    ),
+}
+
+# fmt: off
+_TASK_TOKENS = {
+    "canary": ["endoftext", "startoftranscript", "transcribe", "translate", "nopnc", "pnc", "nospeech"],
+    "canary2": [
+        "endoftext", "startoftranscript", "nopnc", "pnc", "nospeech", "startofcontext", "itn", "noitn", "timestamp",
+        "notimestamp", "diarize", "nodiarize", "emo:undefined", "emo:neutral", "unklang", *map(str, range(20)),
+    ],
+}
+# fmt: on
+
+_ALPHABETS = {
+    "en": ("bcdfghjklmnprstvw", "aeiou"),
+    "de": ("bcdfghjklmnprstwz", "aeiouäöü"),
+    "es": ("bcdfghjlmnñprstv", "aeiouáéí"),
+    "fr": ("bcdfghjlmnprstv", "aeiouéèê"),
+    "bg": ("бвгджзклмнпрст", "аеиоу"),
+    "uk": ("бвгджзклмнпрст", "аеиоуїє"),
+}
+
+
+def sentences(language: str, count: int, seed: int = 0) -> list[str]:
+    """Made-up sentences with the language's letters."""
+    rng = random.Random(f"{language} {seed}")
+    consonants, vowels = _ALPHABETS[language]
+
+    def word() -> str:
+        return "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(rng.randint(1, 3)))
+
+    words = [word() for _ in range(300)]
+    lines = (" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(count))
+    return [line.capitalize() + rng.choice([".", "?", "!", ","]) for line in lines]
+
+
+def build(shape: Shape, path: Path, workdir: Path) -> None:
+    """Save an archive of `shape` at `path`."""
+    # A model made after one was restored would look for its timestamps model in that one's archive.
+    AppState().model_restore_path = None
+    torch.manual_seed(shape.seed)
+    tokenizer = _trained_tokenizer(shape, workdir / "tokenizers")
+    model = EncDecMultiTaskModel(cfg=OmegaConf.create(_model_config(shape, tokenizer))).eval()
+    _make_lively(model, shape.seed)
+    _quieten_special_tokens(model)
+    model.save_to(str(path))
+    if shape.aligner:
+        aligner = EncDecCTCModelBPE(cfg=OmegaConf.create(_aligner_config(model.cfg, tokenizer))).eval()
+        _make_lively(aligner, shape.seed + 1)
+        _embed(aligner, path, workdir)
+
+
+def set_end(model: EncDecMultiTaskModel, vector: torch.Tensor, bias: float) -> None:
+    """When and how readily the model stops: the head's row for the end of the text."""
+    with torch.no_grad():
+        model.log_softmax.mlp.layer0.weight[model.tokenizer.eos] = vector
+        model.log_softmax.mlp.layer0.bias[model.tokenizer.eos] = bias
+
+
+def replace_weights(path: Path, model: EncDecMultiTaskModel, gzipped: bool) -> None:
+    """Put `model`'s weights into the archive at `path`, leaving its other members as NeMo wrote them."""
+    folder = path.with_suffix(".unpacked")
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    torch.save(model.state_dict(), folder / "model_weights.ckpt")
+    plain = path.with_suffix(".tar")
+    with tarfile.open(plain, "w:") as archive:
+        archive.add(folder, arcname="./")
+    if gzipped:
+        path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
+        plain.unlink()
+    else:
+        plain.replace(path)
+    shutil.rmtree(folder)
+
+
+def _trained_tokenizer(shape: Shape, folder: Path) -> dict:
+    special = [f"<|{name}|>" for name in (*_TASK_TOKENS[shape.prompt_format], *shape.languages)]
+    if shape.tokenizer == "bpe":
+        special = list(dict.fromkeys(DEFAULT_TOKENS + special))
+        lines = [line for language in shape.languages for line in sentences(language, 400)]
+        _train(folder / "one", len(special) + shape.vocab, lines, special)
+        custom = "CanaryBPETokenizer"
+        config = {"dir": str(folder / "one"), "type": "bpe"}
+    else:
+        CanaryTokenizer.build_special_tokenizer(special, folder / "spl_tokens", force_rebuild=True)
+        for language in shape.languages:
+            _train(folder / language, shape.vocab, sentences(language, 1000))
+        custom = "CanaryTokenizer"
+        langs = {name: {"dir": str(folder / name), "type": "bpe"} for name in ("spl_tokens", *shape.languages)}
+        config = {"dir": None, "type": "agg", "langs": langs}
+    for model in folder.glob("*/tokenizer.model"):
+        _drop_normalisation_table(model)
+    target = f"nemo.collections.common.tokenizers.canary_tokenizer.{custom}"
+    return {**config, "custom_tokenizer": {"_target_": target, "tokenizers": None}}
+
+
+def _train(folder: Path, size: int, lines: list[str], special: list[str] | None = None) -> None:
+    folder.mkdir(parents=True)
+    text = folder / "text.txt"
+    text.write_text("\n".join(lines), encoding="utf-8")
+    create_spt_model(
+        str(text), size, -1, False, tokenizer_type="bpe", output_dir=str(folder), user_defined_symbols=special
+    )
+
+
+def _drop_normalisation_table(path: Path) -> None:
+    """Leave out the table of Unicode normalisation, most of a small model's bytes."""
+    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.precompiled_charsmap = b""
+    path.write_bytes(model.SerializeToString())
+
+
+def _model_config(shape: Shape, tokenizer: dict) -> dict:
+    asr = "nemo.collections.asr"
+    slots = {
+        "decodercontext": "",
+        "source_lang": "<|en|>",
+        "target_lang": "<|en|>",
+        "emotion": "<|emo:undefined|>",
+        "pnc": "<|pnc|>",
+        "itn": "<|noitn|>",
+        "diarize": "<|nodiarize|>",
+        "timestamp": "<|notimestamp|>",
+    }
+    is_v1 = shape.prompt_format == "canary"
+    return {
+        "sample_rate": 16000,
+        "label_smoothing": 0.0,
+        "use_loss_mask_for_prompt": False,
+        "log_prediction": False,
+        "prompt_format": shape.prompt_format,
+        "prompt_defaults": None if is_v1 else [{"role": "user", "slots": slots}],
+        "model_defaults": {
+            "asr_enc_hidden": shape.d_model,
+            "lm_enc_hidden": shape.hidden,
+            "lm_dec_hidden": shape.hidden,
+        },
+        "tokenizer": tokenizer,
+        "preprocessor": {
+            "_target_": f"{asr}.modules.AudioToMelSpectrogramPreprocessor",
+            "sample_rate": 16000,
+            "normalize": "per_feature",
+            "window_size": 0.025,
+            "window_stride": 0.01,
+            "window": "hann",
+            "features": shape.features,
+            "n_fft": 512,
+            "log": True,
+            "frame_splicing": 1,
+            "dither": 1e-5,
+            "pad_to": 0,
+            "pad_value": 0.0,
+        },
+        "spec_augment": {
+            "_target_": f"{asr}.modules.SpectrogramAugmentation",
+            "freq_masks": 2,
+            "time_masks": 10,
+            "freq_width": 27,
+            "time_width": 0.05,
+        },
+        "encoder": {
+            "_target_": f"{asr}.modules.ConformerEncoder",
+            "feat_in": shape.features,
+            "feat_out": -1,
+            "n_layers": shape.encoder_layers,
+            "d_model": shape.d_model,
+            "use_bias": shape.use_bias,
+            "subsampling": "dw_striding",
+            "subsampling_factor": 8,
+            "subsampling_conv_channels": shape.conv_channels,
+            "causal_downsampling": False,
+            "reduction": None,
+            "reduction_position": None,
+            "reduction_factor": 1,
+            "ff_expansion_factor": 4,
+            "self_attention_model": "rel_pos",
+            "n_heads": shape.encoder_heads,
+            "att_context_size": [-1, -1],
+            "xscaling": shape.xscaling,
+            "untie_biases": True,
+            "pos_emb_max_len": 5000,
+            "conv_kernel_size": 9,
+            "conv_norm_type": "batch_norm",
+            "conv_context_size": None,
+            "dropout": 0.1,
+            "dropout_pre_encoder": 0.1,
+            "dropout_emb": 0.0,
+            "dropout_att": 0.1,
+        },
+        "transf_encoder": {
+            "_target_": f"{asr}.modules.transformer.transformer_encoders.TransformerEncoder",
+            "num_layers": 0,
+            "hidden_size": shape.hidden,
+            "inner_size": 4 * shape.hidden,
+            "num_attention_heads": shape.decoder_heads,
+            "ffn_dropout": 0.1,
+            "attn_score_dropout": 0.1,
+            "attn_layer_dropout": 0.1,
+            "mask_future": False,
+            "pre_ln": True,
+            "pre_ln_final_layer_norm": True,
+        },
+        "transf_decoder": {
+            "_target_": f"{asr}.modules.transformer.get_nemo_transformer",
+            "model_name": None,
+            "pretrained": False,
+            "encoder": None,
+            "pre_ln_final_layer_norm": True,
+            "config_dict": {
+                "max_sequence_length": shape.max_sequence_length,
+                "num_token_types": 0,
+                "embedding_dropout": 0.1,
+                "learn_positional_encodings": False,
+                "hidden_size": shape.hidden,
+                "inner_size": 4 * shape.hidden,
+                "num_layers": shape.decoder_layers,
+                "num_attention_heads": shape.decoder_heads,
+                "ffn_dropout": 0.1,
+                "attn_score_dropout": 0.1,
+                "attn_layer_dropout": 0.1,
+                "hidden_act": "relu",
+                "pre_ln": True,
+                "vocab_size": None,
+            },
+        },
+        "head": {
+            "_target_": f"{asr}.parts.submodules.token_classifier.TokenClassifier",
+            "num_layers": 1,
+            "activation": "relu",
+            "log_softmax": True,
+            "hidden_size": shape.hidden,
+            "num_classes": None,
+            "dropout": 0.0,
+            "use_transformer_init": True,
+        },
+        "decoding": {
+            "strategy": "beam",
+            "return_best_hypothesis": True,
+            "beam": {"beam_size": 1, "len_pen": 0.0, "max_generation_delta": 50},
+        },
+        "loss": {
+            "_target_": "nemo.collections.common.losses.smoothed_cross_entropy.SmoothedCrossEntropyLoss",
+            "label_smoothing": 0.0,
+            "pad_id": None,
+        },
+    }
+
+
+def _aligner_config(main, tokenizer: dict) -> dict:
+    """canary-1b-v2's timestamps model: the same encoder without biases and a CTC head."""
+    container = OmegaConf.to_container(main)
+    return {
+        "sample_rate": 16000,
+        "log_prediction": False,
+        "ctc_reduction": "mean_volume",
+        "tokenizer": {"dir": tokenizer["dir"], "type": "bpe"},
+        "preprocessor": container["preprocessor"],
+        "spec_augment": container["spec_augment"],
+        "encoder": {**container["encoder"], "use_bias": False},
+        "decoder": {
+            "_target_": "nemo.collections.asr.modules.ConvASRDecoder",
+            "feat_in": None,
+            "num_classes": -1,
+            "vocabulary": [],
+        },
+        "interctc": {"loss_weights": [], "apply_at_layers": []},
+    }
+
+
+# Standard deviations of the weights, times the square root of the inputs; the first that a name contains counts.
+_GAINS = {
+    "pre_encode.conv": 1.5,
+    "pre_encode.out": 0.7,
+    "encoder.layers": 1.0,
+    "encoder_decoder_proj": 1.0,
+    "query_net": 3.0,
+    "key_net": 3.0,
+    # Attention gives way to the feed-forward layers, which are of the last token and its position: else one repeats.
+    "value_net": 0.7,
+    "out_projection": 0.7,
+    "third_sub_layer": 4.0,
+    "decoder_layers": 1.5,
+}
+_EMBEDDING_SCALE = 0.12
+
+
+def _make_lively(model: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=generator)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1 or "pos_bias" in name:
+                parameter.add_(0.1 * noise(parameter))
+                continue
+            if "token_embedding" in name:
+                scale = _EMBEDDING_SCALE
+            else:
+                gain = next(gain for part, gain in _GAINS.items() if part in name)
+                scale = gain / parameter[0].numel() ** 0.5
+            # Matrices in 8 bits of mantissa: half of their bytes are zero, and the archive half the size.
+            parameter.copy_((scale * noise(parameter)).bfloat16().float())
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(0.2 * noise(buffer))
+            elif name.endswith("running_var"):
+                buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator))
+
+
+def _quieten_special_tokens(model: EncDecMultiTaskModel) -> None:
+    """Texts of words: special tokens hardly ever, the rows that only fill up the vocabulary never."""
+    bias = model.log_softmax.mlp.layer0.bias
+    size = model.tokenizer.vocab_size
+    pieces = model.tokenizer.ids_to_tokens(list(range(size)))
+    with torch.no_grad():
+        for token, piece in enumerate(pieces):
+            if re.fullmatch(r"<.+>", piece):
+                bias[token] -= 4.0
+        bias[size:] = -30.0
+
+
+def _embed(aligner: EncDecCTCModelBPE, path: Path, workdir: Path) -> None:
+    """Repack the archive at `path` with the aligner's members, named as in canary-1b-v2's."""
+    aligner.save_to(str(workdir / "aligner.nemo"))
+    folder = workdir / "both"
+    with tarfile.open(workdir / "aligner.nemo") as archive:
+        archive.extractall(folder, filter="data")
+    for name in ("model_config.yaml", "model_weights.ckpt"):
+        (folder / name).rename(folder / f"timestamps_asr_{name}")
+    with tarfile.open(path) as archive:
+        archive.extractall(folder, filter="data")
+    with tarfile.open(path, "w:") as archive:
+        archive.add(folder, arcname="./")

@@ -1,0 +1,97 @@
+"""Prompts, greedy and beam search, and the text of it, against NeMo's: every token the same."""
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from model.canary import SAMPLE_RATE
+from model.generate import DecodingOptions
+from model.prompt import Task, prompt_tokens
+from model.timestamps import plain_text
+from tests.parity.sounds import sound
+
+GREEDY = DecodingOptions(beam_size=1)
+
+
+def prompt(case, index: int) -> list[int]:
+    return case.values["prompts"][index]["ids"]
+
+
+def test_prompts_are_nemos(case):
+    ours = [prompt_tokens(Task(**told["task"]), case.canary.config, case.canary.tokenizer) for told in prompts(case)]
+    assert ours == [told["ids"] for told in prompts(case)]
+
+
+def test_the_search_unless_asked_otherwise_is_nemos(case):
+    assert case.canary.config.decoding.beam_size == 1
+    assert case.canary.config.decoding.length_penalty == 0.0
+    assert case.canary.config.decoding.max_generation_delta == 50
+
+
+def test_greedy_tokens_are_nemos(case):
+    for told in case.values["greedy"]:
+        [ours] = case.canary.generate([case.encoded[told["sound"]]], [prompt(case, told["prompt"])], GREEDY)
+        assert ours.tokens == told["tokens"], f"{told['sound']}, prompt {told['prompt']}"
+
+
+def test_greedy_tokens_are_nemos_when_everything_is_decoded_side_by_side(case):
+    told = case.values["greedy"]
+    encoded = [case.encoded[one["sound"]] for one in told]
+    ours = case.canary.generate(encoded, [prompt(case, one["prompt"]) for one in told], GREEDY)
+    assert [one.tokens for one in ours] == [one["tokens"] for one in told]
+
+
+def test_a_padded_batch_gives_the_tokens_of_nemos_batch(case):
+    """NeMo lets a short sound in a batch run on to the longest one's limit; here each has its own."""
+    for told in case.values["batches"]:
+        encoded = case.canary.encodings([sound(name) for name in told["sounds"]])
+        prompts = [prompt(case, told["prompt"])] * len(encoded)
+        limits = [case.canary.utterance(0, e, p, GREEDY).limit for e, p in zip(encoded, prompts, strict=True)]
+        ours = case.canary.generate(encoded, prompts, GREEDY)
+        assert [one.tokens for one in ours] == [
+            tokens[:limit] for tokens, limit in zip(told["tokens"], limits, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("beam_size", [2, 3, 5])
+def test_beam_tokens_are_nemos(case, beam_size, length_penalty):
+    options = DecodingOptions(beam_size=beam_size, length_penalty=length_penalty)
+    chosen = [
+        told
+        for told in case.values["beam"]
+        if (told["beam_size"], told["length_penalty"]) == (beam_size, length_penalty)
+    ]
+    assert chosen
+    for told in chosen:
+        [ours] = case.canary.generate([case.encoded[told["sound"]]], [prompt(case, told["prompt"])], options)
+        assert ours.tokens == told["tokens"], f"{told['sound']}, prompt {told['prompt']}"
+
+
+def test_log_probabilities_of_greedy_tokens_are_those_of_the_teacher_forced_decoder(case):
+    told = case.values["greedy"][0]
+    encoded, ids = case.encoded[told["sound"]], prompt(case, told["prompt"])
+    [ours] = case.canary.generate([encoded], [ids], GREEDY)
+    forced = case.canary.logits(mx.array([ids + ours.tokens]), encoded.vectors[None], mx.array([len(encoded.vectors)]))
+    rows = np.array(forced[0, len(ids) - 1 : -1])
+    np.testing.assert_allclose(ours.log_probs, rows[np.arange(len(ours.tokens)), ours.tokens], atol=1e-4)
+
+
+def test_texts_are_nemos(case):
+    for told in case.values["greedy"] + case.values["beam"]:
+        assert case.canary.tokenizer.decode(told["tokens"]) == told["text"]
+
+
+def test_transcripts_are_nemos_from_end_to_end(case):
+    """Special tokens that NeMo leaves in its text are not part of a transcript's."""
+    for told in case.values["transcribed"]:
+        waveform = sound(told["sound"])
+        [ours] = case.canary.transcribe([waveform], Task(**told["task"]))
+        ids = [token for segment in ours.segments for token in segment.tokens]
+        assert case.canary.tokenizer.decode(ids) == told["text"]
+        assert ours.text == plain_text(ids, case.canary.tokenizer)
+        assert ours.duration == len(waveform) / SAMPLE_RATE
+
+
+def prompts(case) -> list[dict]:
+    return case.values["prompts"]
