@@ -52,7 +52,7 @@ def hub_name(source: str) -> tuple[str, str] | None:
 
 
 def nemo_file(source: str, progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """The archive a name, a Hub repository or a path stands for; downloads it, resuming what an earlier try left.
+    """The archive a name, a Hub repository or a path stands for; downloads it, going on where a connection broke.
 
     progress: called with "downloading", bytes done and total. Raises HubError saying what to do.
     """
@@ -61,7 +61,7 @@ def nemo_file(source: str, progress: Callable[[str, int, int], None] | None = No
     path = Path(MODELS[source].path or "") if source in MODELS else Path(source).expanduser()
     if path.is_file():
         return path
-    if path.is_dir():
+    if source and path.is_dir():
         raise HubError(f"{source} holds no converted model: config.json and model.safetensors are not both there")
     if path.suffix == ".nemo":
         raise HubError(f"{source}: there is no such file")
@@ -108,7 +108,7 @@ def _failure(error: Exception) -> str:
             f"refused access ({response.status_code}): log in with `hf auth login` or set HF_TOKEN to a token that may"
         )
     detail = f"{type(cause).__name__}: {' '.join(str(cause).split())[:160]}"
-    return f"could not be downloaded ({detail}): check the network to {constants.ENDPOINT} and start again to resume"
+    return f"could not be downloaded ({detail}): check the network to {constants.ENDPOINT} and start again"
 
 
 def _only_archive(repo: str, revision: str) -> str:

@@ -1,0 +1,96 @@
+"""A Hugging Face Hub of one repository on this machine: as much of its HTTP as a download needs."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+COMMIT = "c0ffee" + 34 * "0"
+
+
+@dataclass
+class Hub:
+    """files: of `repo`, by name. break_after: bytes of a file after which a connection is closed, once for each."""
+
+    repo: str
+    files: dict[str, Path]
+    status: int = 200
+    error: str = ""
+    break_after: list[int] = field(default_factory=list)
+    url: str = ""
+    requests: list[str] = field(default_factory=list)
+    """What was asked: method, path and, if there was one, Range."""
+    tokens: list[str | None] = field(default_factory=list)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def _answer(self, body: bool) -> None:
+        hub, path = self.hub, self.path.partition("?")[0]
+        hub.requests.append(" ".join(filter(None, (self.command, path, self.headers["Range"]))))
+        hub.tokens.append(self.headers["Authorization"])
+        if hub.status != 200:
+            return self._send(hub.status, b"{}", {"X-Error-Code": hub.error} if hub.error else {}, body)
+        if re.fullmatch(rf"/api/models/{hub.repo}/tree/[\w-]+", path):
+            listing = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in hub.files]
+            return self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
+        found = re.fullmatch(rf"/{hub.repo}/resolve/([\w-]+)/(.+)", path)
+        if not found:
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
+        if found[1] not in ("main", COMMIT):
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
+        if found[2] not in hub.files:
+            return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
+        return self._send_file(hub.files[found[2]].read_bytes(), body)
+
+    def _send_file(self, content: bytes, body: bool) -> None:
+        headers = {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        self._send(206 if start else 200, content[start:], headers, body, breaking=True)
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool, breaking: bool = False) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if not body:
+            return
+        if breaking and self.hub.break_after:
+            content = content[: self.hub.break_after.pop(0)]
+            self.close_connection = True
+        self.wfile.write(content)
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """The hub, at `hub.url` while the context lasts."""
+    handler = type("Handler", (_Handler,), {"hub": hub})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        hub.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield hub
+        finally:
+            server.shutdown()
+            thread.join()
