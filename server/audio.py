@@ -42,7 +42,7 @@ def decode(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits())
     with _opened(source) as file:
         # Other containers (mp4, webm, aac) are told by their first bytes here, and get their own reader.
         blocks = _libsndfile_blocks(file, limits)
-        waveform = _joined(blocks, limits)
+        waveform = joined(blocks, limits)
     if waveform.size == 0:
         raise AudioError("The file holds no sound: 0 samples.")
     if not np.isfinite(waveform).all():
@@ -101,7 +101,7 @@ def _check_header(sound: soundfile.SoundFile, limits: AudioLimits) -> None:
         raise AudioTooLong(f"The audio is {seconds:.1f} s long; possible: up to {limits.max_s:g} s.")
 
 
-def _joined(blocks: Iterator[np.ndarray], limits: AudioLimits) -> np.ndarray:
+def joined(blocks: Iterator[np.ndarray], limits: AudioLimits) -> np.ndarray:
     """All blocks as one waveform, as long as they stay within the cap."""
     kept, samples = [np.zeros(0, np.float32)], 0
     for block in blocks:

@@ -174,9 +174,12 @@ class Engine:
             self._info.set_exception(error)
             self._refuse_line()
             return
-        while batch := self._admit():
-            outcomes = self._run(canary, batch)
-            self._retire(batch, outcomes)
+        try:
+            while batch := self._admit():
+                outcomes = self._run(canary, batch)
+                self._retire(batch, outcomes)
+        finally:
+            self._refuse_line()
 
     def _load(self) -> "Canary":
         import mlx.core as mx
@@ -208,7 +211,8 @@ class Engine:
         """What became of each request; one that fails is found by running each alone."""
         waveforms, tasks = [request.waveform for request in batch], [request.task for request in batch]
         try:
-            return list(canary.transcribe(waveforms, tasks, batch[0].options))
+            transcripts = canary.transcribe(waveforms, tasks, batch[0].options)
+            return [transcript for _, transcript in zip(batch, transcripts, strict=True)]
         except Exception as error:
             if len(batch) == 1:
                 return [_for_the_caller(error)]

@@ -161,6 +161,14 @@ def test_a_sender_who_never_ends_is_answered_and_cut_off(client, path, status):
     assert client.get("/health").status_code == 200
 
 
+def test_a_client_that_sends_all_before_it_reads_still_gets_its_answer(client):
+    address, size = (client.base_url.host, client.base_url.port), 20_000_000
+    with socket.create_connection(address, timeout=10) as connection:
+        head = "POST /transcribe HTTP/1.1", "Host: localhost", f"Content-Length: {size}", "", ""
+        connection.sendall("\r\n".join(head).encode() + b"\0" * size)
+        assert connection.recv(65536).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_whose_announced_length_is_over_the_cap_is_refused_before_it_is_sent(client):
     address = client.base_url.host, client.base_url.port
     with socket.create_connection(address, timeout=10) as connection:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from server.audio import SAMPLE_RATE, AudioLimits, decode
+from server.audio import SAMPLE_RATE, AudioLimits, decode, joined
 from server.errors import AudioError, AudioTooLong
 
 
@@ -146,3 +146,17 @@ def test_a_small_file_that_decodes_to_hours_stops_at_the_cap():
     flac[22:26] = b"\0\0\0\0"
     with pytest.raises(AudioTooLong, match="5 s"):
         decode(bytes(flac), AudioLimits(max_s=5))
+
+
+def test_decoding_stops_at_the_cap_whatever_the_header_said():
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield np.zeros(SAMPLE_RATE, np.float32)
+
+    with pytest.raises(AudioTooLong, match="longer than 5 s"):
+        joined(endless(), AudioLimits(max_s=5))
+    assert taken == 6

@@ -159,6 +159,18 @@ async def test_a_failed_request_leaves_its_batch_and_the_engine_serving(model, c
     await engine.stop()
 
 
+async def test_a_model_that_returns_too_few_transcripts_fails_the_request_and_not_the_engine(model, monkeypatch):
+    engine = Engine(lambda: model)
+    await engine.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "transcribe", lambda waveforms, tasks, options: [])
+        with pytest.raises(TranscriptionFailed):
+            await engine.transcribe(wave(1), Task())
+    model.gate.set()
+    assert (await engine.transcribe(wave(2), Task())).text == "2"
+    await engine.stop()
+
+
 async def test_a_task_the_model_cannot_do_is_refused_before_it_waits(model):
     engine = Engine(lambda: model)
     await engine.start()
