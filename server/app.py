@@ -39,7 +39,7 @@ def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
 
 def create_engine(settings: Settings) -> Engine:
     """An engine that will download, convert and load the model that the settings name."""
-    return Engine(lambda: load_model(settings), settings.max_queue, settings.max_batch)
+    return Engine(lambda: load_model(settings), settings.max_queue, settings.max_rows)
 
 
 def load_model(settings: Settings) -> "Canary":

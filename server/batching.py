@@ -9,12 +9,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from model.canary import Canary, Encoded, at_least_a_second
+from model.canary import SAMPLE_RATE, Canary, Encoded, at_least_a_second
 from model.generate import DecodingOptions, Generated
+from model.kernels import on_cpu
 from model.language import Detection
 from model.prompt import AUTO, Task
 from model.transcript import Transcript
 
+# What is encoded together on a GPU: seconds with padding at most, and how much longer than without it.
+MAX_PADDED_S = 160.0
+MAX_PADDING = 1.25
 DEFAULT_OPTIONS = DecodingOptions()
 
 
@@ -98,9 +102,19 @@ class Batcher:
         """Passes in the batch."""
         return len(self._running)
 
-    def has_room_for(self, wanted: Pass, beside: int = 0) -> bool:
-        """Whether its rows, and `beside` more, fit; one that is wider than the whole batch may run alone."""
-        return self.rows + beside == 0 or self.rows + beside + wanted.rows <= self._max_rows
+    def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
+        """Whether it can join now, encoded together with `beside`. One wider than the whole batch may run alone.
+
+        On a CPU passes are encoded one by one, a step between them; on a GPU together, where little of it is padding.
+        """
+        rows = self.rows + sum(each.rows for each in beside)
+        if rows and rows + wanted.rows > self._max_rows:
+            return False
+        if not beside:
+            return True
+        lengths = [len(each.waveform) / SAMPLE_RATE for each in (*beside, wanted)]
+        padded = max(lengths) * len(lengths)
+        return not on_cpu() and padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
 
     def join(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Outcome]]:
         """Encode passes, named by ticket, and start them; returns those that are done already, or failed."""
@@ -141,7 +155,7 @@ class Batcher:
         if run := self._running.pop(ticket, None):
             for key in run.keys:
                 self._batch.drop(key)
-                del self._owner[key]
+                self._owner.pop(key, None)
 
     def _encoded(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Pass, Encoded | Exception]]:
         """Each pass with its encoding, all computed together; if that fails, each alone, to find the one at fault."""

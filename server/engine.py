@@ -1,7 +1,8 @@
 """The one thread that owns the model, and the line before it.
 
 MLX arrays belong to the thread that made them, so this thread loads the model, runs it and lets it go; only waveforms,
-tasks and transcripts cross. It knows no HTTP and no audio formats.
+tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
+retire, so a request joins the running batch at the next token and leaves it at its own end.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +22,7 @@ from model.generate import DecodingOptions
 from model.prompt import Task, TaskError, check_task
 from model.transcript import Transcript
 
+from .batching import Batcher, Pass, PassResult
 from .errors import EngineStopped, QueueFull, ServiceError, TranscriptionFailed
 
 if TYPE_CHECKING:
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Outcome = Transcript | Exception
+# Who goes first; within a class, who came first.
+LIVE, INTERACTIVE, BULK = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -47,31 +50,33 @@ class ModelInfo:
 
 @dataclass(order=True)
 class Waiting:
-    """A request in line: lower priorities first, then first come."""
+    """A pass in line: lower priorities first, then first come."""
 
     priority: int
     number: int
-    waveform: np.ndarray = field(compare=False)
-    task: Task = field(compare=False)
-    options: DecodingOptions = field(compare=False)
-    future: "Future[Transcript]" = field(compare=False, default_factory=Future)
+    wanted: Pass = field(compare=False)
+    future: "Future[PassResult]" = field(compare=False, default_factory=Future)
+    since: float = field(compare=False, default_factory=time.monotonic)
+    queue_s: float = field(compare=False, default=0.0)
 
 
 class Engine:
-    """Takes requests from any event loop, runs those that wait together in one batch.
+    """Takes passes from any event loop and runs them side by side.
 
     resolve_model: called once, in the engine's own thread; may take minutes (a download, a conversion).
-    max_queue: requests that may wait; max_batch: requests that run together.
+    max_queue: passes that may wait; max_rows: decoder rows that run together, one for each text and beam hypothesis.
     """
 
-    def __init__(self, resolve_model: "Callable[[], Canary]", max_queue: int = 32, max_batch: int = 8):
+    def __init__(self, resolve_model: "Callable[[], Canary]", max_queue: int = 32, max_rows: int = 16):
         self._resolve_model = resolve_model
         self._max_queue = max_queue
-        self._max_batch = max_batch
+        self._max_rows = max_rows
         self._changed = threading.Condition()
         self._line: list[Waiting] = []
         self._accepted = 0
-        self._running = 0
+        self._running: dict[int, Waiting] = {}
+        self._cancelled: set[int] = set()
+        self._rows = 0
         self._stopping = False
         self._info: Future[ModelInfo] = Future()
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
@@ -86,18 +91,24 @@ class Engine:
         return await asyncio.wrap_future(self._info)
 
     async def transcribe(
-        self, waveform: np.ndarray, task: Task, options: DecodingOptions | None = None, priority: int = 0
+        self, waveform: np.ndarray, task: Task, options: DecodingOptions | None = None, priority: int = INTERACTIVE
     ) -> Transcript:
-        """The transcript of one waveform, (N,) float32 at 16 kHz. Cancelling takes the request out of the line.
+        """The transcript of one waveform, (N,) float32 at 16 kHz, no longer than a pass is good for. See `run`."""
+        result = await self.run(Pass(waveform, (task,), options or DecodingOptions()), priority)
+        return result.transcripts[0]
+
+    async def run(self, wanted: Pass, priority: int = INTERACTIVE) -> PassResult:
+        """One pass. Cancelling takes it out of the line, or frees its rows within a step.
 
         Raises TaskError, QueueFull or EngineStopped at once, TranscriptionFailed if the model fails.
         """
-        self.check(task)
-        request = self._enqueue(waveform, task, options or DecodingOptions(), priority)
+        for task in wanted.tasks:
+            self.check(task)
+        request = self._enqueue(wanted, priority)
         try:
             return await asyncio.wrap_future(request.future)
         except asyncio.CancelledError:
-            self._leave_line(request)
+            self._give_up(request)
             raise
 
     def check(self, task: Task) -> None:
@@ -132,29 +143,36 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests in line."""
+        """Passes in line."""
         return len(self._line)
 
     @property
     def running(self) -> int:
-        """Requests in the batch that runs."""
-        return self._running
+        """Passes in the batch."""
+        return len(self._running)
 
-    def _enqueue(self, waveform: np.ndarray, task: Task, options: DecodingOptions, priority: int) -> Waiting:
+    @property
+    def rows(self) -> int:
+        """Decoder rows in use."""
+        return self._rows
+
+    def _enqueue(self, wanted: Pass, priority: int) -> Waiting:
         with self._changed:
             if self._stopping:
                 raise EngineStopped("The server is stopping.")
             if len(self._line) >= self._max_queue:
                 raise QueueFull(f"{len(self._line)} requests are waiting, the most that may; try again in a moment.")
             self._accepted += 1
-            request = Waiting(priority, self._accepted, waveform, task, options)
+            request = Waiting(priority, self._accepted, wanted)
             bisect.insort(self._line, request)
             self._changed.notify()
             return request
 
-    def _leave_line(self, request: Waiting) -> None:
+    def _give_up(self, request: Waiting) -> None:
         with self._changed:
             self._line = [waiting for waiting in self._line if waiting is not request]
+            if request.number in self._running:
+                self._cancelled.add(request.number)
 
     def _refuse_line(self) -> None:
         """Take no more, and fail what waits."""
@@ -174,12 +192,13 @@ class Engine:
             self._info.set_exception(error)
             self._refuse_line()
             return
-        try:
-            while batch := self._admit():
-                outcomes = self._run(canary, batch)
-                self._retire(batch, outcomes)
-        finally:
-            self._refuse_line()
+        batcher = Batcher(canary, self._max_rows)
+        while self._wait_for_work():
+            self._free_cancelled(batcher)
+            outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
+            outcomes += batcher.step()
+            self._retire(outcomes)
+            self._rows = batcher.rows
 
     def _load(self) -> "Canary":
         import mlx.core as mx
@@ -191,40 +210,45 @@ class Engine:
         self._info.set_result(ModelInfo(canary.config, str(canary.dtype).removeprefix("mlx.core."), device, load_s))
         return canary
 
-    def _admit(self) -> list[Waiting]:
-        """The next requests to run together: the first in line and others with its options. Empty: the end."""
+    def _wait_for_work(self) -> bool:
+        """Whether there is any; False is the end."""
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._line or self._stopping)
-                if not self._line:
-                    return []
-                options = self._line[0].options
-                chosen = [request for request in self._line if request.options == options][: self._max_batch]
-                self._line = [request for request in self._line if request not in chosen]
-                # False: cancelled while it waited
-                batch = [request for request in chosen if request.future.set_running_or_notify_cancel()]
-                self._running = len(batch)
-                if batch:
-                    return batch
+            self._changed.wait_for(lambda: self._line or self._running or self._stopping)
+            return bool(self._line or self._running)
 
-    def _run(self, canary: "Canary", batch: list[Waiting]) -> list[Outcome]:
-        """What became of each request; one that fails is found by running each alone."""
-        waveforms, tasks = [request.waveform for request in batch], [request.task for request in batch]
-        try:
-            transcripts = canary.transcribe(waveforms, tasks, batch[0].options)
-            return [transcript for _, transcript in zip(batch, transcripts, strict=True)]
-        except Exception as error:
-            if len(batch) == 1:
-                return [_for_the_caller(error)]
-        return [outcome for request in batch for outcome in self._run(canary, [request])]
+    def _free_cancelled(self, batcher: Batcher) -> None:
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, set()
+            for number in cancelled:
+                self._running.pop(number, None)
+        for number in cancelled:
+            batcher.cancel(number)
 
-    def _retire(self, batch: list[Waiting], outcomes: list[Outcome]) -> None:
-        self._running = 0
-        for request, outcome in zip(batch, outcomes, strict=True):
+    def _admit(self, batcher: Batcher) -> list[Waiting]:
+        """The next passes to join, in order: as many as are encoded together and have room. Nobody overtakes."""
+        admitted: list[Waiting] = []
+        with self._changed:
+            while self._line and batcher.has_room_for(self._line[0].wanted, [r.wanted for r in admitted]):
+                request = self._line.pop(0)
+                # False: cancelled while it waited.
+                if request.future.set_running_or_notify_cancel():
+                    request.queue_s = time.monotonic() - request.since
+                    self._running[request.number] = request
+                    admitted.append(request)
+        return admitted
+
+    def _retire(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> None:
+        for number, outcome in outcomes:
+            with self._changed:
+                request = self._running.pop(number, None)
+                self._cancelled.discard(number)
+            if request is None:
+                continue
             if isinstance(outcome, Exception):
-                request.future.set_exception(outcome)
+                request.future.set_exception(_for_the_caller(outcome))
             else:
-                request.future.set_result(outcome)
+                timing = replace(outcome.timing, queue_s=request.queue_s)
+                request.future.set_result(replace(outcome, timing=timing))
 
 
 def _for_the_caller(error: Exception) -> Exception:

@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     max_channels: int = Field(8, ge=1)
 
     max_queue: int = Field(32, ge=1, description="requests that may wait; the next one is answered 503")
-    max_batch: int = Field(8, ge=1, description="requests that run side by side")
+    max_rows: int = Field(16, ge=1, description="texts, and hypotheses of a beam, that are decoded side by side")
     max_connections: int = Field(256, ge=1)
     max_message_mb: float = Field(1.0, gt=0, description="one websocket message")
     keep_alive_s: int = Field(10, ge=1)

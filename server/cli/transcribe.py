@@ -69,8 +69,8 @@ def _transcripts(
     canary: "Canary", files: list[Path], task: Task, options: DecodingOptions, settings: Settings
 ) -> Iterator[tuple[Path, Transcript | None]]:
     """(file, transcript) in the order given, computed in batches; None for a file that failed, which is said."""
-    for first in range(0, len(files), settings.max_batch):
-        batch = files[first : first + settings.max_batch]
+    for first in range(0, len(files), settings.max_rows):
+        batch = files[first : first + settings.max_rows]
         waveforms = {path: waveform for path in batch if (waveform := _waveform(path, settings)) is not None}
         transcripts = _batch(canary, waveforms, task, options)
         for path in batch:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model.generate import DecodingOptions
+from model.generate import DecodingOptions, Generated
 from model.prompt import Task, TaskError
 from model.transcript import Transcript
+from server.batching import Pass
 from server.engine import Engine
 from server.errors import EngineStopped, QueueFull, TranscriptionFailed
 
@@ -19,27 +20,65 @@ CONFIG = SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="can
 
 @dataclass
 class MockCanary:
-    """Writes the number a waveform begins with. Waits at `gate`; fails on negative numbers."""
+    """Writes the number a waveform begins with, one token a step. Waits at `gate`; fails on negative numbers."""
 
     config: SimpleNamespace = field(default_factory=lambda: CONFIG)
     dtype: str = "float32"
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
-    batches: list[list[int]] = field(default_factory=list)
+    encoded: list[int] = field(default_factory=list)
+    most_rows: int = 0
+    steps: int = 3
     threads: set[str] = field(default_factory=set)
 
-    def transcribe(self, waveforms, tasks, options):
+    def encodings(self, waveforms):
         numbers = [int(waveform[0]) for waveform in waveforms]
-        self.batches.append(numbers)
         self.threads.add(threading.current_thread().name)
         self.entered.set()
         assert self.gate.wait(10)
+        self.encoded += numbers
         if min(numbers) < 0:
             raise RuntimeError(f"secret internals of {min(numbers)}")
-        return [
-            Transcript(str(number), task.language, task.target, 1.0, ())
-            for number, task in zip(numbers, tasks, strict=True)
-        ]
+        return [SimpleNamespace(number=number, features_s=0.0, encode_s=0.0) for number in numbers]
+
+    def running_batch(self):
+        return MockBatch(self)
+
+    def prompt(self, task):
+        return []
+
+    def utterance(self, key, encoded, prompt, options):
+        return SimpleNamespace(key=key, number=encoded.number, left=self.steps)
+
+    def transcript(self, generated, waveform, task):
+        return Transcript(str(generated.tokens[0]), task.language, task.target, 1.0, ())
+
+
+class MockBatch:
+    """A row for each utterance, until its steps are over."""
+
+    def __init__(self, model):
+        self.model = model
+        self.utterances = []
+
+    @property
+    def rows(self):
+        return len(self.utterances)
+
+    def join(self, utterances):
+        self.utterances += utterances
+        self.model.most_rows = max(self.model.most_rows, self.rows)
+        return []
+
+    def step(self):
+        for utterance in self.utterances:
+            utterance.left -= 1
+        done = [utterance for utterance in self.utterances if not utterance.left]
+        self.utterances = [utterance for utterance in self.utterances if utterance.left]
+        return [Generated(utterance.key, [utterance.number], [0.0]) for utterance in done]
+
+    def drop(self, key):
+        self.utterances = [utterance for utterance in self.utterances if utterance.key != key]
 
 
 def wave(number: int) -> np.ndarray:
@@ -64,6 +103,12 @@ async def line_of(engine: Engine, model: MockCanary, *numbers: int, **options) -
     return requests
 
 
+async def until(condition) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def texts(requests: list[asyncio.Task]) -> list[str]:
     return [(await request).text for request in requests]
 
@@ -83,37 +128,72 @@ async def test_the_model_is_loaded_and_run_in_one_thread_of_its_own(model):
     assert model.threads == {"model"}
 
 
-async def test_requests_that_wait_together_run_in_one_batch_up_to_its_size(model):
-    engine = Engine(lambda: model, max_batch=3)
+async def test_requests_join_the_running_batch_at_every_step_up_to_its_rows(model):
+    model.steps = 10
+    engine = Engine(lambda: model, max_rows=3)
     await engine.start()
     requests = await line_of(engine, model, 1, 2, 3, 4, 5)
     model.gate.set()
     assert await texts(requests) == ["1", "2", "3", "4", "5"]
-    assert model.batches == [[1], [2, 3, 4], [5]]
+    assert model.encoded == [1, 2, 3, 4, 5]
+    assert model.most_rows == 3
     await engine.stop()
 
 
-async def test_only_requests_with_the_same_options_share_a_batch(model):
-    engine = Engine(lambda: model)
+async def test_a_request_wider_than_the_batch_waits_for_an_empty_one_and_nobody_overtakes_it(model):
+    engine = Engine(lambda: model, max_rows=2)
     await engine.start()
-    requests = await line_of(engine, model, 1, 2)
-    requests += [asyncio.ensure_future(engine.transcribe(wave(3), Task(), DecodingOptions(beam_size=4)))]
-    requests += [asyncio.ensure_future(engine.transcribe(wave(4), Task()))]
+    requests = await line_of(engine, model, 1)
+    requests += [asyncio.ensure_future(engine.transcribe(wave(2), Task(), DecodingOptions(beam_size=4)))]
+    await asyncio.sleep(0)
+    requests += [asyncio.ensure_future(engine.transcribe(wave(3), Task()))]
     await asyncio.sleep(0)
     model.gate.set()
-    assert await texts(requests) == ["1", "2", "3", "4"]
-    assert model.batches == [[1], [2, 4], [3]]
+    assert await texts(requests) == ["1", "2", "3"]
+    assert model.encoded == [1, 2, 3]
+    assert model.most_rows <= 2
+    await engine.stop()
+
+
+async def test_cancelling_what_runs_frees_its_rows_and_leaves_the_others(model):
+    model.steps = 1_000_000_000
+    engine = Engine(lambda: model)
+    await engine.start()
+    endless, other = await line_of(engine, model, 1, 2)
+    model.gate.set()
+    await until(lambda: engine.rows == 2)
+    endless.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await endless
+    await until(lambda: engine.rows == 1)
+    assert engine.running == 1
+    assert not other.done()
+    other.cancel()
+    await until(lambda: engine.rows == 0)
+    await engine.stop()
+
+
+async def test_a_result_says_how_long_it_waited_and_ran(model):
+    engine = Engine(lambda: model)
+    await engine.start()
+    first = asyncio.ensure_future(engine.run(Pass(wave(1), (Task(),))))
+    second = asyncio.ensure_future(engine.run(Pass(wave(2), (Task(),))))
+    assert await asyncio.to_thread(model.entered.wait, 10)
+    await asyncio.sleep(0.05)
+    model.gate.set()
+    await first
+    assert (await second).timing.queue_s >= 0.05
     await engine.stop()
 
 
 async def test_a_lower_priority_number_goes_first_and_equals_go_in_order(model):
-    engine = Engine(lambda: model, max_batch=1)
+    engine = Engine(lambda: model, max_rows=1)
     await engine.start()
     requests = await line_of(engine, model, 1, 2, 3)
     requests += await line_of(engine, model, 4, priority=-1)
     model.gate.set()
     await asyncio.gather(*requests)
-    assert model.batches == [[1], [4], [2], [3]]
+    assert model.encoded == [1, 4, 2, 3]
     await engine.stop()
 
 
@@ -141,7 +221,7 @@ async def test_a_cancelled_request_leaves_the_line_at_once_and_never_runs(model)
     model.gate.set()
     assert await texts([running]) == ["1"]
     await engine.stop()
-    assert model.batches == [[1]]
+    assert model.encoded == [1]
 
 
 async def test_a_failed_request_leaves_its_batch_and_the_engine_serving(model, caplog):
@@ -159,29 +239,17 @@ async def test_a_failed_request_leaves_its_batch_and_the_engine_serving(model, c
     await engine.stop()
 
 
-async def test_a_model_that_returns_too_few_transcripts_fails_the_request_and_not_the_engine(model, monkeypatch):
-    engine = Engine(lambda: model)
-    await engine.start()
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "transcribe", lambda waveforms, tasks, options: [])
-        with pytest.raises(TranscriptionFailed):
-            await engine.transcribe(wave(1), Task())
-    model.gate.set()
-    assert (await engine.transcribe(wave(2), Task())).text == "2"
-    await engine.stop()
-
-
 async def test_a_task_the_model_cannot_do_is_refused_before_it_waits(model):
     engine = Engine(lambda: model)
     await engine.start()
     with pytest.raises(TaskError, match=r"'fr'.*en, de"):
         await engine.transcribe(wave(1), Task("fr"))
     await engine.stop()
-    assert model.batches == []
+    assert model.encoded == []
 
 
 async def test_stopping_lets_the_line_finish_and_takes_nothing_new(model):
-    engine = Engine(lambda: model, max_batch=1)
+    engine = Engine(lambda: model, max_rows=1)
     await engine.start()
     requests = await line_of(engine, model, 1, 2)
     stopping = asyncio.ensure_future(engine.stop())
@@ -195,7 +263,7 @@ async def test_stopping_lets_the_line_finish_and_takes_nothing_new(model):
 
 
 async def test_what_still_waits_when_the_drain_time_is_over_is_told_so(model):
-    engine = Engine(lambda: model, max_batch=1)
+    engine = Engine(lambda: model, max_rows=1)
     await engine.start()
     running, waiting = await line_of(engine, model, 1, 2)
     await engine.stop(drain_s=0.05)

@@ -1,0 +1,128 @@
+"""Passes that join and leave the running batch at any time get, token for token, what they get alone."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from model.canary import Canary
+from model.generate import DecodingOptions
+from model.prompt import Task
+from server.batching import Batcher, Pass, PassResult
+
+TASKS = (
+    (Task("en"),),
+    (Task("de", pnc=False),),
+    (Task("de", "en", context="9 41 17"),),
+    (Task("en"), Task("en", "de")),
+)
+OPTIONS = [
+    DecodingOptions(beam_size=width, length_penalty=0.4, max_new_tokens=n) for width, n in ((1, 14), (1, 5), (3, 9))
+]
+KINDS = st.tuples(st.integers(0, 7), st.integers(0, len(TASKS) - 1), st.integers(0, len(OPTIONS) - 1))
+
+
+@pytest.fixture(scope="module")
+def passes(sounds):
+    """passes(kind): the pass that a drawn kind means."""
+    return lambda kind: Pass(sounds[kind[0]], TASKS[kind[1]], OPTIONS[kind[2]])
+
+
+@pytest.fixture(scope="module")
+def alone(canary: Canary, passes):
+    """alone(kind): its tokens by task, in a batch of its own."""
+
+    @cache
+    def tokens(kind: tuple[int, int, int]) -> list[list[int]]:
+        ((_, result),) = run(Batcher(canary, 16), [(0, passes(kind))])
+        return written(result)
+
+    return tokens
+
+
+def run(batcher: Batcher, joining: list[tuple[int, Pass]]) -> list[tuple[int, PassResult]]:
+    outcomes = batcher.join(joining)
+    while batcher.running:
+        outcomes += batcher.step()
+    return outcomes  # type: ignore[return-value]
+
+
+def written(result: PassResult) -> list[list[int]]:
+    return [generated.tokens for generated in result.generated]
+
+
+@given(st.lists(st.tuples(KINDS, st.integers(0, 6), st.booleans()), min_size=2, max_size=7))
+@settings(max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate])
+def test_random_mixes_that_join_and_leave_at_random_times_change_nobodys_tokens(canary, passes, alone, arrivals):
+    batcher = Batcher(canary, 64)
+    outcomes = []
+    cancelled = set()
+    for ticket, (kind, steps_before, cancel) in enumerate(arrivals):
+        for _ in range(steps_before):
+            outcomes += batcher.step()
+        outcomes += batcher.join([(ticket, passes(kind))])
+        if cancel and ticket and ticket - 1 not in dict(outcomes):
+            rows = batcher.rows
+            batcher.cancel(ticket - 1)
+            assert batcher.rows < rows
+            cancelled.add(ticket - 1)
+    while batcher.running:
+        outcomes += batcher.step()
+    results = dict(outcomes)
+    assert results.keys() == set(range(len(arrivals))) - cancelled
+    for ticket, result in results.items():
+        assert written(result) == alone(arrivals[ticket][0])
+    assert batcher.rows == 0
+
+
+def test_a_prefix_is_gone_on_from_and_comes_first_in_the_transcript(canary, passes, sounds):
+    whole = run(Batcher(canary, 8), [(0, passes((1, 0, 0)))])[0][1]
+    (tokens,) = written(whole)
+    rest = Pass(sounds[1], TASKS[0], DecodingOptions(max_new_tokens=len(tokens) - 5), (tuple(tokens[:5]),))
+    resumed = run(Batcher(canary, 8), [(0, rest)])[0][1]
+    assert written(resumed) == [tokens[5:]]
+    assert resumed.transcripts[0].text == whole.transcripts[0].text
+
+
+def test_attention_says_for_every_token_where_in_the_audio_it_was_looking(canary, passes, sounds):
+    from dataclasses import replace
+
+    result = run(Batcher(canary, 8), [(0, replace(passes((3, 3, 0)), attention=True))])[0][1]
+    for tokens, attention in zip(written(result), result.attention, strict=True):
+        steps = canary.encodings([sounds[3]])[0].vectors.shape[0]
+        assert attention.shape == (len(tokens), steps)
+        assert np.allclose(attention.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(result.attention[0][0] - result.attention[0][1]).max() > 1e-3
+
+
+def test_a_pass_that_cannot_be_encoded_fails_alone(canary, passes):
+    broken = Pass(np.zeros((16000, 2), np.float32), TASKS[0])
+    outcomes = dict(run(Batcher(canary, 8), [(0, passes((0, 0, 0))), (1, broken), (2, passes((2, 1, 1)))]))
+    assert isinstance(outcomes[1], Exception)
+    assert written(outcomes[0])
+    assert written(outcomes[2])
+
+
+def test_a_step_that_fails_is_tried_again_pass_by_pass(canary, passes, alone, monkeypatch):
+    kinds = [(0, 0, 0), (4, 1, 0), (2, 2, 2)]
+    batcher = Batcher(canary, 16)
+    outcomes = batcher.join([(i, passes(kind)) for i, kind in enumerate(kinds)])
+    monkeypatch.setattr(batcher._batch, "step", lambda: 1 / 0)
+    outcomes += batcher.step()
+    while batcher.running:
+        outcomes += batcher.step()
+    assert {ticket: written(result) for ticket, result in outcomes} == {i: alone(k) for i, k in enumerate(kinds)}
+
+
+def test_a_language_to_be_found_out_is_the_models_own_most_probable_one(canary, sounds):
+    result = run(Batcher(canary, 8), [(0, Pass(sounds[0], (Task("auto"),), OPTIONS[1]))])[0][1]
+    detection = result.detection
+    assert detection is not None
+    assert result.transcripts[0].language == detection.language
+    assert set(detection.probabilities) == {"en", "de"}
+    assert sum(detection.probabilities.values()) == pytest.approx(1)
+    assert detection.probability == max(detection.probabilities.values())
+    known = run(Batcher(canary, 8), [(0, Pass(sounds[0], (Task(detection.language),), OPTIONS[1]))])[0][1]
+    assert written(result) == written(known)
