@@ -42,15 +42,15 @@ class Utterance:
 
 def utterance(rng: random.Random, progress: float) -> Utterance:
     """One utterance with its answers. Early in training (`progress` 0..1) most are one sentence, later up to five."""
-    language = rng.choice(LANGUAGES)
+    language = rng.choices(LANGUAGES, weights=(1.5, 1, 1, 1))[0]  # English is translated into three
     kind = rng.random()
-    if kind < 0.04:
+    if kind < 0.05:
         return _without_speech(rng, language)
-    if kind < 0.12:
+    if kind < 0.13:
         return _single_words(rng, language)
     longer = min(1.0, progress / 0.25)
     counts = (1, 2, 3, 4, 5)
-    n = rng.choices(counts, weights=(10, 4 * longer, 2 * longer, 0.8 * longer, 0.4 * longer))[0]
+    n = rng.choices(counts, weights=(10, 5 * longer, 4 * longer, longer, 0.5 * longer))[0]
     return _sentences(rng, language, [sentence(rng, "train") for _ in range(n)])
 
 
@@ -73,16 +73,17 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
         return _sentences(rng, language, parts[:1])
 
     times = [(start, end) for _, start, end in spoken]
-    for with_times, chance in ((True, 1.0), (False, 0.7)):
+    for with_times, chance in ((True, 1.0), (False, 0.5)):
         if rng.random() < chance:
             pnc = rng.random() < 0.7
             words = [w for part, c in zip(parts, counts, strict=True) for w in part.words(language, pnc, c)]
             result.answers.append(Answer(language, language, pnc, words, times if with_times else None))
-    if count is None:
-        target, pnc = rng.choice(LANGUAGES[1:]) if language == "en" else "en", rng.random() < 0.7
-        words = [word for part in parts for word in part.words(target, pnc)]
-        with_times = _spread(parts, language, target, times) if rng.random() < 0.15 else None
-        result.answers.append(Answer(language, target, pnc, words, with_times))
+    if count is None:  # from English, the other three languages take turns
+        for target in rng.sample(LANGUAGES[1:], 2) if language == "en" else ["en"]:
+            pnc = rng.random() < 0.7
+            words = [word for part in parts for word in part.words(target, pnc)]
+            with_times = _spread(parts, language, target, times) if rng.random() < 0.15 else None
+            result.answers.append(Answer(language, target, pnc, words, with_times))
     for answer in result.answers:
         if rng.random() < 0.1:
             answer.context = sentence(rng, "train").words(answer.target, answer.pnc)
@@ -125,6 +126,8 @@ def _without_speech(rng: random.Random, language: str) -> Utterance:
     if kind == "tone":
         hertz = rng.uniform(50, 3000)
         waveform += 10 ** rng.uniform(-2, -0.5) * np.sin(2 * np.pi * hertz * np.arange(length) / SAMPLE_RATE)
+    if rng.random() < 0.3:  # as what is shorter than a second is padded to one
+        waveform = np.pad(waveform, rng.randrange(SAMPLE_RATE // 2))
     target = rng.choice(LANGUAGES) if language == "en" else rng.choice((language, "en"))
     times = [] if rng.random() < 0.5 else None
     answer = Answer(language, target, rng.random() < 0.7, [], times)

@@ -1,7 +1,6 @@
 """The untrained toy model: tokenizers made here, the rest as model.yaml says."""
 
 import random
-import shutil
 from pathlib import Path
 
 from nemo.collections.asr.models import EncDecMultiTaskModel
@@ -25,22 +24,31 @@ def special_tokens() -> list[str]:
 
 
 def new_model(folder: Path) -> EncDecMultiTaskModel:
-    """An untrained model. Its tokenizers are trained on sentences of the grammar; their files stay in `folder`."""
+    """An untrained model with the tokenizers in `folder`, which are made if it does not exist."""
+    if not folder.exists():
+        _make_tokenizers(folder)
     config = OmegaConf.load(CONFIG)
-    config.tokenizer = _tokenizers(folder)
+    config.tokenizer = {
+        "dir": None,
+        "type": "agg",
+        "langs": {name: {"dir": str(folder / name), "type": "bpe"} for name in ("spl_tokens", *LANGUAGES)},
+        "custom_tokenizer": {
+            "_target_": f"{CanaryTokenizer.__module__}.{CanaryTokenizer.__name__}",
+            "tokenizers": None,
+        },
+    }
     return EncDecMultiTaskModel(cfg=config)
 
 
-def _tokenizers(folder: Path) -> dict:
-    shutil.rmtree(folder, ignore_errors=True)
+def _make_tokenizers(folder: Path) -> None:
+    """The special tokens', and one for each language trained on sentences of the grammar."""
     CanaryTokenizer.build_special_tokenizer(special_tokens(), folder / "spl_tokens", force_rebuild=True)
     rng = random.Random(0)
     sentences = [sentence(rng, "train") for _ in range(4000)]
     for language in LANGUAGES:
         text = folder / language / "text.txt"
         text.parent.mkdir()
-        lines = [s.text(language, pnc=i % 3 > 0) for i, s in enumerate(sentences)]
-        text.write_text("\n".join(lines))
+        text.write_text("\n".join(s.text(language, pnc=i % 3 > 0) for i, s in enumerate(sentences)))
         create_spt_model(
             str(text),
             vocab_size=PIECES,
@@ -49,16 +57,8 @@ def _tokenizers(folder: Path) -> dict:
             tokenizer_type="bpe",
             output_dir=str(text.parent),
         )
-    names = ("spl_tokens", *LANGUAGES)
-    for name in names:
-        _drop_normalizer(folder / name / "tokenizer.model")
-    target = f"{CanaryTokenizer.__module__}.{CanaryTokenizer.__name__}"
-    return {
-        "dir": None,
-        "type": "agg",
-        "langs": {name: {"dir": str(folder / name), "type": "bpe"} for name in names},
-        "custom_tokenizer": {"_target_": target, "tokenizers": None},
-    }
+    for model in folder.glob("*/tokenizer.model"):
+        _drop_normalizer(model)
 
 
 def _drop_normalizer(model: Path) -> None:

@@ -141,6 +141,9 @@ def mlx_backend(path: Path) -> Backend:
     return Backend(transcribe, languages)
 
 
+BACKENDS: dict[str, Callable[[Path], Backend]] = {"mlx": mlx_backend, "nemo": nemo_backend}
+
+
 def heard(text: str) -> Heard:
     """A token string of the flash style, `<|12|> word<|17|>` for each word, or one without times."""
     timed = re.findall(r"<\|(\d+)\|>(.*?)<\|(\d+)\|>", text)
@@ -254,11 +257,11 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("model", type=Path)
-    options.add_argument("--backend", choices=("mlx", "nemo"), default="mlx")
+    options.add_argument("--backend", choices=list(BACKENDS), default="mlx")
     options.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
     options.add_argument("--json", type=Path)
     given = options.parse_args()
-    rows = scores({"nemo": nemo_backend, "mlx": mlx_backend}[given.backend](given.model), given.count)
+    rows = scores(BACKENDS[given.backend](given.model), given.count)
     print(table(rows))
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
