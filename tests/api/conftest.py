@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import uvicorn
 
+from model.generate import Generated
 from model.transcript import Segment, Transcript, Word
 from server.app import create_app
 from server.cli.serve import uvicorn_config
@@ -120,23 +121,36 @@ class MockCanary:
     dtype: str = "float32"
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
-    batches: list[list[int]] = field(default_factory=list)
+    heard: list[int] = field(default_factory=list)  # samples of each audio that reached it
 
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def transcribe(self, waveforms, tasks, options) -> list[Transcript]:
-        self.batches.append([len(waveform) for waveform in waveforms])
+    def encodings(self, waveforms) -> list[SimpleNamespace]:
+        self.heard += [len(waveform) for waveform in waveforms]
         self.entered.set()
         assert self.gate.wait(30)
         if max(waveform.max() for waveform in waveforms) > 0.9:
             raise RuntimeError("secret internals at 0xdeadbeef")
-        return [self.transcript(len(w) / 16000, t) for w, t in zip(waveforms, tasks, strict=True)]
+        return [SimpleNamespace(features_s=0.0, encode_s=0.0) for _ in waveforms]
 
-    def transcript(self, duration: float, task) -> Transcript:
+    def prompt(self, task) -> list[int]:
+        return []
+
+    def utterance(self, key, encoded, prompt, options) -> int:
+        return key
+
+    def running_batch(self) -> SimpleNamespace:
+        """One where everything is written at once."""
+        return SimpleNamespace(
+            rows=0, join=lambda keys: [Generated(key, [1, 2], [0.0, 0.0]) for key in keys], step=list
+        )
+
+    def transcript(self, generated, waveform, task) -> Transcript:
+        duration = len(waveform) / 16000
         text = f"{duration:g} s & <{task.timestamps}>" + ("." if task.pnc else "")
         words = tuple(Word(word, i / 10, (i + 1) / 10) for i, word in enumerate(text.split()))
-        segment = Segment(0.0, duration, text, (1, 2), words if task.timestamps == "word" else ())
+        segment = Segment(0.0, duration, text, tuple(generated.tokens), words if task.timestamps == "word" else ())
         return Transcript(text, task.language, task.target, duration, (segment,))
 
 
@@ -153,7 +167,7 @@ def serve_mock(start_server, mock) -> Callable[..., httpx.Client]:
 
     def serve(**settings) -> httpx.Client:
         chosen = Settings(_env_file=None, **settings)
-        return start_server(Engine(lambda: mock, chosen.max_queue, chosen.max_batch), **settings)
+        return start_server(Engine(lambda: mock, chosen.max_queue, chosen.max_rows), **settings)
 
     return serve
 

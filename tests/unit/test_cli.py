@@ -89,7 +89,7 @@ def test_a_language_that_was_not_given_is_said_to_be_assumed(canary):
 
 
 def test_files_run_in_batches_of_the_size_that_is_set(canary, monkeypatch):
-    monkeypatch.setenv("CANARY_MAX_BATCH", "2")
+    monkeypatch.setenv("CANARY_MAX_ROWS", "2")
     assert run("transcribe", *(sound(f"{i}.wav", 0.1) for i in range(5))).exit_code == 0
     assert [count for count, _, _ in canary.calls] == [2, 2, 1]
 
