@@ -193,12 +193,17 @@ class Engine:
             self._refuse_line()
             return
         batcher = Batcher(canary, self._max_rows)
-        while self._wait_for_work():
-            self._free_cancelled(batcher)
-            outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
-            outcomes += batcher.step()
-            self._retire(outcomes)
-            self._rows = batcher.rows
+        try:
+            while self._wait_for_work():
+                self._free_cancelled(batcher)
+                outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
+                outcomes += batcher.step()
+                self._retire(outcomes)
+                self._rows = batcher.rows
+        finally:
+            # Only a fault of the loop itself leaves anybody here: they are told, not left waiting.
+            self._refuse_line()
+            self._retire([(number, EngineStopped("The server is stopping.")) for number in list(self._running)])
 
     def _load(self) -> "Canary":
         import mlx.core as mx

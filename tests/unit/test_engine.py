@@ -307,3 +307,16 @@ async def test_requests_that_came_before_the_model_failed_to_load_are_told_so(mo
 
 async def test_stopping_an_engine_that_never_started_is_no_error(model):
     await Engine(lambda: model).stop()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_fault_of_the_loop_itself_tells_whoever_runs_or_waits(model, monkeypatch):
+    engine = Engine(lambda: model)
+    await engine.start()
+    running, waiting = await line_of(engine, model, 1, 2)
+    monkeypatch.setattr(engine, "_free_cancelled", lambda batcher: 1 / 0)
+    model.steps = 1_000_000_000
+    model.gate.set()
+    for request in (running, waiting):
+        with pytest.raises(EngineStopped):
+            await request
