@@ -169,6 +169,18 @@ def test_the_rows_of_the_head_are_counted_where_the_configuration_leaves_them_op
     assert read_config(folder).vocab_size == archives.vocabulary_rows("180m-flash")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "expected"), [("beam", (5, 1.0, 60)), ("greedy_batch", (1, 0.0, 50))], ids=["beam", "greedy"]
+)
+def test_the_search_is_configured_as_nemo_reads_it(tmp_path, strategy, expected):
+    config = archives.config("1b")
+    beam = {"beam_size": 5, "length_penalty": 1.0, "len_pen": 0.3, "max_generation_delta": 60}
+    config["decoding"] = {"strategy": strategy, "beam": beam}
+    archive = archives.tiny_archive(tmp_path, "1b", config=config)
+    decoding = read_config(convert(ConversionConfig(source=archive, output=tmp_path / "out"))).decoding
+    assert (decoding.beam_size, decoding.length_penalty, decoding.max_generation_delta) == expected
+
+
 # ---- more than one process, and none that ends well ----
 
 CONVERT = """
