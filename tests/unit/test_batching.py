@@ -18,6 +18,7 @@ TASKS = (
     (Task("de", "en", context="9 41 17"),),
     (Task("en"), Task("en", "de")),
 )
+EXAMPLES = 20
 OPTIONS = [
     DecodingOptions(beam_size=width, length_penalty=0.4, max_new_tokens=n) for width, n in ((1, 14), (1, 5), (3, 9))
 ]
@@ -28,6 +29,22 @@ KINDS = st.tuples(st.integers(0, 7), st.integers(0, len(TASKS) - 1), st.integers
 def passes(sounds):
     """passes(kind): the pass that a drawn kind means."""
     return lambda kind: Pass(sounds[kind[0]], TASKS[kind[1]], OPTIONS[kind[2]])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def encoded_once(canary: Canary):
+    """The sounds recur hundreds of times, and what is tried here is what comes after."""
+    encode, known = canary.encodings, {}
+    with pytest.MonkeyPatch.context() as patch:
+
+        def encodings(waveforms):
+            for waveform in waveforms:
+                if waveform.tobytes() not in known:
+                    known[waveform.tobytes()] = encode([waveform])[0]
+            return [known[waveform.tobytes()] for waveform in waveforms]
+
+        patch.setattr(canary, "encodings", encodings)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +71,7 @@ def written(result: PassResult) -> list[list[int]]:
 
 
 @given(st.lists(st.tuples(KINDS, st.integers(0, 6), st.booleans()), min_size=2, max_size=7))
-@settings(max_examples=200, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, phases=[Phase.generate])
 def test_random_mixes_that_join_and_leave_at_random_times_change_nobodys_tokens(canary, passes, alone, arrivals):
     batcher = Batcher(canary, 64)
     outcomes = []
