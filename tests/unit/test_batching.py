@@ -18,7 +18,7 @@ TASKS = (
     (Task("de", "en", context="9 41 17"),),
     (Task("en"), Task("en", "de")),
 )
-EXAMPLES = 20
+EXAMPLES = 200
 OPTIONS = [
     DecodingOptions(beam_size=width, length_penalty=0.4, max_new_tokens=n) for width, n in ((1, 14), (1, 5), (3, 9))
 ]
