@@ -27,6 +27,7 @@ from .errors import EngineStopped, QueueFull, ServiceError, TranscriptionFailed
 
 if TYPE_CHECKING:
     from model.canary import Canary
+    from model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class ModelInfo:
     dtype: str
     device: str
     load_s: float
+    # Text of tokens, for whoever reads them before a pass's transcript: unlike the model it belongs to no thread.
+    tokenizer: "Tokenizer | None" = None
 
     @property
     def name(self) -> str:
@@ -212,7 +215,8 @@ class Engine:
         canary = self._resolve_model()
         device = f"{mx.default_device().type.name} ({mx.device_info().get('device_name', 'unnamed')})"
         load_s = time.monotonic() - began
-        self._info.set_result(ModelInfo(canary.config, str(canary.dtype).removeprefix("mlx.core."), device, load_s))
+        dtype, tokenizer = str(canary.dtype).removeprefix("mlx.core."), getattr(canary, "tokenizer", None)
+        self._info.set_result(ModelInfo(canary.config, dtype, device, load_s, tokenizer))
         return canary
 
     def _wait_for_work(self) -> bool:
