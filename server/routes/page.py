@@ -1,0 +1,96 @@
+"""GET /: the page for people, its files under /static, and GET /capabilities: what its menus may offer."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from model.config import CanaryConfig
+from model.prompt import Task, TaskError, check_task
+
+from ..dependencies import EngineDep, SettingsDep
+from ..errors import Unavailable
+from ..languages import NAMES
+
+STATIC = Path(__file__).parents[1] / "static"
+
+# All that the page runs, shows and speaks to comes from this server; nothing of it may be framed or sent elsewhere.
+CONTENT_SECURITY_POLICY = "; ".join([
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self'",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+    "require-trusted-types-for 'script'",
+    "trusted-types 'none'",
+])  # fmt: skip
+
+HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    # Kept, but asked about each time: a new version of the server comes with a new page.
+    "cache-control": "no-cache",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+class PageFiles(StaticFiles):
+    """The scripts, styles and pictures, with the page's own headers."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(HEADERS)
+        return response
+
+
+# app.py mounts it at /static
+files = PageFiles(directory=STATIC)
+
+
+@router.get("/")
+async def page() -> FileResponse:
+    return FileResponse(STATIC / "index.html", headers=HEADERS)
+
+
+@router.get("/capabilities")
+async def capabilities(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
+    """The model's languages with their English names, and for each those that it is translated to.
+
+    Raises Unavailable while the model loads.
+    """
+    if engine.status != "ready" or not engine.info:
+        raise Unavailable(f"The model is not ready: {engine.status}.")
+    config = engine.info.config
+    return {
+        "model": config.name,
+        "languages": [
+            {"code": code, "name": NAMES.get(code, code).capitalize(), "targets": targets(code, config)}
+            for code in config.languages
+        ],
+        "default_language": settings.default_language,
+        "max_upload_mb": settings.max_upload_mb,
+    }
+
+
+def targets(language: str, config: CanaryConfig) -> list[str]:
+    """The languages that `language` can be translated to."""
+    task = Task(language)
+    others = [code for code in config.languages if code != language]
+    return [code for code in others if _is_possible(replace(task, target_language=code), config)]
+
+
+def _is_possible(task: Task, config: CanaryConfig) -> bool:
+    try:
+        check_task(task, config)
+    except TaskError:
+        return False
+    return True

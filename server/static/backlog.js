@@ -1,0 +1,59 @@
+// Sound that the server may still need: what was not sent, and what no final text covers yet.
+
+// Longer than any line takes to become final; some 3 MB at 48 kHz.
+const KEPT_S = 30;
+
+/** Frames in order, each {at, samples}: `at` is in seconds from the start of the recording. */
+export class Backlog {
+  #frames = [];
+  #sent = 0;
+  #end = 0;
+
+  constructor(sampleRate) {
+    this.sampleRate = sampleRate;
+  }
+
+  /** Seconds recorded so far. */
+  get end() {
+    return this.#end;
+  }
+
+  /** Where what is kept begins. */
+  get start() {
+    return this.#frames[0]?.at ?? this.#end;
+  }
+
+  /** Seconds that wait to be sent. */
+  get unsent() {
+    return this.#sent < this.#frames.length ? this.#end - this.#frames[this.#sent].at : 0;
+  }
+
+  push(samples) {
+    this.#frames.push({ at: this.#end, samples });
+    this.#end += samples.length / this.sampleRate;
+    this.#forgetBefore(this.#end - KEPT_S);
+  }
+
+  /** The next frame to send, or undefined. */
+  next() {
+    return this.#frames[this.#sent++]?.samples ?? void this.#sent--;
+  }
+
+  /** Text up to here is final: its sound is no longer needed. */
+  settle(until) {
+    this.#forgetBefore(until);
+  }
+
+  /** Begin again with what is kept, on a new connection. Returns where that is. */
+  rewind() {
+    this.#sent = 0;
+    return this.start;
+  }
+
+  #forgetBefore(until) {
+    let gone = 0;
+    while (gone < this.#frames.length - 1 && this.#frames[gone + 1].at <= until) gone++;
+    this.#frames.splice(0, gone);
+    this.#sent = Math.max(0, this.#sent - gone);
+  }
+}

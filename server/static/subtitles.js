@@ -1,0 +1,104 @@
+// Captions as txt, srt and vtt. Pure: lines in, text out.
+//
+// A line is {start, end, text, words?, translation?: {text, words?}}; times in seconds.
+
+// Two rows of a subtitle, and about as long as one should stand.
+const MAX_CHARACTERS = 84;
+const MAX_S = 7;
+
+export const MEDIA_TYPES = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt" };
+
+/** The file of a format ("txt", "srt", "vtt"), with "text", "translation" or "both" in it. */
+export function write(format, lines, which = "text") {
+  return { txt: toText, srt: toSrt, vtt: toVtt }[format](lines, which);
+}
+
+export function toText(lines, which = "text") {
+  const blocks = lines.map((line) => texts(line, which).join("\n")).filter(Boolean);
+  return blocks.join(which === "both" ? "\n\n" : "\n") + "\n";
+}
+
+export function toSrt(lines, which = "text") {
+  const cues = allCues(lines, which);
+  return cues.map((cue, i) => `${i + 1}\n${clock(cue.start, ",")} --> ${clock(cue.end, ",")}\n${cue.text}\n`).join("\n");
+}
+
+export function toVtt(lines, which = "text") {
+  const cues = allCues(lines, which);
+  return "WEBVTT\n" + cues.map((cue) => `\n${clock(cue.start, ".")} --> ${clock(cue.end, ".")}\n${escaped(cue.text)}\n`).join("");
+}
+
+/** 3661.5 → 01:01:01.500 */
+export function clock(seconds, decimalMark) {
+  const milliseconds = Math.round(seconds * 1000);
+  const two = (value) => String(Math.floor(value)).padStart(2, "0");
+  const rest = String(milliseconds % 1000).padStart(3, "0");
+  return `${two(milliseconds / 3600000)}:${two((milliseconds / 60000) % 60)}:${two((milliseconds / 1000) % 60)}${decimalMark}${rest}`;
+}
+
+function texts(line, which) {
+  const spoken = oneRow(line.text);
+  const translated = oneRow(line.translation?.text ?? "");
+  return { text: [spoken], translation: [translated], both: [spoken, translated] }[which].filter(Boolean);
+}
+
+/** Cues never overlap, and each ends after it starts. */
+function allCues(lines, which) {
+  const cues = lines.flatMap((line) => lineCues(line, texts(line, which)));
+  cues.forEach((cue, i) => {
+    if (i + 1 < cues.length) cue.end = Math.min(cue.end, Math.max(cues[i + 1].start, cue.start));
+    cue.end = Math.max(cue.end, cue.start + 0.001);
+  });
+  return cues;
+}
+
+/** One line as one cue or, when it is long, several: at words, and at their times where those are known. */
+function lineCues({ start, end, words }, rows) {
+  if (!rows.length) return [];
+  const longest = Math.max(...rows.map((row) => row.length));
+  const count = Math.max(Math.ceil(longest / MAX_CHARACTERS), Math.ceil((end - start) / MAX_S), 1);
+  const parts = rows.map((row) => split(row, count));
+  const cues = [];
+  let characters = 0;
+  for (let i = 0; i < count; i++) {
+    const text = parts.map((part) => part[i]).filter(Boolean).join("\n");
+    const at = timeAt(characters / rows[0].length, { start, end, words }, rows[0]);
+    characters += (parts[0][i]?.length ?? 0) + 1;
+    if (text) cues.push({ start: at, end: timeAt(characters / rows[0].length, { start, end, words }, rows[0]), text });
+  }
+  return cues;
+}
+
+/** `count` parts of about the same length, cut between words; some may be empty. */
+function split(row, count) {
+  const parts = Array.from({ length: count }, () => []);
+  let written = 0;
+  for (const word of row.split(" ")) {
+    parts[Math.min(count - 1, Math.floor(((written + word.length / 2) / row.length) * count))].push(word);
+    written += word.length + 1;
+  }
+  return parts.map((part) => part.join(" "));
+}
+
+/** When this share of the characters has been said. */
+function timeAt(share, { start, end, words }, row) {
+  if (share <= 0) return start;
+  if (share >= 1) return end;
+  if (words?.length && words.map((word) => word.word).join(" ") === row) {
+    let written = 0;
+    for (const word of words) {
+      if (written >= share * row.length - 0.5) return word.start;
+      written += word.word.length + 1;
+    }
+  }
+  return start + share * (end - start);
+}
+
+function oneRow(text) {
+  // A blank row would end a cue, and "-->" would begin one.
+  return text.split(/\s+/).filter(Boolean).join(" ").replaceAll("-->", "→");
+}
+
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
