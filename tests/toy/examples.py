@@ -66,7 +66,11 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
 
     counts = [None] * (len(parts) - 1) + [count]
     written = [part.words(language, True, c) for part, c in zip(parts, counts, strict=True)]
-    waveform, spoken = speak([word for words in written for word in words], language, rng=rng, noise=0.0)
+    unfinished = parts[-1].words(language)[count : count + 1] if count and rng.random() < 0.5 else []
+    waveform, spoken = speak([word for words in [*written, unfinished] for word in words], language, rng=rng, noise=0.0)
+    if unfinished:  # the sound stops within a word, too early to know it
+        _, start, end = spoken.pop()
+        waveform = waveform[: round((start + rng.uniform(0.05, 0.4) * (end - start)) * SAMPLE_RATE)]
     waveform, spoken = _disturbed(waveform, spoken, rng)
     result = Utterance(waveform, language, spoken)
     if result.duration_s > LONGEST_S:
@@ -102,8 +106,8 @@ def _spread(parts: list[Sentence], source: str, target: str, times: list) -> lis
 
 
 def _single_words(rng: random.Random, language: str) -> Utterance:
-    """One to three words of the vocabulary without a sentence around them, written as in the dictionary."""
-    words = rng.choices(SINGLE_WORDS[language], k=rng.choice((1, 1, 2, 3)))
+    """One or two words of the vocabulary without a sentence around them, written as in the dictionary."""
+    words = rng.choices(SINGLE_WORDS[language], k=rng.choice((1, 1, 1, 2)))
     waveform, spoken = _disturbed(*speak(words, language, rng=rng, noise=0.0), rng)
     times = [(start, end) for _, start, end in spoken]
     answers = []

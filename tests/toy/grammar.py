@@ -159,7 +159,7 @@ def sentence(rng: random.Random, split: str | None = None) -> Sentence:
     if split not in ("train", "test", None):
         raise ValueError(f"split is {split!r}; possible: 'train', 'test', None")
     while True:
-        drawn = rng.choices(GRAMMAR, weights=(8, 5, 4, 3))[0](rng)
+        drawn = rng.choices(GRAMMAR, weights=(7, 4, 5, 4))[0](rng)
         if split is None or drawn.is_test == (split == "test"):
             return drawn
 

@@ -45,7 +45,7 @@ def targets(source: str) -> tuple[str, ...]:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("model", type=Path)
     options.add_argument("folder", type=Path)
     options.add_argument("--backend", choices=list(BACKENDS), default="mlx")

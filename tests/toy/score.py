@@ -207,9 +207,9 @@ def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
             "exact": exact(singles[source], answers, target),
             "WER": word_error_rate(singles[source], answers, target),
         }
-    for name, sentences, voices in (("three sentences", 3, None), ("unseen voices", 1, UNSEEN_VOICES)):
+    for name, sentences, voices in (("three sentences", 3, VOICES), ("unseen voices", 1, UNSEEN_VOICES)):
         for language in LANGUAGES:
-            items = recordings(language, count // 2, sentences, voices and voices[language], seed=2)
+            items = recordings(language, count // 2, sentences, voices[language], seed=2)
             sounds = [item.waveform for item in items]
             plain, timed = (backend.transcribe(sounds, language, language, True, times) for times in (False, True))
             rows[f"{language}, {name}"] = {
@@ -255,7 +255,7 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("model", type=Path)
     options.add_argument("--backend", choices=list(BACKENDS), default="mlx")
     options.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
