@@ -1,0 +1,95 @@
+"""What every live route shares: a session driven as fast as sound comes and the model allows, within bounds.
+
+Knows no protocol: events go to `emit`, and whoever has bytes calls `hear`.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..vad import SpeechDetector
+from .endpointing import SAMPLE_RATE
+from .session import Event, LiveSession
+
+# Sound of one look by the detector: bounded, so that other connections get their turn.
+PIECE = SAMPLE_RATE
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """buffer_s: sound that may wait for the model; rate: sound taken in a second of time, after `buffer_s` at once."""
+
+    buffer_s: float = 30.0
+    rate: float = 8.0
+
+
+class LiveConnection:
+    """`run` beside whatever calls `hear`; both belong to one event loop."""
+
+    def __init__(self, session: LiveSession, emit: Callable[[Event], Awaitable[None]], bounds: Bounds):
+        self.session = session
+        self._emit = emit
+        self._bounds = bounds
+        self._detector = SpeechDetector()
+        self._changed = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._began = time.monotonic()
+
+    async def hear(self, samples: np.ndarray) -> None:
+        """Take sound, (N,) float32 at 16 kHz; returns when there is room for more."""
+        for at in range(0, len(samples), PIECE):
+            piece = samples[at : at + PIECE]
+            # beside the event loop: a second of sound takes the detector some 30 ms
+            speech = await asyncio.to_thread(self._detector.feed, piece)
+            for event in self.session.hear(piece, speech):
+                await self._emit(event)
+            self._changed.set()
+            await self._keep_to_bounds()
+
+    async def finalize(self) -> None:
+        for event in self.session.finalize():
+            await self._emit(event)
+        self._detector.reset()
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Step the session whenever one is due; ends only by being cancelled, or by what a step raises."""
+        while True:
+            self._changed.clear()
+            while self.session.due:
+                for event in await self.session.step():
+                    await self._emit(event)
+                self._progress.set()
+            await self._changed.wait()
+
+    async def _keep_to_bounds(self) -> None:
+        while self.session.behind_s > self._bounds.buffer_s:
+            self._progress.clear()
+            await self._progress.wait()
+        allowed_s = self._bounds.buffer_s + (time.monotonic() - self._began) * self._bounds.rate
+        if (too_early_s := (self.session.heard_s - allowed_s) / self._bounds.rate) > 0:
+            await asyncio.sleep(too_early_s)
+
+
+class Seats:
+    """How many live sessions there may be at once."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self.taken = 0
+
+    @contextmanager
+    def one(self):
+        """A seat for as long as it is used. Yields whether there was one."""
+        if self.taken >= self.most:
+            yield False
+            return
+        self.taken += 1
+        try:
+            yield True
+        finally:
+            self.taken -= 1

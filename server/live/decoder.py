@@ -1,0 +1,90 @@
+"""The engine as a live session's decoder: one pass over the window for all tasks, before all that is not live."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from model.generate import DecodingOptions
+from model.prompt import Task
+from model.tokenizer import Tokenizer
+
+from ..batching import Pass
+from ..engine import LIVE, Engine
+from ..errors import QueueFull
+from .endpointing import SAMPLE_RATE
+from .policy import Token
+from .session import Heard
+
+# Between two tries to get into a full line.
+RETRY_S = 0.1
+# The most new tokens of one look: what follows is found at the next.
+STEP_TOKENS = 40
+# The decoder looks at the first steps when it looks nowhere: the detector's padding, in which nothing is said.
+IGNORED_STEPS = 3
+MIN_SAMPLES = SAMPLE_RATE
+
+
+class EngineDecoder:
+    """A Decode. word_times: tell the first text's words at the end of a segment, for one more row in the engine."""
+
+    def __init__(self, engine: Engine, word_times: bool):
+        assert engine.info
+        assert engine.info.tokenizer
+        self._engine = engine
+        self._tokenizer = engine.info.tokenizer
+        self._word_times = word_times
+        config = engine.info.config
+        self._step_s = config.preprocessor.window_stride * config.encoder.subsampling_factor
+
+    async def __call__(
+        self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+    ) -> Heard:
+        # Padded here, on the right: what is shorter than a second is padded on both sides later, which would move it.
+        window = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
+        asked, prefixes = tasks, given
+        tell_words = last and self._word_times and not tasks[0].is_translation
+        if tell_words:
+            asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*given, ())
+        options = DecodingOptions(beam_size=1, max_new_tokens=None if last else STEP_TOKENS)
+        result = await self._run(Pass(window, asked, options, prefixes, attention=True))
+        tokens = tuple(
+            self._tokens(before, generated.tokens, attention[len(before) :])
+            for before, generated, attention in zip(prefixes, result.generated, result.attention, strict=True)
+        )
+        words = [word for segment in result.transcripts[-1].segments for word in segment.words] if tell_words else ()
+        detection = result.detection
+        return Heard(
+            tokens[: len(tasks)],
+            result.transcripts[0].language,
+            detection.probability if detection else 1.0,
+            tuple(words),
+        )
+
+    async def _run(self, wanted: Pass):
+        while True:
+            try:
+                return await self._engine.run(wanted, LIVE)
+            except QueueFull:
+                await asyncio.sleep(RETRY_S)
+
+    def _tokens(self, before: Sequence[int], generated: Sequence[int], attention: np.ndarray) -> tuple[Token, ...]:
+        kept = [(i, row) for i, row in zip(generated, attention, strict=True) if not self._tokenizer.is_special(i)]
+        texts = token_texts(self._tokenizer, before, [i for i, _ in kept])
+        ignored = min(IGNORED_STEPS, attention.shape[1] - 1) if len(attention) else 0
+        places = [(int(row[ignored:].argmax()) + ignored) * self._step_s for _, row in kept]
+        return tuple(Token(i, text, at) for (i, _), text, at in zip(kept, texts, places, strict=True))
+
+
+def token_texts(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text; "" for one whose letter only the next completes."""
+    ids, texts = list(before), []
+    text = tokenizer.decode(ids)
+    for token in tokens:
+        ids.append(token)
+        longer = tokenizer.decode(ids)
+        whole = not longer.endswith("�") and longer.startswith(text)
+        texts.append(longer[len(text) :] if whole else "")
+        text = longer if whole else text
+    return texts

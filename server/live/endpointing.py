@@ -1,0 +1,129 @@
+"""Turns of speech from a detector's probabilities, cut into segments at pauses. Positions are samples at 16 kHz."""
+
+from dataclasses import dataclass
+
+from ..vad import FRAME
+
+SAMPLE_RATE = 16_000
+# Frames of speech in a row that begin a turn: one alone is a click.
+ONSET_FRAMES = 2
+# Speech goes on while its probability stays above the threshold less this.
+HYSTERESIS = 0.15
+
+
+@dataclass(frozen=True)
+class SpeechStarted:
+    """Somebody began to speak, `start` seconds into the session."""
+
+    turn: int
+    start: float
+
+
+@dataclass(frozen=True)
+class SpeechStopped:
+    """The turn's last sound was `end` seconds into the session."""
+
+    turn: int
+    end: float
+
+
+@dataclass(frozen=True)
+class Endpointing:
+    """silence_s ends a turn. Where speech goes on for `long_s`, a pause of `pause_s` ends the segment, not the turn.
+
+    padding_s: sound kept before and after speech.
+    """
+
+    threshold: float = 0.5
+    silence_s: float = 0.5
+    padding_s: float = 0.3
+    long_s: float = 10.0
+    pause_s: float = 0.16
+
+
+@dataclass(eq=False)
+class Segment:
+    """Sound to be written out as one, from `start` to `end` (None while it goes on). spoken: there is speech in it."""
+
+    turn: int
+    start: int
+    spoken: bool
+    end: int | None = None
+    ends_turn: bool = False
+
+
+class Endpointer:
+    """Takes the probability of every frame, in order; new segments are appended to `segments`."""
+
+    def __init__(self, options: Endpointing):
+        self.options = options
+        self.segments: list[Segment] = []
+        self._open: Segment | None = None
+        self._frames = 0
+        self._onset = 0
+        self._last_speech = 0
+        self._free_from = 0
+        self._turns = 0
+
+    @property
+    def speaking(self) -> bool:
+        return self._open is not None
+
+    @property
+    def needed_from(self) -> int:
+        """What came before this sample will be in no new segment."""
+        before = self._frames * FRAME - self._samples(self.options.padding_s) - ONSET_FRAMES * FRAME
+        return max(self._free_from, before)
+
+    def hear(self, probabilities: list[float]) -> list[SpeechStarted | SpeechStopped]:
+        events: list[SpeechStarted | SpeechStopped] = []
+        for probability in probabilities:
+            self._frames += 1
+            event = self._silent(probability) if self._open is None else self._speaking(self._open, probability)
+            if event:
+                events.append(event)
+        return events
+
+    def cut(self, at: int) -> list[SpeechStopped]:
+        """End whatever is said at the sample `at`; what follows is a new turn."""
+        segment, self._open = self._open, None
+        self._onset, self._free_from = 0, at
+        if segment is None:
+            return []
+        segment.end, segment.ends_turn = at, True
+        return [SpeechStopped(segment.turn, min(at, self._last_speech * FRAME) / SAMPLE_RATE)]
+
+    def _silent(self, probability: float) -> SpeechStarted | None:
+        self._onset = self._onset + 1 if probability >= self.options.threshold else 0
+        if self._onset < ONSET_FRAMES:
+            return None
+        spoken = (self._frames - self._onset) * FRAME
+        self._turns += 1
+        self._begin(max(self._free_from, spoken - self._samples(self.options.padding_s), 0), spoken=True)
+        self._onset, self._last_speech = 0, self._frames
+        return SpeechStarted(self._turns, max(spoken, self._free_from) / SAMPLE_RATE)
+
+    def _speaking(self, segment: Segment, probability: float) -> SpeechStopped | None:
+        now = self._frames * FRAME
+        if probability >= self.options.threshold - HYSTERESIS:
+            self._last_speech, segment.spoken = self._frames, True
+            return None
+        silence = now - self._last_speech * FRAME
+        if silence >= self._samples(self.options.silence_s):
+            segment.end = min(now, self._last_speech * FRAME + self._samples(self.options.padding_s))
+            segment.ends_turn = True
+            self._open, self._free_from = None, segment.end
+            return SpeechStopped(segment.turn, self._last_speech * FRAME / SAMPLE_RATE)
+        long = now - segment.start >= self._samples(self.options.long_s)
+        if long and silence >= self._samples(self.options.pause_s) and segment.spoken:
+            segment.end = now
+            self._begin(now, spoken=False)
+        return None
+
+    def _begin(self, at: int, spoken: bool) -> None:
+        self._open = Segment(self._turns, at, spoken)
+        self.segments.append(self._open)
+
+    @staticmethod
+    def _samples(seconds: float) -> int:
+        return round(seconds * SAMPLE_RATE)

@@ -1,0 +1,53 @@
+"""Messages on their way to a client that may be slower than they come, or not read at all."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+# Messages that may wait, and seconds that one may take: a client that needs more does not read.
+MAX_WAITING = 500
+SEND_S = 20.0
+
+
+class NotReading(Exception):
+    """The client does not take what it is sent."""
+
+
+class Outbox:
+    """`put` never waits; `run` sends, one after the other."""
+
+    def __init__(self, send: Callable[[Any], Awaitable[None]]):
+        self._send = send
+        self._waiting: deque[tuple[object, Any]] = deque()
+        self._changed = asyncio.Event()
+        self._sent = asyncio.Event()
+        self._sent.set()
+
+    def put(self, message: Any, replaces: object = None) -> None:
+        """Send `message` after all others; instead of the last one, if that waits and was put with the same
+        `replaces`. Raises NotReading."""
+        if replaces is not None and self._waiting and self._waiting[-1][0] == replaces:
+            self._waiting.pop()
+        if len(self._waiting) >= MAX_WAITING:
+            raise NotReading
+        self._waiting.append((replaces, message))
+        self._sent.clear()
+        self._changed.set()
+
+    async def all_sent(self) -> None:
+        await self._sent.wait()
+
+    async def run(self) -> None:
+        """Raises NotReading when sending takes too long."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._waiting:
+                _, message = self._waiting.popleft()
+                try:
+                    async with asyncio.timeout(SEND_S):
+                        await self._send(message)
+                except TimeoutError:
+                    raise NotReading from None
+            self._sent.set()

@@ -1,0 +1,402 @@
+"""One speaker's stream: sound goes in, events come out. Knows no websocket and nothing of the model.
+
+    events = session.hear(samples, probabilities)
+    while session.due:
+        events += await session.step()
+
+Time is counted in samples heard, so a session gives the same text at any speed, as long as it is stepped as often.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from model.prompt import AUTO, Task, TaskError
+from model.transcript import Word
+
+from .endpointing import SAMPLE_RATE, Endpointer, Endpointing, Segment, SpeechStarted, SpeechStopped
+from .policy import Policy, Token, agreed, aligned, without_loop
+from .times import timed_words
+
+# A language may stay that is this probable in at least so much sound.
+SURE_LANGUAGE = 0.7
+LANGUAGE_NEEDS_S = 2.0
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a decoder makes of a window, for each task: the tokens after those that were given.
+
+    words: of the first task, seconds into the window, where they were asked for and can be told;
+    probability: how sure the language is, 1 where it was not asked.
+    """
+
+    tokens: tuple[tuple[Token, ...], ...]
+    language: str
+    probability: float = 1.0
+    words: tuple[Word, ...] = ()
+
+
+class Decode(Protocol):
+    """Writes a window (N,) out for each task, going on from the tokens given. `last`: the window will not grow."""
+
+    async def __call__(
+        self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+    ) -> Heard: ...
+
+
+@dataclass(frozen=True)
+class LiveOptions:
+    """language: AUTO finds it out for each segment. step_s: new sound between two looks at the window.
+
+    margin_s: AlignAtt's distance from the end; window_s: the longest window; lag_s: more behind than this is told.
+    """
+
+    language: str = "en"
+    target_language: str | None = None
+    policy: Policy = "alignatt"
+    step_s: float = 0.4
+    margin_s: float = 0.4
+    window_s: float = 20.0
+    lag_s: float = 2.0
+    endpointing: Endpointing = field(default_factory=Endpointing)
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The text in the target language; `stable` characters of it stay."""
+
+    language: str
+    text: str
+    stable: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A segment's text so far, of which the first `stable` characters stay. Times are seconds into the session.
+
+    is_final: nothing of it changes any more; ends_turn: the speaker stopped after it.
+    """
+
+    segment: int
+    turn: int
+    text: str
+    stable: int
+    is_final: bool
+    ends_turn: bool
+    start: float
+    end: float
+    language: str | None
+    words: tuple[Word, ...] = ()
+    translation: Translation | None = None
+
+
+@dataclass(frozen=True)
+class Finalized:
+    """Everything heard before `finalize` is written out."""
+
+
+@dataclass(frozen=True)
+class Lag:
+    """The text is `seconds` behind the sound; 0 when it has caught up."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that the session goes on without."""
+
+    code: str
+    message: str
+
+
+Event = SpeechStarted | SpeechStopped | Result | Finalized | Lag | Problem
+
+
+class Line:
+    """The text of one task in one segment: what stays, and a tail."""
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.certain: list[Token] = []
+        self.tail: list[Token] = []
+
+    @property
+    def given(self) -> tuple[int, ...]:
+        return tuple(token.id for token in self.certain)
+
+    @property
+    def stable(self) -> int:
+        return len(_text(self.certain))
+
+    @property
+    def text(self) -> str:
+        return _text([*self.certain, *self.tail])
+
+    def hear(self, tokens: Sequence[Token], heard_s: float, options: LiveOptions, last: bool, may_stay: bool) -> None:
+        """Take a new hypothesis for what follows the certain text, and keep of it what is certain now."""
+        tail = without_loop(tokens, self.certain)
+        if last:
+            staying = tail
+        elif not may_stay:
+            staying = []
+        elif options.policy == "alignatt":
+            staying = aligned(tail, heard_s, options.margin_s)
+        else:
+            staying = agreed(tail, self.tail)
+        self._keep(staying)
+        self.tail = tail[len(staying) :]
+
+    def _keep(self, tokens: Sequence[Token]) -> None:
+        before = _text(self.certain)
+        self.certain += tokens
+        # The promise to whoever reads along, whatever decoder and policy do.
+        assert _text(self.certain).startswith(before), f"certain text changed: {before!r} → {_text(self.certain)!r}"
+
+
+def _text(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens).lstrip()
+
+
+@dataclass
+class _Current:
+    """The segment being written."""
+
+    id: int
+    lines: list[Line]
+    language: str | None = None
+    looked_at: int = 0
+    shown: Result | None = None
+
+
+@dataclass
+class _Sound:
+    """The last stretch of what was heard, from the sample `start`."""
+
+    start: int = 0
+    pieces: list[np.ndarray] = field(default_factory=list)
+    end: int = 0
+
+    def append(self, samples: np.ndarray) -> None:
+        self.pieces.append(samples)
+        self.end += len(samples)
+
+    def read(self, start: int, end: int) -> np.ndarray:
+        self.pieces = [np.concatenate(self.pieces)] if self.pieces else []
+        return self.pieces[0][start - self.start : end - self.start] if self.pieces else np.zeros(0, np.float32)
+
+    def drop_before(self, start: int) -> None:
+        while self.pieces and self.start + len(self.pieces[0]) <= start:
+            self.start += len(self.pieces.pop(0))
+        if self.pieces and self.start < start:
+            # a copy: a view would keep the whole
+            self.pieces[0], self.start = self.pieces[0][start - self.start :].copy(), start
+
+
+class LiveSession:
+    """`hear` at any time; `step` one after the other, as long as one is `due`."""
+
+    def __init__(self, decode: Decode, options: LiveOptions, check: Callable[[Task], None] = lambda task: None):
+        """check: raises TaskError for a task that the decoder cannot be asked."""
+        self.options = options
+        self._decode = decode
+        self._check = check
+        self._sound = _Sound()
+        self._endpointer = Endpointer(options.endpointing)
+        self._line: deque[Segment | Finalized] = deque()
+        self._current: _Current | None = None
+        self._segments = 0
+        self._language: str | None = None
+        self._lag_told = 0.0
+
+    @property
+    def heard_s(self) -> float:
+        return self._sound.end / SAMPLE_RATE
+
+    @property
+    def behind_s(self) -> float:
+        """Sound that has been heard, holds speech, and has not been looked at."""
+        if not self._line:
+            return 0.0
+        first = self._line[0]
+        if isinstance(first, Finalized):
+            return 0.0
+        looked_at = max(first.start, self._current.looked_at if self._current else 0)
+        return (self._sound.end - looked_at) / SAMPLE_RATE
+
+    @property
+    def due(self) -> bool:
+        """Whether there is something to look at."""
+        if not self._line:
+            return False
+        first = self._line[0]
+        if isinstance(first, Finalized) or first.end is not None:
+            return True
+        looked_at = max(first.start, self._current.looked_at if self._current else 0)
+        return self._sound.end - looked_at >= self.options.step_s * SAMPLE_RATE
+
+    def hear(self, samples: np.ndarray, speech: list[float]) -> list[Event]:
+        """New sound (N,) float32 at 16 kHz, and the probability of speech in each frame that it completed."""
+        self._sound.append(samples)
+        events = self._endpointer.hear(speech)
+        self._take_segments()
+        self._forget()
+        return [*events]
+
+    def finalize(self) -> list[Event]:
+        """Write out all that was heard, without waiting for a pause. Ends in a Finalized."""
+        events = self._endpointer.cut(self._sound.end)
+        self._take_segments()
+        self._line.append(Finalized())
+        return [*events]
+
+    async def step(self) -> list[Event]:
+        """Look at the first segment that is not written out."""
+        first = self._line[0]
+        if isinstance(first, Finalized):
+            self._line.popleft()
+            return [first]
+        if self._current is None:
+            self._segments += 1
+            self._current = _Current(self._segments, [], looked_at=first.start)
+        return await self._look(first, self._current)
+
+    def _take_segments(self) -> None:
+        self._line.extend(self._endpointer.segments)
+        self._endpointer.segments.clear()
+
+    def _forget(self) -> None:
+        needed = [s.start for s in self._line if isinstance(s, Segment)][:1]
+        self._sound.drop_before(min([self._endpointer.needed_from, *needed]))
+
+    async def _look(self, segment: Segment, current: _Current) -> list[Event]:
+        longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
+        end = self._sound.end if segment.end is None else segment.end
+        if end > longest:
+            end, last = self._quiet_place(segment.start, longest, current), True
+        else:
+            last = segment.end is not None
+        complete = last and end == segment.end
+        window = self._sound.read(segment.start, end)
+        events = self._new_lines(current) if not current.lines else []
+        words: tuple[Word, ...] = ()
+        if segment.spoken:
+            more, words = await self._hear_window(window, current, last)
+            events += more
+        current.looked_at = end
+        events += self._shown(segment, current, end, last, complete and segment.ends_turn, words)
+        if complete:
+            self._line.popleft()
+        if last:
+            self._current, segment.start = None, end
+            self._forget()
+        return events + self._lag()
+
+    def _quiet_place(self, start: int, longest: int, current: _Current) -> int:
+        """Where to cut speech that does not pause: the quietest 60 ms of what is not certain yet."""
+        certain = [token.at_s for line in current.lines for token in line.certain]
+        earliest = max(0.7 * (longest - start), max(certain, default=0.0) * SAMPLE_RATE + 0.16 * SAMPLE_RATE)
+        size = SAMPLE_RATE * 60 // 1000
+        window = self._sound.read(start, longest)[min(int(earliest), longest - start - size) :]
+        blocks = window[: len(window) // size * size].reshape(-1, size)
+        quietest = int(np.square(blocks).mean(axis=1).argmin())
+        return longest - len(window) + quietest * size + size // 2
+
+    async def _hear_window(
+        self, window: np.ndarray, current: _Current, last: bool
+    ) -> tuple[list[Event], tuple[Word, ...]]:
+        """Decode the window for every line; returns the words of the first one where they were told."""
+        events: list[Event] = []
+        words: tuple[Word, ...] = ()
+        lines = current.lines
+        if current.language is None:
+            heard, sure = await self._hear_language(window, last)
+            lines[0].task = Task(heard.language)
+            lines[0].hear(heard.tokens[0], len(window) / SAMPLE_RATE, self.options, last, may_stay=sure)
+            if sure:
+                self._language = current.language = heard.language
+                events += self._add_translation(current)
+            if not last:
+                return events, ()
+            words, lines = heard.words, lines[1:]
+        if lines:
+            given = tuple(line.given for line in lines)
+            heard = await self._decode(window, tuple(line.task for line in lines), given, last)
+            for line, tokens in zip(lines, heard.tokens, strict=True):
+                line.hear(tokens, len(window) / SAMPLE_RATE, self.options, last, may_stay=True)
+            words = words or heard.words
+        return events, words
+
+    async def _hear_language(self, window: np.ndarray, last: bool) -> tuple[Heard, bool]:
+        """A first hypothesis in the language that is probably spoken, and whether that may stay.
+
+        A short segment of an uncertain language is taken for the one spoken before.
+        """
+        heard = await self._decode(window, (Task(AUTO),), ((),), last)
+        certain = heard.probability >= SURE_LANGUAGE
+        if last and not certain and self._language not in (None, heard.language):
+            heard = await self._decode(window, (Task(self._language),), ((),), last)
+        return heard, last or (certain and len(window) >= LANGUAGE_NEEDS_S * SAMPLE_RATE)
+
+    def _new_lines(self, current: _Current) -> list[Event]:
+        current.lines = [Line(Task(self.options.language))]
+        if self.options.language == AUTO:
+            return []
+        current.language = self.options.language
+        return self._add_translation(current)
+
+    def _add_translation(self, current: _Current) -> list[Event]:
+        language, target = current.language, self.options.target_language
+        if language is None or target in (None, language):
+            return []
+        task = Task(language, target)
+        try:
+            self._check(task)
+        except TaskError as error:
+            return [Problem("unsupported_task", f"{error}.")]
+        current.lines.append(Line(task))
+        return []
+
+    def _shown(
+        self, segment: Segment, current: _Current, end: int, last: bool, ends_turn: bool, words: tuple[Word, ...]
+    ) -> list[Event]:
+        """The segment's text, if it is new."""
+        first, *others = current.lines
+        start_s, end_s = segment.start / SAMPLE_RATE, end / SAMPLE_RATE
+        translation = next((Translation(o.task.target, o.text, o.stable) for o in others), None)
+        timed = timed_words(first.certain, words, start_s, end_s) if last else ()
+        result = Result(
+            current.id,
+            segment.turn,
+            first.text,
+            first.stable,
+            last,
+            ends_turn,
+            timed[0].start if timed else start_s,
+            timed[-1].end if timed else end_s,
+            None if first.task.language == AUTO else first.task.language,
+            timed,
+            translation,
+        )
+        if not last and (not result.text or (current.shown and _same_text(result, current.shown))):
+            return []
+        current.shown = result
+        return [result]
+
+    def _lag(self) -> list[Event]:
+        behind = self.behind_s
+        if behind >= self.options.lag_s and abs(behind - self._lag_told) >= 0.5:
+            self._lag_told = behind
+            return [Lag(behind)]
+        if self._lag_told and behind < self.options.lag_s / 2:
+            self._lag_told = 0.0
+            return [Lag(0.0)]
+        return []
+
+
+def _same_text(a: Result, b: Result) -> bool:
+    return (a.text, a.stable, a.translation) == (b.text, b.stable, b.translation)

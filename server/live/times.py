@@ -1,0 +1,44 @@
+"""When the words of a finished segment were said."""
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from model.transcript import Word
+
+from .policy import Token, words
+
+# How long after the place that the decoder looked at a word may end.
+REACH_S = 0.24
+
+
+def timed_words(tokens: Sequence[Token], told: Sequence[Word], start_s: float, end_s: float) -> tuple[Word, ...]:
+    """The words that `tokens` write, with seconds into the session, in order and within start_s … end_s.
+
+    told: words with seconds into the window, of another writing of the same sound. Where a word is among them its
+    time is taken; where not, the place that the decoder looked at, between its neighbours.
+    """
+    spoken = words(tokens)
+    texts = ["".join(token.text for token in word).strip() for word in spoken]
+    known = _known_times(texts, told)
+    timed: list[Word] = []
+    at = 0.0
+    for i, (text, word) in enumerate(zip(texts, spoken, strict=True)):
+        following = next((known[j][0] for j in range(i + 1, len(texts)) if j in known), end_s - start_s)
+        looked_at = (min(token.at_s for token in word), max(token.at_s for token in word) + REACH_S)
+        start, end = known.get(i) or looked_at
+        start = min(max(start, at), max(at, following))
+        end = max(min(end, max(following, start)), start)
+        at = end
+        if text:
+            timed.append(Word(text, min(start_s + start, end_s), min(start_s + end, end_s)))
+    return tuple(timed)
+
+
+def _known_times(texts: list[str], told: Sequence[Word]) -> dict[int, tuple[float, float]]:
+    mine, theirs = [_plain(text) for text in texts], [_plain(word.word) for word in told]
+    blocks = SequenceMatcher(None, mine, theirs, autojunk=False).get_matching_blocks()
+    return {b.a + k: (told[b.b + k].start, told[b.b + k].end) for b in blocks for k in range(b.size)}
+
+
+def _plain(text: str) -> str:
+    return "".join(character for character in text.lower() if character.isalnum())

@@ -1,0 +1,351 @@
+"""WS /stream: sound in, captions out, as they are spoken.
+
+    client  start ─▶ sound, finalize, keepalive … ─▶ stop
+    server  ready ─▶ speech_started, result, speech_stopped, lag, error … ─▶ done
+
+Sound is binary messages; everything else is JSON with a `type`. The messages are described in README.md.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+from contextlib import ExitStack
+from typing import Any, Literal
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model.prompt import Task, TaskError
+
+from ..engine import Engine
+from ..errors import AudioError, EngineStopped, RequestError, ServiceError, invalid_field
+from ..languages import language_code
+from ..live.connection import Bounds, LiveConnection, Seats
+from ..live.decoder import EngineDecoder
+from ..live.endpointing import Endpointing, SpeechStarted, SpeechStopped
+from ..live.outbox import NotReading, Outbox
+from ..live.session import Event, Finalized, Lag, LiveOptions, LiveSession, Problem, Result
+from ..live.sound import CONTAINERS, ContainerSound, RawSound, Sound
+from ..settings import Settings
+
+log = logging.getLogger(__name__)
+router = APIRouter()
+
+MESSAGES = ("start", "finalize", "keepalive", "stop")
+# How long the first message may take, and how many of a client's mistakes are answered.
+START_S = 15.0
+MAX_MISTAKES = 20
+# RFC 6455's codes for closing.
+NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
+
+
+class Start(BaseModel):
+    """The first message. sample_rate is needed for pcm_s16le; a container says its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["start"]
+    encoding: Literal["pcm_s16le", "webm", "mp4", "ogg"] = "pcm_s16le"
+    sample_rate: int | None = Field(None, ge=8_000, le=192_000)
+    language: str | None = None
+    target_language: str | None = None
+    interim_results: bool = True
+    endpointing_ms: int = Field(500, ge=100, le=5_000)
+    model: str | None = None
+
+    @field_validator("language", "target_language")
+    @classmethod
+    def _as_code(cls, value: str | None, info: Any) -> str | None:
+        return value and language_code(value, info.field_name)
+
+
+class Fatal(Exception):
+    """What ends the connection: told to the client as an error, then as the reason of closing."""
+
+    def __init__(self, code: str, message: str, close: int = POLICY):
+        super().__init__(message)
+        self.code, self.close = code, close
+
+
+@router.websocket("/stream")
+async def stream(websocket: WebSocket) -> None:
+    """One session from its start to its end, whoever ends it."""
+    await websocket.accept()
+    outbox = Outbox(websocket.send_json)
+    sending = asyncio.create_task(outbox.run())
+    talking = asyncio.create_task(_talk(websocket, outbox))
+    close = NORMAL, ""
+    try:
+        await asyncio.wait({sending, talking}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (talking, sending):
+            if task.done():
+                task.result()
+                break
+        await _flushed(outbox)
+    except (WebSocketDisconnect, NotReading):
+        close = POLICY, "messages are not being read"
+    except Fatal as fatal:
+        outbox.put(_error(fatal.code, str(fatal), fatal=True))
+        await _flushed(outbox)
+        close = fatal.close, str(fatal)
+    except Exception:
+        log.exception("a live session failed")
+        outbox.put(_error("internal_error", "Something went wrong on the server; its log says more.", fatal=True))
+        await _flushed(outbox)
+        close = INTERNAL, "something went wrong on the server"
+    finally:
+        for task in (talking, sending):
+            task.cancel()
+        await asyncio.gather(talking, sending, return_exceptions=True)
+    await _close(websocket, *close)
+
+
+async def _talk(websocket: WebSocket, outbox: Outbox) -> None:
+    """The session proper. Returns when it ended well."""
+    settings: Settings = websocket.app.state.settings
+    with ExitStack() as stack:
+        if not stack.enter_context(_seats(websocket).one()):
+            raise Fatal("too_many_sessions", f"All {settings.max_live_sessions} live sessions are in use.", TRY_LATER)
+        inbox = Inbox(websocket, outbox)
+        start = await _started(inbox)
+        try:
+            async with websocket.app.state.engines.use(start.model) as engine:
+                await Captions(start, engine, settings, inbox, outbox).run()
+        except EngineStopped as stopped:
+            raise Fatal(stopped.code, str(stopped), GOING_AWAY) from None
+        except ServiceError as refused:
+            raise Fatal(refused.code, str(refused)) from None
+
+
+class Inbox:
+    """The client's messages. What is none is answered with an error that names it, and passed over."""
+
+    def __init__(self, websocket: WebSocket, outbox: Outbox):
+        self._websocket = websocket
+        self._outbox = outbox
+        self._mistakes = 0
+
+    async def next(self, timeout_s: float) -> bytes | dict[str, Any]:
+        """Sound, or a message of a known type. Raises TimeoutError, WebSocketDisconnect, Fatal."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                received = await self._websocket.receive()
+                if received["type"] == "websocket.disconnect":
+                    raise WebSocketDisconnect(received.get("code", NORMAL))
+                if (data := received.get("bytes")) is not None:
+                    return data
+                if message := self._message(received["text"]):
+                    return message
+
+    def _message(self, text: str) -> dict[str, Any] | None:
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.mistake("invalid_json", f"{_short(text)} is not JSON")
+        if not isinstance(message, dict):
+            return self.mistake("invalid_message", f"{_short(text)} is not a JSON object")
+        if message.get("type") not in MESSAGES:
+            given = f"type {message['type']!r:.60}" if "type" in message else "a message without a type"
+            return self.mistake("unknown_message", f"{given} is not possible; possible: {', '.join(MESSAGES)}")
+        return message
+
+    def mistake(self, code: str, message: str, param: str | None = None) -> None:
+        """Tell the client of one; the last one it may make ends the session."""
+        self._mistakes += 1
+        if self._mistakes > MAX_MISTAKES:
+            raise Fatal("too_many_errors", f"{MAX_MISTAKES} messages could not be used; the last: {message}")
+        self._outbox.put(_error(code, message, param=param))
+
+
+async def _started(inbox: Inbox) -> Start:
+    """The start message. Others before it are refused."""
+    while True:
+        try:
+            message = await inbox.next(START_S)
+        except TimeoutError:
+            raise Fatal("no_start", f"No start message came within {START_S:g} s.") from None
+        if isinstance(message, bytes) or message["type"] != "start":
+            what = "sound" if isinstance(message, bytes) else message["type"]
+            inbox.mistake("not_started", f"{what} came before the start message")
+            continue
+        try:
+            start = Start.model_validate(message)
+            if start.sample_rate is None and start.encoding == "pcm_s16le":
+                raise RequestError("sample_rate is needed for pcm_s16le", "sample_rate")
+            return start
+        except (ValidationError, RequestError) as error:
+            wrong = invalid_field(error) if isinstance(error, ValidationError) else error
+            inbox.mistake("invalid_start", str(wrong), wrong.param)
+
+
+class Captions:
+    """A started session: sound and commands from `inbox`, captions to `outbox`."""
+
+    def __init__(self, start: Start, engine: Engine, settings: Settings, inbox: Inbox, outbox: Outbox):
+        assert engine.info
+        self._start = start
+        self._inbox = inbox
+        self._outbox = outbox
+        self._settings = settings
+        self._model = engine.info.name
+        self._language = start.language or settings.default_language
+        self._shown: int | None = None
+        try:
+            engine.check(Task(self._language, start.target_language))
+        except TaskError as error:
+            raise RequestError(f"{error}.", error.param) from None
+        options = LiveOptions(
+            self._language,
+            start.target_language,
+            settings.live_policy,
+            settings.live_step_s,
+            endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
+        )
+        session = LiveSession(EngineDecoder(engine, word_times=True), options, engine.check)
+        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
+        self._connection = LiveConnection(session, self._emit, bounds)
+        self._finalized = asyncio.Event()
+        self._sound: Sound = (
+            ContainerSound(start.encoding, self._connection.hear)
+            if start.encoding in CONTAINERS
+            else RawSound(start.encoding, start.sample_rate or 0, self._connection.hear)
+        )
+
+    async def run(self) -> None:
+        """Until the client stops it. Raises Fatal, WebSocketDisconnect, or what a step raises."""
+        self._outbox.put(
+            {
+                "type": "ready",
+                "session_id": secrets.token_hex(8),
+                "model": self._model,
+                "language": self._language,
+                "target_language": self._start.target_language,
+            }
+        )
+        stepping = asyncio.create_task(self._connection.run())
+        listening = asyncio.create_task(self._listen())
+        try:
+            await asyncio.wait({stepping, listening}, return_when=asyncio.FIRST_COMPLETED)
+            (stepping if stepping.done() else listening).result()
+        finally:
+            self._sound.close()
+            for task in (stepping, listening):
+                task.cancel()
+            await asyncio.gather(stepping, listening, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                message = await self._inbox.next(self._settings.live_idle_s)
+            except TimeoutError:
+                raise Fatal("idle", f"Nothing was heard for {self._settings.live_idle_s:g} s.") from None
+            if isinstance(message, bytes):
+                await self._write(message)
+            elif message["type"] == "finalize":
+                await self._connection.finalize()
+            elif message["type"] == "stop":
+                return await self._stop()
+            elif message["type"] == "start":
+                self._inbox.mistake("already_started", "start came a second time")
+
+    async def _write(self, sound: bytes) -> None:
+        try:
+            await self._sound.write(sound)
+        except AudioError as error:
+            raise Fatal(error.code, str(error)) from None
+
+    async def _stop(self) -> None:
+        """Write out what is left, and say so."""
+        try:
+            await self._sound.end()
+        except AudioError as error:
+            raise Fatal(error.code, str(error)) from None
+        self._finalized.clear()
+        await self._connection.finalize()
+        await self._finalized.wait()
+        self._outbox.put({"type": "done", "duration": round(self._connection.session.heard_s, 3)})
+
+    async def _emit(self, event: Event) -> None:
+        match event:
+            case Result():
+                self._show(event)
+            case SpeechStarted():
+                self._outbox.put({"type": "speech_started", "start": round(event.start, 3)})
+            case SpeechStopped():
+                self._outbox.put({"type": "speech_stopped", "end": round(event.end, 3)})
+            case Lag():
+                self._outbox.put({"type": "lag", "seconds": round(event.seconds, 1)}, replaces="lag")
+            case Problem():
+                self._outbox.put(_error(event.code, event.message))
+            case Finalized():
+                self._finalized.set()
+
+    def _show(self, result: Result) -> None:
+        if not result.is_final and not self._start.interim_results:
+            return
+        # An empty end is told to whoever has seen something that it takes away.
+        if not (result.text or result.segment == self._shown):
+            return
+        self._shown = result.segment
+        replaces = None if result.is_final else result.segment
+        self._outbox.put(_result(result, self._start.target_language is not None), replaces)
+
+
+def _result(result: Result, translated: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "type": "result",
+        "segment_id": result.segment,
+        "text": result.text,
+        "stable_chars": result.stable,
+        "is_final": result.is_final,
+        "speech_final": result.ends_turn,
+        "start": round(result.start, 3),
+        "end": round(result.end, 3),
+        "language": result.language,
+    }
+    if result.is_final:
+        message["words"] = [
+            {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3)} for word in result.words
+        ]
+    if translated:
+        told = result.translation
+        message["translation"] = told and {
+            "language": told.language, "text": told.text, "stable_chars": told.stable
+        }  # fmt: skip
+    return message
+
+
+def _error(code: str, message: str, fatal: bool = False, param: str | None = None) -> dict[str, Any]:
+    told = {"type": "error", "code": code, "message": message, "fatal": fatal}
+    return told | {"param": param} if param else told
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
+
+
+def _seats(websocket: WebSocket) -> Seats:
+    """Shared by all live routes of an application."""
+    state = websocket.app.state
+    if not hasattr(state, "live_seats"):
+        state.live_seats = Seats(state.settings.max_live_sessions)
+    return state.live_seats
+
+
+async def _flushed(outbox: Outbox) -> None:
+    """Wait until all is sent, but not for a client that does not read."""
+    try:
+        async with asyncio.timeout(2.0):
+            await outbox.all_sent()
+    except TimeoutError:
+        pass
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    # A reason may have 123 bytes.
+    try:
+        async with asyncio.timeout(2.0):
+            await websocket.close(code, reason.encode()[:123].decode(errors="ignore"))
+    except (RuntimeError, TimeoutError, WebSocketDisconnect):
+        pass
