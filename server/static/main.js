@@ -1,0 +1,332 @@
+// The page: buttons and keys on one side, the microphone, files and captions on the other.
+
+import { Captions, clock } from "./captions.js";
+import { offerDownload } from "./download.js";
+import { durationOf, pair, transcribe } from "./files.js";
+import { listen } from "./keyboard.js";
+import { Languages } from "./languages.js";
+import { Listening } from "./listening.js";
+import { Meter } from "./meter.js";
+import { address, capabilities, key, setKey } from "./server.js";
+import { Status } from "./status.js";
+import { toText } from "./subtitles.js";
+
+const $ = (id) => document.getElementById(id);
+
+const status = new Status();
+const meter = new Meter($("meter"));
+const languages = new Languages({ spoken: $("language"), target: $("target"), onChange: languagesChanged });
+const captions = new Captions({ log: $("log"), interim: $("interim"), latest: $("latest"), onChange: showWhatCanBeDone });
+
+// What is going on: at most one of them.
+let listening = null;
+let opening = null;
+let able = null;
+let count = 0;
+
+// --- the microphone
+
+async function start() {
+  if (!able || listening || opening) return;
+  status.dismiss();
+  enter("starting");
+  status.show("wait", "Asking for the microphone");
+  // Later recordings go on in time where the lines so far end.
+  const [session, offset] = [++count, captions.end];
+  const moved = (seconds) => offset + seconds;
+  const line = (result) => ({
+    ...result,
+    id: `${session}.${result.id}`,
+    start: moved(result.start),
+    end: moved(result.end),
+    words: result.words?.map((word) => ({ ...word, start: moved(word.start), end: moved(word.end) })),
+  });
+  try {
+    listening = await Listening.begin(
+      { language: languages.language, targetLanguage: languages.targetLanguage },
+      {
+        onState: liveState,
+        onResult: (result) => (result.is_final ? captions.settle(line(result)) : captions.revise(line(result))),
+        onForget: () => captions.forgetUnfinished(),
+        onLag: (seconds) => liveState("live", seconds),
+        onProblem: (message) => status.problem(message),
+        onClosed: stopped,
+        onLevel: (rms) => meter.push(rms),
+        onElapsed: (seconds) => ($("elapsed").textContent = clock(seconds)),
+        onSilent: () => status.problem("Nothing can be heard: the microphone may be muted, or another one chosen.", "hint"),
+      },
+    );
+    enter("live");
+    keepAwake();
+  } catch (error) {
+    enter("idle");
+    ready();
+    status.problem(error.message);
+  }
+}
+
+function stop() {
+  if (opening) opening.abort();
+  listening?.stop();
+}
+
+function liveState(state, lag = 0) {
+  if (state === "live" && lag) return status.show("slow", `${lag.toFixed(1)} s behind`, false);
+  const [tone, words] = {
+    connecting: ["wait", "Connecting"],
+    live: ["live", "Listening"],
+    reconnecting: ["slow", "Reconnecting; what you say is kept"],
+    stopping: ["wait", "Writing the last words"],
+    closed: ["ready", "Ready"],
+  }[state];
+  status.show(tone, words);
+  if (state === "stopping") enter("stopping");
+}
+
+function stopped(message) {
+  listening = null;
+  captions.forgetUnfinished();
+  meter.reset();
+  enter("idle");
+  ready();
+  if (message) status.problem(message);
+  if (restart) [restart] = [false, start()];
+}
+
+// --- languages
+
+let restart = false;
+
+/** While listening, the words so far are finished in the old languages and the next ones come in the new. */
+function languagesChanged() {
+  showColumns();
+  if (!listening) return;
+  restart = true;
+  listening.stop();
+}
+
+function showColumns() {
+  const both = Boolean(languages.targetLanguage) || captions.lines.some((line) => line.translation?.text);
+  document.body.classList.toggle("translated", both);
+  $("columns").hidden = !both || captions.isEmpty;
+  const [spoken, target] = $("columns").children;
+  spoken.textContent = languages.name(languages.language) || "As spoken";
+  target.textContent = languages.name(languages.targetLanguage) || "Translation";
+}
+
+// --- files
+
+async function open(files) {
+  if (!files.length || !able) return;
+  if (listening || opening) return status.problem("Stop what is going on first, then open the recording.", "hint");
+  const [file] = files;
+  status.dismiss();
+  if (file.size > able.max_upload_mb * 1e6) {
+    return status.problem(`${file.name} is larger than ${Math.round(able.max_upload_mb)} MB, the most that this server takes.`);
+  }
+  const before = captions.clear();
+  opening = new AbortController();
+  enter("file");
+  showFile(file.name, null, "Sending");
+  status.show("wait", "Transcribing");
+  const duration = await durationOf(file);
+  try {
+    await transcribeBeside(file, duration);
+    captions.follow();
+  } catch (error) {
+    if (error.name !== "AbortError") status.problem(`${file.name}: ${error.message}`);
+    if (captions.isEmpty) captions.restore(before);
+  }
+  opening = null;
+  $("file").hidden = true;
+  enter("idle");
+  ready();
+  if (files.length > 1) status.problem(`One recording at a time: this was ${file.name}.`, "hint");
+}
+
+/** Both texts, side by side: the file is written out in each language at the same time. */
+async function transcribeBeside(file, duration) {
+  const session = ++count;
+  const { language, targetLanguage } = languages;
+  const [lines, translated] = [[], []];
+  const show = () => {
+    const texts = lines.length ? pair(lines, translated) : [];
+    lines.forEach((line, i) => {
+      if (line.shown && line.translation?.text === (texts[i] || undefined)) return;
+      line.translation = texts[i] ? { text: texts[i], language: targetLanguage } : null;
+      line.shown = true;
+      captions.settle(line);
+    });
+  };
+  const options = {
+    key: key(),
+    language,
+    signal: opening.signal,
+    onUpload: (share) => showFile(file.name, share < 1 ? share / 10 : null, share < 1 ? "Sending" : "Listening to it"),
+  };
+  const spoken = transcribe(address("transcribe"), file, {
+    ...options,
+    onSegment: (segment) => {
+      lines.push({ ...segment, id: `${session}.${lines.length}`, language: language === "auto" ? "" : language });
+      show();
+      if (duration) showFile(file.name, Math.min(1, segment.end / duration), `${clock(segment.end)} of ${clock(duration)}`);
+    },
+  });
+  const beside = targetLanguage && transcribe(address("transcribe"), file, {
+    ...options,
+    targetLanguage,
+    onUpload: () => {},
+    onSegment: (segment) => {
+      translated.push(segment);
+      show();
+    },
+  });
+  const [whole] = await Promise.all([spoken, beside]);
+  for (const line of lines) captions.settle({ ...line, language: whole.language });
+  if (!captions.lines.length) status.problem(`No words were heard in ${file.name}.`, "hint");
+}
+
+function showFile(name, share, phase) {
+  $("file").hidden = false;
+  $("file-name").textContent = name;
+  $("file-phase").textContent = phase;
+  if (share === null) $("file-progress").removeAttribute("value");
+  else $("file-progress").value = share;
+}
+
+// --- what has been written
+
+async function copy() {
+  if (!captions.lines.length) return;
+  const which = captions.lines.some((line) => line.translation?.text) ? "both" : "text";
+  try {
+    await navigator.clipboard.writeText(toText(captions.lines, which));
+    status.offer("Copied.", "", () => {});
+  } catch {
+    status.problem("The browser does not let this page copy. Download the text instead.");
+  }
+}
+
+function clear() {
+  if (listening || opening || !captions.lines.length) return;
+  const lines = captions.clear();
+  $("elapsed").textContent = clock(0);
+  status.offer("Cleared.", "Undo", () => captions.restore(lines));
+}
+
+// --- what the page looks like
+
+function enter(state) {
+  document.body.dataset.state = state;
+  const busy = state !== "idle";
+  const label = { starting: "Starting", live: "Stop", stopping: "Stopping", file: "Cancel" }[state] ?? "Start";
+  $("start").lastElementChild.textContent = label;
+  $("start").disabled = !able || state === "starting" || state === "stopping";
+  document.title = state === "live" ? "● Canary" : "Canary";
+  for (const select of [$("language"), $("target")]) select.disabled = !able || (busy && state !== "live");
+  showWhatCanBeDone();
+}
+
+function showWhatCanBeDone() {
+  const written = captions.lines.length > 0;
+  const idle = document.body.dataset.state === "idle";
+  for (const id of ["copy", "download"]) $(id).disabled = !written;
+  $("clear").disabled = !written || !idle;
+  $("open").disabled = !able || !idle;
+  $("welcome").hidden = !idle || !captions.isEmpty;
+  showColumns();
+}
+
+function ready() {
+  status.show("ready", "Ready");
+  if (able) $("status").title = `Model: ${able.model}`;
+}
+
+function resize(by) {
+  const root = document.documentElement;
+  const size = Math.min(1.75, Math.max(0.6, Number(root.style.getPropertyValue("--zoom") || 1) + by));
+  root.style.setProperty("--zoom", size.toFixed(2));
+  captions.follow();
+}
+
+async function keepAwake() {
+  try {
+    const lock = await navigator.wakeLock?.request("screen");
+    if (!listening) lock?.release();
+    else listening.lock = lock;
+  } catch {
+    // A dark screen is no reason not to listen.
+  }
+}
+
+function askForKey() {
+  $("key").showModal();
+  return new Promise((resolve) => {
+    $("key").onclose = () => {
+      setKey($("key-value").value);
+      resolve();
+    };
+  });
+}
+
+// --- hands
+
+const toggle = () => (listening || opening ? stop() : start());
+const actions = {
+  copy,
+  clear,
+  start: toggle,
+  download: () => captions.lines.length && offerDownload($("export"), captions.lines),
+  open: () => !$("open").disabled && $("picker").click(),
+  help: () => $("keys").showModal(),
+  smaller: () => resize(-0.1),
+  larger: () => resize(0.1),
+};
+for (const [id, action] of Object.entries(actions)) $(id).addEventListener("click", action);
+$("picker").addEventListener("change", () => {
+  open([...$("picker").files]);
+  $("picker").value = "";
+});
+listen(
+  {
+    " ": () => !$("start").disabled && toggle(),
+    o: actions.open,
+    c: copy,
+    d: actions.download,
+    x: clear,
+    "?": actions.help,
+    "+": actions.larger,
+    "=": actions.larger,
+    "-": actions.smaller,
+    End: () => captions.follow(),
+    Escape: () => status.dismiss() || stop(),
+  },
+  $("single-keys"),
+);
+
+let over = 0;
+const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+const drag = (change) => (event) => {
+  if (!hasFiles(event)) return;
+  event.preventDefault();
+  over = Math.max(0, over + change);
+  $("drop").hidden = !over;
+};
+addEventListener("dragenter", drag(1));
+addEventListener("dragleave", drag(-1));
+addEventListener("dragover", drag(0));
+addEventListener("drop", (event) => {
+  drag(-Infinity)(event);
+  open([...(event.dataTransfer?.files ?? [])]);
+});
+addEventListener("beforeunload", (event) => listening && event.preventDefault());
+
+// --- begin
+
+able = await capabilities({
+  onWait: (why) => status.show("wait", why === "loading" ? "Loading the model" : "Waiting for the server"),
+  askForKey,
+});
+languages.offer(able);
+enter("idle");
+ready();
