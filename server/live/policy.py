@@ -79,7 +79,7 @@ def without_loop(tokens: Sequence[Token], before: Sequence[Token] = ()) -> list[
     ids = [token.id for token in before] + [token.id for token in tokens]
     for end in range(len(before) + 1, len(ids) + 1):
         for size, most in MAX_REPEATS.items():
-            repeated = ids[end - size : end] * (most + 1)
-            if end >= len(repeated) and ids[end - len(repeated) : end] == repeated:
+            length = size * (most + 1)
+            if length <= end and ids[end - length : end] == ids[end - size : end] * (most + 1):
                 return list(tokens[: max(0, end - len(before) - size * most)])
     return list(tokens)
