@@ -8,27 +8,24 @@ from typing import Self
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from model import kernels
-from model.config import WEIGHTS_FILE, CanaryConfig, read_config
+from model.aligner import Aligner
+from model.alignment import attention_times
+from model.config import ALIGNER_DIR, CONFIG_FILE, WEIGHTS_FILE, CanaryConfig, read_config
 from model.decoder import Decoder, Head
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
 from model.language import Detection, detection_from
 from model.prompt import Task, asks_for_times, language_query_tokens, prompt_tokens
-from model.timestamps import timed_segments, whole_segment
+from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
+from model.weights import load_weights
 
 SAMPLE_RATE = 16000
 MIN_DURATION_S = 1.0
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit the configuration beside them."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class Canary(nn.Module):
             self.encoder_decoder_proj = nn.Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
+        self._aligner: Aligner | None = None
 
     @classmethod
     def load(cls, folder: Path, dtype: str | None = None) -> Self:
@@ -67,7 +65,10 @@ class Canary(nn.Module):
         folder = Path(folder)
         config = read_config(folder)
         canary = cls(config, load_tokenizer(folder, config.tokenizer))
-        load_weights(canary, folder / WEIGHTS_FILE, dtype or default_dtype())
+        dtype = dtype or default_dtype()
+        load_weights(canary, folder / WEIGHTS_FILE, dtype)
+        if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
+            canary._aligner = Aligner.load(folder / ALIGNER_DIR, dtype)
         return canary
 
     @property
@@ -139,7 +140,9 @@ class Canary(nn.Module):
         vectors = encoded.vectors[None]
         cross = self.decoder.cross_memory(vectors, mx.array([vectors.shape[1]]))
         whole = mx.array([prompt + tokens])
-        layer = max(0, self.config.decoder.num_layers - 2)
+        # NeMo looks at the last but one; of two layers the first attends to no place in particular.
+        layers = self.config.decoder.num_layers
+        layer = layers - 2 if layers > 2 else layers - 1
         return np.array(self.decoder.cross_attention(whole, cross, layer)[len(prompt) - 1 : -1].astype(mx.float32))
 
     def prompt(self, task: Task) -> list[int]:
@@ -163,7 +166,8 @@ class Canary(nn.Module):
 
     def running_batch(self) -> RunningBatch:
         """An empty batch to decode in."""
-        return RunningBatch(self.decoder, self.head, self.tokenizer.end_id, self.tokenizer.pad_id)
+        tokenizer = self.tokenizer
+        return RunningBatch(self.decoder, self.head, tokenizer.end_id, tokenizer.pad_id, tokenizer.no_speech_id)
 
     def generate(
         self, encoded: list[Encoded], prompts: list[list[int]], options: DecodingOptions = DecodingOptions()
@@ -186,41 +190,38 @@ class Canary(nn.Module):
         if isinstance(tasks, Task):
             tasks = [tasks] * len(waveforms)
         prompts = [self.prompt(task) for task in tasks]
-        generated = self.generate(self.encodings([at_least_a_second(w) for w in waveforms]), prompts, options)
-        return [self.transcript(g, w, t) for g, w, t in zip(generated, waveforms, tasks, strict=True)]
+        encoded = self.encodings([at_least_a_second(w) for w in waveforms])
+        generated = self.generate(encoded, prompts, options)
+        return [self.transcript(*each) for each in zip(generated, waveforms, tasks, encoded, strict=True)]
 
-    def transcript(self, generated: Generated, waveform: np.ndarray, task: Task) -> Transcript:
-        """Generated tokens as text, with the times they carry."""
+    def transcript(self, generated: Generated, waveform: np.ndarray, task: Task, encoded: Encoded) -> Transcript:
+        """Generated tokens as text, with the times that `task` asks for: the model's own, or found afterwards."""
         duration = len(waveform) / SAMPLE_RATE
-        if asks_for_times(task, self.config):
-            early = padding_before(len(waveform)) / SAMPLE_RATE
-            segments = timed_segments(generated.tokens, self.tokenizer, self.step_s, duration, early)
+        early = padding_before(len(waveform)) / SAMPLE_RATE
+        source = None
+        if generated.tokens[:1] == [self.tokenizer.no_speech_id]:
+            segments = ()
+        elif asks_for_times(task, self.config):
+            source = "model"
+            segments = timed_segments(generated, self.tokenizer, self.step_s, duration, early)
+        elif task.timestamps != "none" and (words := written_words(generated.tokens, self.tokenizer)):
+            source = "aligner"
+            times = self._aligned(waveform, task, " ".join(word.text for word in words))
+            if times is None:
+                source = "cross_attention"
+                attention = self.cross_attention(encoded, self.prompt(task), generated.tokens)
+                times = attention_times(attention, words, waveform, self.step_s, early)
+            segments = sentences(words, times, generated, self.tokenizer)
         else:
-            segments = whole_segment(generated.tokens, self.tokenizer, duration)
+            segments = whole_segment(generated, self.tokenizer, duration)
         text = " ".join(segment.text for segment in segments)
-        return Transcript(text, task.language, task.target, duration, segments)
+        return Transcript(text, task.language, task.target, duration, segments, source)
 
-
-def load_weights(module: nn.Module, path: Path, dtype: str) -> None:
-    """Read `path` into `module`, every tensor of it and nothing else. Raises WeightsError naming what differs."""
-    try:
-        weights = mx.load(str(path))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not readable: {error}") from None
-    assert isinstance(weights, dict)
-    expected = {name: value.shape for name, value in dict(tree_flatten(module.parameters())).items()}
-    for name in expected.keys() | weights.keys():
-        if name not in weights:
-            raise WeightsError(f"{path} lacks {name}")
-        if name not in expected:
-            raise WeightsError(f"{path} has {name}, which the configuration has no place for")
-        if weights[name].shape != expected[name]:
-            raise WeightsError(f"{path}: {name} is {weights[name].shape}, not {expected[name]}")
-    # The filterbank stays float32: features are computed in it whatever the model's type.
-    kept = {name: v if name.startswith("preprocessor.") else v.astype(DTYPES[dtype]) for name, v in weights.items()}
-    module.load_weights(list(kept.items()))
-    module.eval()
-    mx.eval(module.parameters())
+    def _aligned(self, waveform: np.ndarray, task: Task, text: str) -> list[tuple[float, float]] | None:
+        """The words' times from the aligner, if there is one; a translation's words it can only place as sentences."""
+        if not self._aligner or (task.is_translation and task.timestamps == "word"):
+            return None
+        return self._aligner.word_times(waveform, text)
 
 
 def default_dtype() -> str:

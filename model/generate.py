@@ -47,11 +47,15 @@ class Utterance:
 
 @dataclass(frozen=True)
 class Generated:
-    """Tokens after the prompt without the end, and the log-probability of each."""
+    """Tokens after the prompt without the end, and the log-probability of each.
+
+    nothing: the chance, before the first token, that there is nothing to write: the end, or `<|nospeech|>`.
+    """
 
     key: int
     tokens: list[int]
     log_probs: list[float]
+    nothing: float | None = None
 
 
 @dataclass
@@ -60,6 +64,7 @@ class _Greedy:
 
     utterance: Utterance
     position: int
+    nothing: float
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
@@ -75,6 +80,7 @@ class _Searched:
 
     utterance: Utterance
     position: int
+    nothing: float
     beam: Beam
     rows: list[int] = field(default_factory=list)
 
@@ -89,10 +95,11 @@ class _Searched:
 class RunningBatch:
     """Rows being decoded side by side, each a step at a time."""
 
-    def __init__(self, decoder: Decoder, head: Head, end_id: int, pad_id: int):
+    def __init__(self, decoder: Decoder, head: Head, end_id: int, pad_id: int, no_speech_id: int | None = None):
         self._decoder = decoder
         self._head = head
         self._ends = (end_id, pad_id)
+        self._silent = [end_id] if no_speech_id is None else [end_id, no_speech_id]
         self._self = decoder.empty_slots()
         self._cross = decoder.empty_slots()
         # By row: whose it is, and how many encoder steps its audio has.
@@ -183,23 +190,24 @@ class RunningBatch:
     def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
         """A new utterance with its first token, or tokens, written."""
         position = len(utterance.prompt)
+        nothing = float(np.exp(scores[self._silent]).sum())
         if utterance.beam_size == 1:
-            owner = _Greedy(utterance, position)
+            owner = _Greedy(utterance, position, nothing)
             _write(owner, scores)
             return owner
         beam = Beam(utterance.beam_size, position, utterance.length_penalty, *self._ends)
         beam.begin(scores)
-        return _Searched(utterance, position, beam)
+        return _Searched(utterance, position, nothing, beam)
 
     def _result(self, owner: _Greedy | _Searched) -> Generated | None:
         """What `owner` has written if it is done, else None."""
         key, limit = owner.utterance.key, owner.utterance.limit
         if isinstance(owner, _Greedy):
             if owner.tokens[-1] in self._ends:
-                return Generated(key, owner.tokens[:-1], owner.log_probs[:-1])
-            return Generated(key, owner.tokens, owner.log_probs) if len(owner.tokens) >= limit else None
+                return Generated(key, owner.tokens[:-1], owner.log_probs[:-1], owner.nothing)
+            return Generated(key, owner.tokens, owner.log_probs, owner.nothing) if len(owner.tokens) >= limit else None
         if owner.beam.finished or owner.beam.tokens.shape[1] >= limit:
-            return Generated(key, *owner.beam.best())
+            return Generated(key, *owner.beam.best(), owner.nothing)
         return None
 
     def _distinct_owners(self) -> list[_Greedy | _Searched]:

@@ -1,78 +1,122 @@
 """Generated tokens to words and segments with seconds."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from model.generate import Generated
 from model.tokenizer import Tokenizer
 from model.transcript import Segment, Word
 
-_SENTENCE_END = (".", "?", "!")
+SENTENCE_END = (".", "?", "!")
 
 
 @dataclass(frozen=True)
-class _Spoken:
-    """A word and the tokens that wrote it, times included."""
+class Written:
+    """A word and the stretch of tokens that wrote it; times included, where there are any."""
 
-    word: Word
-    tokens: tuple[int, ...]
-
-
-def plain_text(tokens: list[int], tokenizer: Tokenizer) -> str:
-    """The text of tokens without the special ones, trimmed."""
-    return tokenizer.decode([t for t in tokens if not tokenizer.is_special(t)]).strip()
+    text: str
+    tokens: range
 
 
-def whole_segment(tokens: list[int], tokenizer: Tokenizer, duration: float) -> tuple[Segment, ...]:
+def plain_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The text of tokens without the special ones, words separated by one space."""
+    return " ".join(tokenizer.decode([t for t in tokens if not tokenizer.is_special(t)]).split())
+
+
+def whole_segment(generated: Generated, tokenizer: Tokenizer, duration: float) -> tuple[Segment, ...]:
     """One segment over the whole audio, for output that carries no times; none where nothing was said."""
-    text = plain_text(tokens, tokenizer)
-    return (Segment(0.0, duration, text, tuple(tokens)),) if text else ()
+    text = plain_text(generated.tokens, tokenizer)
+    return (_segment(0.0, duration, text, generated, range(len(generated.tokens))),) if text else ()
 
 
 def timed_segments(
-    tokens: list[int], tokenizer: Tokenizer, step_s: float, duration: float, early_s: float = 0.0
+    generated: Generated, tokenizer: Tokenizer, step_s: float, duration: float, early_s: float = 0.0
 ) -> tuple[Segment, ...]:
     """Segments of a flash model's output, `<|12|> word<|17|>`, ending where sentences do.
 
     Times are encoder steps of `step_s` seconds, counted from `early_s` before the audio, and kept within 0 … duration.
     Every token is in one segment. Output without times gives one segment over the whole audio.
     """
-    spoken, rest = _spoken(tokens, tokenizer, lambda step: min(max(0.0, step * step_s - early_s), duration))
-    if not spoken:
-        return whole_segment(tokens, tokenizer, duration)
-    groups: list[list[_Spoken]] = [[]]
-    for item in spoken:
-        if groups[-1] and groups[-1][-1].word.word.endswith(_SENTENCE_END):
-            groups.append([])
-        groups[-1].append(item)
-    segments = []
-    for group in groups:
-        tail = rest if group is groups[-1] else ()
-        written = [t for item in group for t in item.tokens] + list(tail)
-        words = tuple(item.word for item in group)
-        segments.append(Segment(words[0].start, words[-1].end, plain_text(written, tokenizer), tuple(written), words))
+    words, times = _timed_words(
+        generated.tokens, tokenizer, lambda step: min(max(0.0, step * step_s - early_s), duration)
+    )
+    return sentences(words, times, generated, tokenizer) if words else whole_segment(generated, tokenizer, duration)
+
+
+def sentences(
+    words: list[Written], times: list[tuple[float, float]], generated: Generated, tokenizer: Tokenizer
+) -> tuple[Segment, ...]:
+    """Words with their (start, end), grouped into segments that end where sentences do. Every token is in one."""
+    segments: list[Segment] = []
+    group: list[Word] = []
+    first = 0
+    for written, (start, end) in zip(words, times, strict=True):
+        group.append(Word(written.text, start, end, _probability(written.tokens, generated, tokenizer)))
+        last = written is words[-1]
+        if last or written.text.endswith(SENTENCE_END):
+            stop = len(generated.tokens) if last else written.tokens.stop
+            text = " ".join(word.word for word in group)
+            segments.append(_segment(group[0].start, group[-1].end, text, generated, range(first, stop), tuple(group)))
+            group, first = [], stop
     return tuple(segments)
 
 
-def _spoken(
+def written_words(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Written]:
+    """The words of untimed tokens; joined with spaces they are the text."""
+    starts = [i for i, t in enumerate(tokens) if tokenizer.starts_word(t)] or [0]
+    edges = [0, *starts[1:], len(tokens)] if starts[0] == 0 else [0, *starts, len(tokens)]
+    words: list[Written] = []
+    begin = 0
+    for stop in edges[1:]:
+        # What has no text of its own, a lone ▁ or a special token, goes with the next word.
+        if text := plain_text(tokens[begin:stop], tokenizer):
+            words.append(Written(text, range(begin, stop)))
+            begin = stop
+    return words
+
+
+def _timed_words(
     tokens: list[int], tokenizer: Tokenizer, seconds: Callable[[int], float]
-) -> tuple[list[_Spoken], tuple[int, ...]]:
-    """Every stretch of text between two times, and the tokens left after the last of them."""
-    found: list[_Spoken] = []
-    taken: list[int] = []
-    inside: list[int] = []
-    start: int | None = None
-    for token in tokens:
-        taken.append(token)
+) -> tuple[list[Written], list[tuple[float, float]]]:
+    """Every stretch of text with the times around it; none at all if there is no time in it."""
+    words: list[Written] = []
+    times: list[tuple[float, float]] = []
+    first, inside, start, before = 0, 0, 0, False
+    for i, token in enumerate(tokens):
         step = tokenizer.time_steps.get(token)
         if step is None:
-            inside.append(token)
             continue
-        text = plain_text(inside, tokenizer)
-        if start is not None and text:
-            word = Word(text, seconds(start), seconds(max(step, start)))
-            found.append(_Spoken(word, tuple(taken)))
-            taken, start = [], None
-        else:
-            start = step
-        inside = []
-    return found, tuple(taken)
+        if text := plain_text(tokens[inside:i], tokenizer):
+            words.append(Written(text, range(first, i + 1)))
+            times.append((seconds(start), seconds(max(step, start))))
+            first = i + 1
+        # Also where a start or an end is missing, the next word begins no sooner than this time.
+        start, inside, before = step, i + 1, True
+    if before and (text := plain_text(tokens[inside:], tokenizer)):
+        words.append(Written(text, range(first, len(tokens))))
+        times.append((seconds(start), seconds(start)))
+    return words, times
+
+
+def _segment(
+    start: float, end: float, text: str, generated: Generated, stretch: range, words: tuple[Word, ...] = ()
+) -> Segment:
+    tokens = tuple(generated.tokens[stretch.start : stretch.stop])
+    known = _log_probs(stretch, generated)
+    return Segment(
+        start, end, text, tokens, words, sum(known) / len(known) if known else None, no_speech_prob=generated.nothing
+    )
+
+
+def _probability(stretch: range, generated: Generated, tokenizer: Tokenizer) -> float | None:
+    """The geometric mean over the tokens of a word's text."""
+    spelling = [i for i in stretch if not tokenizer.is_special(generated.tokens[i])]
+    known = [p for i in spelling for p in _log_probs(range(i, i + 1), generated)]
+    return math.exp(sum(known) / len(known)) if known else None
+
+
+def _log_probs(stretch: range, generated: Generated) -> list[float]:
+    """Of those tokens whose log-probability is known: a prefix that was given has none."""
+    given = len(generated.tokens) - len(generated.log_probs)
+    return generated.log_probs[max(0, stretch.start - given) : max(0, stretch.stop - given)]

@@ -21,7 +21,8 @@ class TokenizerError(ValueError):
     """A tokenizer file that is missing or broken, or a token it does not have."""
 
 
-def _loaded(path: Path) -> SentencePieceProcessor:
+def load_pieces(path: Path) -> SentencePieceProcessor:
+    """A SentencePiece model. Raises TokenizerError."""
     try:
         return SentencePieceProcessor(model_proto=path.read_bytes())
     except (OSError, RuntimeError) as error:
@@ -56,6 +57,10 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, special tokens written out."""
+        raise NotImplementedError
+
+    def starts_word(self, token: int) -> bool:
+        """Whether a new word begins with it."""
         raise NotImplementedError
 
     def is_special(self, token: int) -> bool:
@@ -105,6 +110,9 @@ class AggregateTokenizer(Tokenizer):
         known = (self._pieces[i] for i in ids if i < self.vocab_size)
         return "".join(known).replace(_WORD_START, " ")
 
+    def starts_word(self, token: int) -> bool:
+        return token < self.vocab_size and self._pieces[token].startswith(_WORD_START)
+
 
 class SingleTokenizer(Tokenizer):
     """One SentencePiece model, special tokens being pieces of it."""
@@ -126,10 +134,13 @@ class SingleTokenizer(Tokenizer):
     def decode(self, ids: list[int]) -> str:
         return self._model.decode([i for i in ids if i < self.vocab_size])
 
+    def starts_word(self, token: int) -> bool:
+        return token < self.vocab_size and self._model.id_to_piece(token).startswith(_WORD_START)
+
 
 def load_tokenizer(folder: Path, config: TokenizerConfig) -> Tokenizer:
     """The tokenizer of a converted folder. Raises TokenizerError if a file is missing or broken."""
-    models = {language: _loaded(folder / name) for language, name in config.models.items()}
+    models = {language: load_pieces(folder / name) for language, name in config.models.items()}
     if config.type == "bpe":
         return SingleTokenizer(next(iter(models.values())))
     if SPECIAL not in models:

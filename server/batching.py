@@ -198,7 +198,8 @@ class Batcher:
             for g, prefix in zip(generated, run.wanted.prefixes or ((),) * len(generated), strict=True)
         ]
         transcripts = tuple(
-            self._canary.transcript(g, run.wanted.waveform, t) for g, t in zip(whole, run.tasks, strict=True)
+            self._canary.transcript(g, run.wanted.waveform, t, run.encoded)
+            for g, t in zip(whole, run.tasks, strict=True)
         )
         attention: tuple[np.ndarray, ...] = ()
         if run.wanted.attention:

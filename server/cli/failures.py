@@ -25,9 +25,9 @@ def fail(message: object) -> NoReturn:
 def one_line_failures() -> Iterator[None]:
     """Expected errors end the command with one line; an unexpected one keeps its traceback."""
     from convert.errors import ConversionError
-    from model.canary import WeightsError
     from model.config import ConfigError
     from model.tokenizer import TokenizerError
+    from model.weights import WeightsError
 
     try:
         yield

@@ -25,6 +25,7 @@ class PlainTokenizer:
     """Text is ids written as numbers; special tokens get ids as they are asked for."""
 
     begin_id, end_id, pad_id = 4, 3, 2
+    no_speech_id = None
     time_steps: dict[int, int] = {}  # noqa: RUF012
 
     def special_id(self, token: str) -> int:
@@ -41,6 +42,9 @@ class PlainTokenizer:
 
     def is_special(self, token: int) -> bool:
         return False
+
+    def starts_word(self, token: int) -> bool:
+        return True
 
 
 def tiny_config(**encoder) -> CanaryConfig:
