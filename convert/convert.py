@@ -5,15 +5,16 @@ The folder is written under another name beside its place and renamed when whole
 
 import itertools
 import json
+import logging
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from tqdm import tqdm
 
 from convert.cache import locked
@@ -21,13 +22,17 @@ from convert.configuration import aligner_config, canary_config
 from convert.download import nemo_file
 from convert.errors import ConversionError
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
+from convert.quantize import fits, is_large, packed, packed_layout
 from convert.safetensors_writer import write_safetensors
 from convert.weights import Stored, Table, aligner_table, canary_table, convert_tensors, dtype_of
-from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE
+from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, QuantizationConfig
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Dtype = Literal["float32", "bfloat16", "float16"]
 DEFAULT_DTYPE: Dtype = "float32"
+DEFAULT_GROUP_SIZE = 64
 
 
 class ConversionConfig(BaseModel):
@@ -40,6 +45,10 @@ class ConversionConfig(BaseModel):
     output: Path | None = None
     """The folder to make; by default the model's name, here."""
     dtype: Dtype = DEFAULT_DTYPE
+    quantize: Literal[4, 8] | None = None
+    """Bits that the weights of large linear layers are packed into; by default they are not."""
+    group_size: Literal[32, 64, 128] | None = None
+    """Weights that share a scale and an offset; by default 64."""
     preserve_keys: bool = False
     """Keep NeMo's tensor names and layouts, for debugging; such a folder cannot be served."""
     encoder_only: bool = False
@@ -49,6 +58,18 @@ class ConversionConfig(BaseModel):
     """Name each tensor as it is written."""
     progress: Progress | None = None
     """Called with a stage ("downloading" or "converting"), bytes or tensors done, and their total."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.group_size and not self.quantize:
+            raise ValueError(f"group_size {self.group_size} is of use only with quantize")
+        if self.quantize and self.preserve_keys:
+            raise ValueError("quantize and preserve_keys exclude each other: NeMo has no packed tensors")
+        return self
+
+    @property
+    def quantization(self) -> QuantizationConfig | None:
+        return QuantizationConfig(self.quantize, self.group_size or DEFAULT_GROUP_SIZE) if self.quantize else None
 
 
 def convert(config: ConversionConfig) -> Path:
@@ -109,6 +130,10 @@ def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None
         raise ConversionError(f"{output} cannot be written: {error.strerror or error}") from None
 
 
+# A tensor's name, dtype and shape.
+Layout = tuple[str, str, tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Part:
     """One folder of a conversion: the model itself, or the aligner within it."""
@@ -141,10 +166,11 @@ def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Pa
     def chosen(table: Table) -> Table:
         return table.preserved() if config.preserve_keys else table
 
+    quantization = asdict(config.quantization) if config.quantization else None
     name = nemo.path.name.removesuffix(".nemo")
     tensors = nemo.tensors(WEIGHTS)
     model, files = canary_config(nemo, tensors, name, config.dtype)
-    values = asdict(model)
+    values = {**asdict(model), "quantization": quantization}
     if config.encoder_only:
         tensors = {key: tensors[key] for key in tensors if key.startswith(("preprocessor.", "encoder."))}
         del values["decoder"], values["decoding"]
@@ -152,7 +178,8 @@ def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Pa
     if ALIGNER_CONFIG in nemo and not config.encoder_only:
         aligner, files = aligner_config(nemo, config.dtype)
         tensors = nemo.tensors(ALIGNER_WEIGHTS)
-        parts.append(Part(folder / ALIGNER_DIR, asdict(aligner), files, tensors, chosen(aligner_table(aligner))))
+        values = {**asdict(aligner), "quantization": quantization}
+        parts.append(Part(folder / ALIGNER_DIR, values, files, tensors, chosen(aligner_table(aligner))))
     return parts
 
 
@@ -163,12 +190,39 @@ def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]
     shape = part.table.shape
     layout = [(row.target, dtype_of(row.target, config.dtype), shape(row.shape)) for row in part.table.rows]
     tensors = convert_tensors(part.tensors, part.table, config.dtype)
-    write_safetensors(part.folder / WEIGHTS_FILE, layout, _reported(tensors, part.table, config.verbose, report))
+    tensors = _reported(tensors, part.table, config.verbose, report)
+    if config.quantization:
+        layout, tensors = _quantized(layout, tensors, config.quantization)
+    write_safetensors(part.folder / WEIGHTS_FILE, layout, tensors)
     values = {"format_version": FORMAT_VERSION, **part.config}
     if config.preserve_keys:
         values["preserved_keys"] = True
     _write(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
     _sync(part.folder)
+
+
+def _quantized(
+    layout: list[Layout], tensors: Iterator[tuple[str, Any]], quantization: QuantizationConfig
+) -> tuple[list[Layout], Iterator[tuple[str, Any]]]:
+    """The same with the weights of large layers packed; those that the groups do not fit are kept, which is said."""
+    large = {name: shape for name, _, shape in layout if is_large(name)}
+    chosen = {name for name, shape in large.items() if fits(shape, quantization)}
+    if kept := sorted(large.keys() - chosen):
+        logger.warning(
+            "%d of %d large layers are kept as they are: groups of %d do not fill a row of %s %s",
+            *(len(kept), len(large), quantization.group_size, kept[0], large[kept[0]]),
+        )
+
+    def streamed() -> Iterator[tuple[str, Any]]:
+        for name, tensor in tensors:
+            if name in chosen:
+                names = [each for each, *_ in packed_layout(name, "", tuple(tensor.shape), quantization)]
+                yield from zip(names, packed(tensor, quantization), strict=True)
+            else:
+                yield name, tensor
+
+    packed_or_not = [packed_layout(*each, quantization) if each[0] in chosen else [each] for each in layout]
+    return list(itertools.chain.from_iterable(packed_or_not)), streamed()
 
 
 def _reported(

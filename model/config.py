@@ -118,6 +118,16 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True)
+class QuantizationConfig:
+    """How the large linear layers are packed: whole numbers of `bits`, with a scale and an offset for every group."""
+
+    bits: int
+    group_size: int
+
+    SUPPORTED: ClassVar = {"bits": (4, 8), "group_size": (32, 64, 128)}
+
+
+@dataclass(frozen=True)
 class CanaryConfig:
     """A converted Canary. `languages` are those the tokenizer and the prompt have, ISO 639-1."""
 
@@ -132,6 +142,7 @@ class CanaryConfig:
     decoder: DecoderConfig
     decoding: DecodingConfig
     tokenizer: TokenizerConfig
+    quantization: QuantizationConfig | None = None
 
     SUPPORTED: ClassVar = {"prompt_format": ("canary", "canary2"), "dtype": ("float32", "bfloat16", "float16")}
 
@@ -145,6 +156,7 @@ class AlignerConfig:
     preprocessor: PreprocessorConfig
     encoder: EncoderConfig
     tokenizer: TokenizerConfig
+    quantization: QuantizationConfig | None = None
 
     SUPPORTED: ClassVar = {"dtype": ("float32", "bfloat16", "float16")}
 
@@ -155,6 +167,7 @@ _SECTIONS = {
     "decoder": DecoderConfig,
     "decoding": DecodingConfig,
     "tokenizer": TokenizerConfig,
+    "quantization": QuantizationConfig,
 }
 
 
@@ -169,7 +182,9 @@ def section_from(cls: type, values: dict[str, Any], where: str = "") -> Any:
         if field.name not in values:
             continue
         value = values[field.name]
-        if field.name in _SECTIONS:
+        if field.name in _SECTIONS and not (value is None and field.default is None):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{prefix}{field.name}: {value!r} is not a section")
             value = section_from(_SECTIONS[field.name], value, prefix + field.name)
         elif isinstance(value, list):
             value = tuple(value)

@@ -1,0 +1,36 @@
+"""A server whose texts have a fixed length, whatever the model says: run by `canary bench` in a process of its own.
+
+    python -m server.bench.paced MODEL DTYPE TOKENS_PER_S
+
+Everything but the end of a text is what `canary serve` runs.
+"""
+
+import sys
+from dataclasses import replace
+
+from model.canary import Canary, Encoded
+from model.generate import DecodingOptions, RunningBatch, Utterance
+
+from ..cli.serve import serve
+from .stages import EndlessBatch
+
+
+def pace(tokens_per_s: float) -> None:
+    """Make every Canary of this process write so many tokens for each second of audio."""
+    own_limit = Canary.utterance
+
+    def utterance(canary: Canary, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
+        tokens = max(1, round(tokens_per_s * encoded.vectors.shape[0] * canary.step_s))
+        return replace(own_limit(canary, key, encoded, prompt, options), limit=tokens)
+
+    def running_batch(canary: Canary) -> RunningBatch:
+        return EndlessBatch(canary)
+
+    Canary.utterance, Canary.running_batch = utterance, running_batch  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    model, dtype, tokens_per_s = sys.argv[1:]
+    if float(tokens_per_s):
+        pace(float(tokens_per_s))
+    serve(model=(model,), dtype=dtype or None, port=0)

@@ -1,0 +1,100 @@
+"""What was measured, as tables to read and as a plot."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+# The title of each part of a result, and its columns: heading, key and format.
+_TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
+    "single": (
+        "One stream, a fixed count of tokens",
+        [
+            ("audio s", "audio_s", "g"),
+            ("tokens", "tokens", "d"),
+            ("features s", "features_s", ".3f"),
+            ("encode s", "encode_s", ".3f"),
+            ("decode s", "decode_s", ".3f"),
+            ("RTFx", "rtfx", ".1f"),
+            ("CPU s", "cpu_s", ".2f"),
+        ],
+    ),
+    "load": (
+        "Requests of 4 to 35 s over HTTP",
+        [
+            ("clients", "concurrency", "d"),
+            ("requests", "requests", "d"),
+            ("audio s a second", "throughput", ".1f"),
+            ("p50 s", "p50_s", ".2f"),
+            ("p95 s", "p95_s", ".2f"),
+            ("first segment s", "first_segment_p50_s", ".2f"),
+            ("peak MB", "server_peak_mb", ".0f"),
+        ],
+    ),
+    "decode": (
+        "A decode step by rows in the batch",
+        [("rows", "rows", "d"), ("step ms", "step_ms", ".1f"), ("ms a row", "row_ms", ".2f")],
+    ),
+    "encode": (
+        "Encoding by length",
+        [("audio s", "audio_s", "g"), ("encode s", "encode_s", ".3f"), ("ms an audio s", "per_audio_s_ms", ".1f")],
+    ),
+}
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Everything measured, in Markdown."""
+    model, system = result["model"], result["system"]
+    times = [f"loaded in {result['load_s']:.1f} s"]
+    if result["conversion_s"] is not None:
+        times.append(f"converted in {result['conversion_s']:.1f} s")
+    lines = [
+        f"{model['name']}, {model['dtype']}, {model['weights_mb']:.0f} MB of weights; {', '.join(times)}",
+        f"{system['device']}; {system['blas']}; threads: {system['threads'] or 'not limited'}; {system['platform']}",
+    ]
+    for part, (title, columns) in _TABLES.items():
+        if result[part]:
+            lines += ["", f"{title}:", "", *_table(result[part], columns)]
+    return "\n".join(lines)
+
+
+def _table(rows: Rows, columns: list[tuple[str, str, str]]) -> list[str]:
+    cells = [[heading for heading, _, _ in columns]]
+    for row in rows:
+        cells.append(["" if row[key] is None else format(row[key], form) for _, key, form in columns])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Decode cost by rows, encode cost by length, and throughput and latency by clients. Raises ImportError."""
+    import matplotlib  # pyright: ignore[reportMissingImports]
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure.suptitle(f"{result['model']['name']}, {result['model']['dtype']}, {result['system']['device']}")
+    _line(axes[0], result["decode"], "rows", "row_ms", "rows in the batch", "decode step, ms a row")
+    _line(axes[1], result["encode"], "audio_s", "per_audio_s_ms", "seconds of audio", "encoding, ms a second of audio")
+    _line(axes[2], result["load"], "concurrency", "throughput", "clients", "audio seconds done in a second")
+    if result["load"]:
+        latency = axes[2].twinx()
+        latency.set_ylabel("p95 latency, s (dashed)")
+        clients = [row["concurrency"] for row in result["load"]]
+        latency.plot(clients, [row["p95_s"] for row in result["load"]], "s--", color="tab:red")
+        latency.set_ylim(bottom=0)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _line(axes: Any, rows: Rows, x: str, y: str, x_label: str, y_label: str) -> None:
+    axes.plot([row[x] for row in rows], [row[y] for row in rows], "o-")
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
