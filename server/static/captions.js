@@ -121,7 +121,9 @@ function row(line) {
 function paragraph(name, { text, language, stable_chars }) {
   const element = make("p", name);
   if (language) element.lang = language;
-  const stable = text.slice(0, stable_chars ?? text.length);
+  let stable = text.slice(0, stable_chars ?? text.length);
+  // The space between the two is of neither's look.
+  if (text[stable.length] === " ") stable += " ";
   if (stable) element.append(stable);
   if (stable.length < text.length) element.append(make("span", "tail", text.slice(stable.length)));
   return element;

@@ -90,7 +90,9 @@ function stopped(message) {
   enter("idle");
   ready();
   if (message) status.problem(message);
-  if (restart) [restart] = [false, start()];
+  if (!restart) return;
+  restart = false;
+  start();
 }
 
 // --- languages
@@ -105,13 +107,10 @@ function languagesChanged() {
   listening.stop();
 }
 
+/** Two columns where a translation is wanted or there. */
 function showColumns() {
   const both = Boolean(languages.targetLanguage) || captions.lines.some((line) => line.translation?.text);
   document.body.classList.toggle("translated", both);
-  $("columns").hidden = !both || captions.isEmpty;
-  const [spoken, target] = $("columns").children;
-  spoken.textContent = languages.name(languages.language) || "As spoken";
-  target.textContent = languages.name(languages.targetLanguage) || "Translation";
 }
 
 // --- files
@@ -201,7 +200,7 @@ async function copy() {
   const which = captions.lines.some((line) => line.translation?.text) ? "both" : "text";
   try {
     await navigator.clipboard.writeText(toText(captions.lines, which));
-    status.offer("Copied.", "", () => {});
+    status.confirm("Copied.");
   } catch {
     status.problem("The browser does not let this page copy. Download the text instead.");
   }

@@ -2,7 +2,7 @@
 
 // Of full scale: quieter is drawn as silence.
 const FLOOR_DB = -60;
-const BARS = 40;
+const BARS = 24;
 
 export class Meter {
   #canvas;

@@ -1,6 +1,7 @@
 // What the page is doing, in a few words above; what went wrong, in a sentence below.
 
 const ACTION_S = 12;
+const CONFIRMATION_S = 2.5;
 
 export class Status {
   #line = document.getElementById("status");
@@ -23,6 +24,12 @@ export class Status {
   /** A sentence that stays until it is dismissed. kind: "error" or "hint". */
   problem(sentence, kind = "error") {
     this.#tell(sentence, kind);
+  }
+
+  /** Something done, said in passing. */
+  confirm(sentence) {
+    this.#tell(sentence, "hint");
+    this.#timer = setTimeout(() => this.dismiss(), CONFIRMATION_S * 1000);
   }
 
   /** Something done that can be undone for a while. */
