@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import numpy as np
 
+from model import kernels
 from model.beam import Beam
 from model.cache import TIME_STEP, rounded_up
 from model.decoder import CrossMemory, Decoder, Head
@@ -73,6 +74,15 @@ class _Greedy:
     def last_tokens(self) -> list[int]:
         return self.tokens[-1:]
 
+    def write(self, token: int, log_prob: float) -> None:
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+
+    def write_best(self, scores: np.ndarray) -> None:
+        """The most probable token of log-probabilities (V,)."""
+        token = int(scores.argmax())
+        self.write(token, float(scores[token]))
+
 
 @dataclass
 class _Searched:
@@ -93,9 +103,24 @@ class _Searched:
 
 
 class RunningBatch:
-    """Rows being decoded side by side, each a step at a time."""
+    """Rows being decoded side by side, each a step at a time.
 
-    def __init__(self, decoder: Decoder, head: Head, end_id: int, pad_id: int, no_speech_id: int | None = None):
+    look_ahead: begin each step before the last one's tokens are known here, so that a GPU need not wait for us to look;
+    an ended row is then stepped once for nothing. By default where there is a GPU.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        head: Head,
+        end_id: int,
+        pad_id: int,
+        no_speech_id: int | None = None,
+        look_ahead: bool | None = None,
+    ):
+        self._look_ahead = not kernels.on_cpu() if look_ahead is None else look_ahead
+        # The tokens (R,) and log-probabilities (R,) of a step under way.
+        self._ahead: tuple[mx.array, mx.array] | None = None
         self._decoder = decoder
         self._head = head
         self._ends = (end_id, pad_id)
@@ -112,7 +137,11 @@ class RunningBatch:
         return len(self._owners)
 
     def join(self, utterances: list[Utterance]) -> list[Generated]:
-        """Prefill `utterances` together and add their rows; returns those that their first token ended."""
+        """Prefill `utterances` together and add their rows.
+
+        Returns what that ended: those that their first token did, and those that a step under way did.
+        """
+        finished = self._settled()
         encoded, lengths = _padded_encodings(utterances)
         cross = self._decoder.cross_memory(encoded, mx.array(lengths))
         prompts = [u.prompt for u in utterances]
@@ -121,7 +150,6 @@ class RunningBatch:
         hidden, remembered = self._decoder.prefill(tokens, cross)
         last = hidden[mx.arange(len(prompts)), mx.array([len(p) - 1 for p in prompts])]
         scores = np.array(self._head(last, self._decoder.token_embedding))
-        finished = []
         for i, utterance in enumerate(utterances):
             owner = self._begun(utterance, scores[i])
             if (result := self._result(owner)) is not None:
@@ -140,22 +168,51 @@ class RunningBatch:
         """One token for every row; returns the utterances that it ended."""
         if not self._owners:
             return []
-        scores = np.array(self._log_probs())
-        finished = []
+        if any(isinstance(owner, _Searched) for owner in self._owners):
+            return self._book(np.array(self._log_probs(mx.array(self._last_tokens()))))
+        written = self._ahead or self._written(mx.array(self._last_tokens()))
+        if self._look_ahead:
+            self._ahead = self._written(written[0], ahead=1)
+            mx.async_eval(*self._ahead)
+        return self._book_greedy(*written)
+
+    def _written(self, tokens: mx.array, ahead: int = 0) -> tuple[mx.array, mx.array]:
+        """The most probable token after each of `tokens` (R,), and its log-probability."""
+        scores = self._log_probs(tokens, ahead)
+        best = scores.argmax(axis=-1)
+        return best, mx.take_along_axis(scores, best[:, None], axis=-1).squeeze(1)
+
+    def _settled(self) -> list[Generated]:
+        """Take in the step under way, so that rows may change; returns the utterances that it ended."""
+        written, self._ahead = self._ahead, None
+        return self._book_greedy(*written) if written else []
+
+    def _book_greedy(self, tokens: mx.array, log_probs: mx.array) -> list[Generated]:
+        for owner, token, log_prob in zip(self._owners, tokens.tolist(), log_probs.tolist(), strict=True):  # type: ignore[arg-type]
+            assert isinstance(owner, _Greedy)
+            owner.position += 1
+            owner.write(token, log_prob)
+        return self._ended()
+
+    def _book(self, scores: np.ndarray) -> list[Generated]:
+        """Write what the log-probabilities (R, V) say, beams and greedy rows."""
         for owner in self._distinct_owners():
             owner.position += 1
             if isinstance(owner, _Greedy):
-                _write(owner, scores[owner.rows[0]])
+                owner.write_best(scores[owner.rows[0]])
             else:
                 self._reorder(owner.rows, owner.beam.advance(scores[owner.rows]))
-            if (result := self._result(owner)) is not None:
-                finished.append(result)
+        return self._ended()
+
+    def _ended(self) -> list[Generated]:
+        finished = [result for owner in self._distinct_owners() if (result := self._result(owner)) is not None]
         for result in finished:
             self.drop(result.key)
         return finished
 
     def drop(self, key: int) -> None:
         """Free the rows of the utterance `key`, if it has any. The last rows take the places that get empty."""
+        order = list(range(self.rows))
         for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
             last = self.rows - 1
             if row != last:
@@ -163,28 +220,37 @@ class RunningBatch:
                     slots.move(last, row)
                 mover = self._owners[last]
                 mover.rows[mover.rows.index(last)] = row
-                self._owners[row], self._lengths[row] = mover, self._lengths[last]
+                self._owners[row], self._lengths[row], order[row] = mover, self._lengths[last], order[last]
             self._owners.pop()
             self._lengths.pop()
+            order.pop()
         if not self._owners:
+            self._ahead = None
             for slots in (*self._self, *self._cross):
                 slots.clear()
+        elif self._ahead:
+            self._ahead = self._ahead[0][mx.array(order)], self._ahead[1][mx.array(order)]
 
-    def _log_probs(self) -> mx.array:
-        """(R, V) for the next token of every row."""
+    def _last_tokens(self) -> list[int]:
         tokens = [0] * self.rows
         for owner in self._distinct_owners():
             for row, token in zip(owner.rows, owner.last_tokens(), strict=True):
                 tokens[row] = token
-        positions = [owner.position for owner in self._owners]
+        return tokens
+
+    def _log_probs(self, tokens: mx.array, ahead: int = 0) -> mx.array:
+        """(R, V) for what follows `tokens` (R,), which are `ahead` places past what is booked."""
+        # A row looked ahead of may already be full; what it gets is thrown away.
+        last = self._decoder.position_encoding.shape[0] - 1
+        positions = [min(owner.position + ahead, last) for owner in self._owners]
         time = rounded_up(max(positions) + 1, TIME_STEP)
-        T = max(self._lengths)
+        T = rounded_up(max(self._lengths), TIME_STEP)
         for slots in self._self:
             slots.make_room(self.rows, time)
         kv = [slots.read(self.rows, T) for slots in self._cross]
         inside = (mx.arange(T) < mx.array(self._lengths)[:, None])[:, None, None]
         cross = CrossMemory([k for k, _ in kv], [v for _, v in kv], inside)
-        hidden = self._decoder.step(mx.array(tokens), mx.array(positions), time, self._self, cross)
+        hidden = self._decoder.step(tokens, mx.array(positions), time, self._self, cross)
         return self._head(hidden, self._decoder.token_embedding)
 
     def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
@@ -193,7 +259,7 @@ class RunningBatch:
         nothing = float(np.exp(scores[self._silent]).sum())
         if utterance.beam_size == 1:
             owner = _Greedy(utterance, position, nothing)
-            _write(owner, scores)
+            owner.write_best(scores)
             return owner
         beam = Beam(utterance.beam_size, position, utterance.length_penalty, *self._ends)
         beam.begin(scores)
@@ -219,12 +285,6 @@ class RunningBatch:
             sources = mx.array([rows[p] for p in parents])
             for slots in self._self:
                 slots.reorder(mx.array(rows), sources)
-
-
-def _write(row: _Greedy, scores: np.ndarray) -> None:
-    token = int(scores.argmax())
-    row.tokens.append(token)
-    row.log_probs.append(float(scores[token]))
 
 
 def _padded_encodings(utterances: list[Utterance]) -> tuple[mx.array, list[int]]:

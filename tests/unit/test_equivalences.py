@@ -4,8 +4,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from model.canary import Encoded
 from model.encoder import subsampled
-from model.generate import DecodingOptions
+from model.generate import DecodingOptions, RunningBatch
+from tests.unit.conftest import MAX_SEQUENCE
 
 FREE = DecodingOptions(max_new_tokens=40)
 
@@ -115,3 +117,43 @@ def test_a_beam_finds_a_sequence_at_least_as_likely_as_the_greedy_one(canary, so
     ]
     assert len(gains) >= 3
     assert min(gains) > 0.5
+
+
+def test_looking_a_step_ahead_changes_no_tokens_whoever_joins_leaves_or_searches(canary, sounds, prompts):
+    encoded = canary.encodings(sounds)
+    options = [
+        DecodingOptions(beam_size=width, max_new_tokens=n) for width, n in ((1, 30), (1, 9), (3, 6), (1, 21)) * 2
+    ]
+    requests = [canary.utterance(i, e, p, o) for i, (e, p, o) in enumerate(zip(encoded, prompts, options, strict=True))]
+
+    def run(look_ahead: bool) -> dict[int, list[int]]:
+        batch = RunningBatch(canary.decoder, canary.head, 3, 2, look_ahead=look_ahead)
+        finished = batch.join(requests[:2])
+        for request in requests[2:]:
+            for _ in range(4):
+                finished += batch.step()
+            finished += batch.join([request])
+            batch.drop(4)
+        while batch.rows:
+            finished += batch.step()
+        return {generated.key: generated.tokens for generated in finished}
+
+    ahead = run(look_ahead=True)
+    assert ahead == run(look_ahead=False)
+    assert ahead.keys() == set(range(8)) - {4}
+
+
+def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, prompts):
+    (encoded,) = canary.encodings(sounds[7:])
+    longest = Encoded(encoded.vectors, 10_000)
+    (request,) = [canary.utterance(0, longest, prompts[0], DecodingOptions())]
+    assert request.limit == MAX_SEQUENCE - len(prompts[0]) + 1
+    tokens = {}
+    for look_ahead in (False, True):
+        batch = RunningBatch(canary.decoder, canary.head, -1, 2, look_ahead=look_ahead)
+        finished = batch.join([request])
+        while batch.rows:
+            finished += batch.step()
+        tokens[look_ahead] = finished[0].tokens
+    assert tokens[True] == tokens[False]
+    assert len(tokens[True]) == request.limit
