@@ -1,7 +1,7 @@
 """The command line's surface; the work is in `server/cli/`, imported only when its command runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -38,22 +38,55 @@ def _options(
     pass
 
 
+def _setting(*flags: str, help: str) -> Any:
+    """An option of `serve`; what is not given is left to the environment."""
+    return typer.Option(None, *flags, help=help, show_default=False)
+
+
 @main.command()
 def serve(
-    model: Model = None,
-    host: Annotated[str | None, typer.Option(help="By default 127.0.0.1.", show_default=False)] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="0 takes a free one. By default 8000.", show_default=False)
-    ] = None,
+    model: list[str] | None = _setting(
+        "--model", "-m", help=f"{_MODEL_HELP} May be repeated; the first is the default."
+    ),
     dtype: Dtype = None,
+    idle_unload_s: float | None = _setting(
+        "--idle-unload", help="Seconds without a request after which a model is let go."
+    ),
+    load_wait_s: float | None = _setting("--load-wait", help="Seconds a request waits for its model to be loaded."),
+    default_language: str | None = _setting(
+        "--default-language", help="Of requests that name none; auto finds it out."
+    ),
+    host: str | None = _setting("--host", help="By default 127.0.0.1."),
+    port: int | None = _setting("--port", help="0 takes a free one. By default 8000."),
+    api_keys: list[str] | None = _setting("--api-key", help="A key to ask for; better kept in CANARY_API_KEYS."),
+    public_without_key: Annotated[
+        bool, typer.Option("--public-without-key", help="Let others reach the server without a key.")
+    ] = False,
+    allowed_hosts: list[str] | None = _setting("--allowed-host", help="A host name that the server goes by."),
+    allowed_origins: list[str] | None = _setting(
+        "--allowed-origin", help="A web origin whose pages may use the server."
+    ),
+    max_upload_mb: float | None = _setting("--max-upload-mb", help="The largest body."),
+    max_audio_s: float | None = _setting("--max-audio", help="The longest audio, in seconds."),
+    max_sample_rate: int | None = _setting("--max-sample-rate", help="The highest sample rate."),
+    max_channels: int | None = _setting("--max-channels", help="The most channels."),
+    max_queue: int | None = _setting("--max-queue", help="Passes that may wait for a model."),
+    max_rows: int | None = _setting("--max-rows", help="Texts decoded side by side."),
+    max_connections: int | None = _setting("--max-connections", help="Connections at once."),
+    max_message_mb: float | None = _setting("--max-message-mb", help="The largest websocket message."),
+    keep_alive_s: int | None = _setting("--keep-alive", help="Seconds an idle connection is kept."),
+    shutdown_s: int | None = _setting("--shutdown", help="Seconds requests may go on after Ctrl-C."),
+    log_level: str | None = _setting("--log-level", help="debug, info, warning or error."),
+    log_format: str | None = _setting("--log-format", help="text or json."),
 ) -> None:
-    """Serve a model over HTTP until Ctrl-C.
+    """Serve models over HTTP until Ctrl-C.
 
     What is not given here is taken from CANARY_MODEL, CANARY_HOST, CANARY_PORT … in the environment or in .env.
     """
+    given = {name: value for name, value in locals().items() if value is not None and value is not False}
     from server.cli.serve import serve
 
-    serve(model=model, host=host, port=port, dtype=dtype)
+    serve(**given)
 
 
 @main.command()
@@ -112,6 +145,14 @@ def convert(
         Path | None, typer.Argument(help="The folder to make. By default the model's name, here.", show_default=False)
     ] = None,
     dtype: Dtype = None,
+    quantize: Annotated[
+        Literal["8", "4"] | None,
+        typer.Option(help="Pack the weights of large linear layers into so many bits.", show_default=False),
+    ] = None,
+    group_size: Annotated[
+        Literal["32", "64", "128"] | None,
+        typer.Option(help="Weights that share a scale, with --quantize. By default 64.", show_default=False),
+    ] = None,
     preserve_keys: Annotated[bool, typer.Option("--preserve-keys", help="Keep NeMo's tensor names.")] = False,
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave the decoder out.")] = False,
     upload_repo: Annotated[str | None, typer.Option(help="Upload the result to this Hugging Face repository.")] = None,
@@ -124,10 +165,54 @@ def convert(
         source,
         out,
         dtype=dtype,
+        quantize=quantize,
+        group_size=group_size,
         preserve_keys=preserve_keys,
         encoder_only=encoder_only,
         upload_repo=upload_repo,
         verbose=verbose,
+    )
+
+
+@main.command()
+def bench(
+    model: Model = None,
+    dtype: Dtype = None,
+    seconds: Annotated[str, typer.Option(help="Lengths of audio for one stream.")] = "10,35",
+    concurrency: Annotated[str, typer.Option(help="Clients at once, over HTTP.")] = "1,4,16,64",
+    rows: Annotated[str, typer.Option(help="Rows decoded side by side.")] = "1,2,4,8,16,32",
+    lengths: Annotated[str, typer.Option(help="Lengths of audio to encode, in seconds.")] = "5,10,15,20,25,30,35,40",
+    requests: Annotated[int, typer.Option(min=1, help="Requests at each concurrency, at least one a client.")] = 16,
+    pace: Annotated[
+        float,
+        typer.Option(min=0, help="Tokens written for a second of audio over HTTP; 0 lets the model end its texts."),
+    ] = 4.0,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 3,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="For matrix products. By default all cores.", show_default=False)
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw them here; needs matplotlib.")] = None,
+) -> None:
+    """Measure a model on this machine: stage by stage, and served.
+
+    An empty list, such as --concurrency "", leaves that part out.
+    """
+    from server.cli.bench import bench
+
+    bench(
+        model=model,
+        dtype=dtype,
+        seconds=seconds,
+        concurrency=concurrency,
+        rows=rows,
+        lengths=lengths,
+        requests=requests,
+        pace=pace,
+        repeats=repeats,
+        threads=threads,
+        json_file=json_file,
+        plot_file=plot_file,
     )
 
 

@@ -1,50 +1,49 @@
-"""The application: routes, limits, errors, and an engine that lives as long as it does."""
+"""The application: routes, limits, errors, and engines that live as long as it does."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
-from .engine import Engine
+from .docs import install_docs
+from .engines import Engines
 from .errors import install_error_handlers
-from .middleware import BodyLimit, RequestId
-from .routes import health, native
+from .metrics import Metrics
+from .middleware import BodyLimit, Requests
+from .routes import captions, health, native, openai, page
+from .security import Guard
 from .settings import VERSION, Settings
 
-if TYPE_CHECKING:
-    from model.canary import Canary
 
-
-def create_app(settings: Settings, engine: Engine | None = None) -> FastAPI:
-    """An application that starts its engine with itself, and stops it; one already started is taken as it is."""
-    engine = engine or create_engine(settings)
+def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
+    """An application that begins to load its default model when it starts, and answers 503 until that is done."""
+    engines = engines or Engines(settings)
+    metrics = Metrics(engines)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
+        engines.start()
         yield
-        await engine.stop(settings.shutdown_s)
+        await engines.stop(settings.shutdown_s)
 
-    app = FastAPI(title="canary-server", version=VERSION, lifespan=lifespan)
-    app.state.engine, app.state.settings = engine, settings
+    app = FastAPI(title="canary-server", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.engines, app.state.settings, app.state.metrics = engines, settings, metrics
     # the last added is the outermost
+    app.add_middleware(Guard, settings=settings)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
-    app.add_middleware(RequestId)
+    app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
     install_error_handlers(app)
-    app.include_router(health.router)
-    app.include_router(native.router)
+    for routes in (page, health, native, openai, captions):
+        app.include_router(routes.router)
+    app.mount("/static", page.files)
+    install_docs(app)
     return app
-
-
-def create_engine(settings: Settings) -> Engine:
-    """An engine that will download, convert and load the model that the settings name."""
-    return Engine(lambda: load_model(settings), settings.max_queue, settings.max_rows)
-
-
-def load_model(settings: Settings) -> "Canary":
-    from convert.hub import resolve
-    from model.canary import Canary, default_dtype
-
-    dtype = settings.dtype or default_dtype()
-    return Canary.load(resolve(settings.model, dtype=dtype), dtype)

@@ -1,4 +1,4 @@
-"""What routes ask for: the engine, the settings, the caller's upload."""
+"""What routes ask for: the engines, the settings, the caller's upload."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 from starlette.datastructures import UploadFile
 
 from .engine import Engine
+from .engines import Engines
 from .errors import RequestError
 from .settings import Settings
 
@@ -20,11 +21,16 @@ class Upload:
     """A body: the file, and the fields beside it (none when the body is the file itself)."""
 
     file: BinaryIO
-    fields: dict[str, list[str]]
+    fields: list[tuple[str, str]]
+
+
+def get_engines(request: Request) -> Engines:
+    return request.app.state.engines
 
 
 def get_engine(request: Request) -> Engine:
-    return request.app.state.engine
+    """The default model's, loaded or not."""
+    return request.app.state.engines.default.engine
 
 
 def get_settings(request: Request) -> Settings:
@@ -38,10 +44,7 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
         async with request.form(max_files=1, max_fields=100) as form:
-            fields: dict[str, list[str]] = {}
-            for name, value in form.multi_items():
-                if isinstance(value, str):
-                    fields.setdefault(name, []).append(value)
+            fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise RequestError("The form has no file; send one as: -F file=@talk.wav", "file")
@@ -52,9 +55,10 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
                 body.write(chunk)
             if body.tell() == 0:
                 raise RequestError("The body is empty; send a file as: --data-binary @talk.wav", "file")
-            yield Upload(cast(BinaryIO, body), {})
+            yield Upload(cast(BinaryIO, body), [])
 
 
 EngineDep = Annotated[Engine, Depends(get_engine)]
+EnginesDep = Annotated[Engines, Depends(get_engines)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 UploadDep = Annotated[Upload, Depends(get_upload)]

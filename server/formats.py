@@ -25,11 +25,11 @@ def to_dict(transcript: Transcript, language_source: str) -> dict[str, Any]:
         "language_source": language_source,
         "target_language": transcript.target_language,
         "duration": round(transcript.duration, 3),
-        "segments": [_segment_dict(segment) for segment in transcript.segments],
+        "segments": [segment_dict(segment) for segment in transcript.segments],
     }
 
 
-def _segment_dict(segment: Segment) -> dict[str, Any]:
+def segment_dict(segment: Segment) -> dict[str, Any]:
     return {
         "start": round(segment.start, 3),
         "end": round(segment.end, 3),

@@ -1,5 +1,7 @@
 """Names of the languages that Canary models speak."""
 
+from model.prompt import AUTO
+
 from .errors import RequestError
 
 NAMES = {
@@ -14,8 +16,13 @@ _CODES = {name: code for code, name in NAMES.items()}
 
 
 def language_code(spoken: str, param: str = "language") -> str:
-    """ISO 639-1 for what callers write: `de`, `DE`, `de-DE`, `de_AT`, `german`. Raises RequestError for another."""
+    """ISO 639-1 for what callers write: `de`, `DE`, `de-DE`, `de_AT`, `german`. Raises RequestError for another.
+
+    `auto` is one too, for what is spoken.
+    """
     name = spoken.strip().lower()
+    if name == AUTO and param == "language":
+        return AUTO
     code = _CODES.get(name, name.replace("_", "-").partition("-")[0])
     if code not in NAMES:
         raise RequestError(f"{param}: {spoken[:40]!r} is not known; possible: {', '.join(sorted(NAMES))}", param)

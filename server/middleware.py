@@ -1,44 +1,78 @@
-"""What every request passes through: a name for the log, and a cap on its body."""
+"""What every request passes through: a name for the log, a line in it, and caps on bodies and on requests at once."""
 
 import asyncio
 import logging
+import time
 import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import BodyTooLarge, error_response
+from .errors import BodyTooLarge, BodyTooSlow, TooManyRequests, answer, error_response
+from .logs import request_id
+from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
 
-class RequestId:
-    """Give each response an `x-request-id`; answer an unexpected exception with 500 and log it under that id."""
+class Requests:
+    """Name each request, in the header `x-request-id` and in the log; count it, and refuse those over `at_once`.
 
-    def __init__(self, app: ASGIApp):
+    An unexpected exception is answered with 500 and logged under that name.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, at_once: int):
         self.app = app
+        self._metrics = metrics
+        self._at_once = at_once
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
-        request_id = uuid.uuid4().hex[:16]
-        started = False
+        name = uuid.uuid4().hex[:16]
+        named = request_id.set(name)
+        began = time.monotonic()
+        status = 0
 
         async def send_named(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message = {**message, "headers": [*message["headers"], (b"x-request-id", request_id.encode())]}
+            nonlocal status
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], (b"x-request-id", name.encode())]}
+            elif message["type"] == "websocket.accept":
+                status = 101
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", name.encode())]}
+            elif message["type"] == "websocket.close":
+                # a close that comes before the acceptance is uvicorn's 403
+                status = status or 403
             await send(message)
 
+        self._running += 1
         try:
+            if self._running > self._at_once and scope["type"] == "http":
+                too_many = TooManyRequests(f"{self._at_once} requests are being served, the most that may be.")
+                return await answer(too_many)(scope, receive, send_named)
             await self.app(scope, receive, send_named)
         except Exception:
-            log.exception("request %s failed: %s %s", request_id, scope["method"], scope["path"])
-            if started:
+            log.exception("request %s failed: %s", name, scope["path"])
+            if status or scope["type"] != "http":
                 raise
-            message = f"Something went wrong on the server; its log says more under request {request_id}."
+            message = f"Something went wrong on the server; its log says more under request {name}."
             response = error_response(500, message, "internal_error", headers={"x-should-retry": "false"})
             await response(scope, receive, send_named)
+        finally:
+            self._running -= 1
+            self._tell(scope, status, time.monotonic() - began)
+            request_id.reset(named)
+
+    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope.get("method", "WEBSOCKET")
+        route = getattr(scope.get("route"), "path", "(none)")
+        # 499: nobody was left to answer
+        self._metrics.count_request(method, route, status or 499, seconds)
+        level = logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO
+        fields = {"method": method, "route": route, "status": status or 499, "seconds": round(seconds, 3)}
+        log.log(level, "%s %s %s in %.3f s (%s)", *fields.values(), request_id.get(), extra={"fields": fields})
 
 
 class BodyLimit:
@@ -49,6 +83,8 @@ class BodyLimit:
 
     # A client that is still sending when the connection closes may never see the answer.
     DRAIN_S = 2.0
+    # A body of which nothing comes for so long is given up.
+    STALL_S = 60.0
 
     def __init__(self, app: ASGIApp, max_bytes: int):
         self.app = app
@@ -64,7 +100,11 @@ class BodyLimit:
         async def receive_capped() -> Message:
             nonlocal seen, ended
             self._check(max(seen, announced))
-            message = await receive()
+            try:
+                # after the end there is nothing to come but the caller's leaving
+                message = await asyncio.wait_for(receive(), None if ended else self.STALL_S)
+            except TimeoutError:
+                raise BodyTooSlow(f"Nothing of the body came for {self.STALL_S:g} s.") from None
             seen += len(message.get("body", b""))
             ended = ended or not message.get("more_body")
             self._check(seen)

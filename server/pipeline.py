@@ -1,40 +1,90 @@
 """From an upload to a transcript; what every route that takes a file shares."""
 
 import asyncio
-from collections.abc import Coroutine
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, TypeVar
 
-import anyio.to_thread
 from fastapi import Request
+from fastapi.responses import StreamingResponse
 
-from model.generate import DecodingOptions
-from model.prompt import Task
-from model.transcript import Transcript
+from model.prompt import AUTO, Task
+from model.transcript import Segment, Transcript
 
-from .audio import AudioLimits, decode
-from .engine import Engine
+from .audio import AudioLimits, Blocks, decode_blocks
 from .errors import ClientGone
+from .longform import Progress, Transcription, transcribe_audio
 from .settings import Settings
 
 T = TypeVar("T")
+Told = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """A transcription and what it took, in seconds."""
+
+    transcription: Transcription
+    audio_decode_s: float
+    total_s: float
+
+    @property
+    def transcript(self) -> Transcript:
+        return self.transcription.transcript
+
+    def timing_dict(self) -> dict[str, float]:
+        """Stages in seconds, those of an audio's pieces added up, and total_s as the clock on the wall has it."""
+        timing, audio_s = self.transcription.timing, self.transcript.duration
+        seconds = {
+            "queue_s": timing.queue_s,
+            "audio_decode_s": self.audio_decode_s,
+            "features_s": timing.features_s,
+            "encode_s": timing.encode_s,
+            "decode_s": timing.decode_s,
+            "total_s": self.total_s,
+            "audio_s": audio_s,
+            "real_time_factor": self.total_s / audio_s if audio_s else 0.0,
+        }
+        return {name: round(value, 4) for name, value in seconds.items()}
 
 
 def audio_limits(settings: Settings) -> AudioLimits:
     return AudioLimits(settings.max_audio_s, settings.max_sample_rate, settings.max_channels)
 
 
-async def transcribe_upload(
-    request: Request, file: BinaryIO, task: Task, options: DecodingOptions | None = None
-) -> Transcript:
-    """Decode the file beside the event loop and have the engine transcribe it, unless the caller hangs up first."""
-    engine: Engine = request.app.state.engine
-    engine.check(task)
-    limits = audio_limits(request.app.state.settings)
-    waveform = await anyio.to_thread.run_sync(decode, file, limits)
-    return await unless_disconnected(request, engine.transcribe(waveform, task, options))
+async def transcribe_file(
+    request: Request,
+    file: BinaryIO,
+    task: Task,
+    model: str | None = None,
+    on_progress: Told | None = None,
+    lenient: bool = False,
+) -> Result:
+    """The file's sound, decoded beside the event loop as it is needed, through the engine of `model`.
+
+    lenient: leave out a context that the model has no place for.
+    """
+    state = request.app.state
+    began = time.monotonic()
+    async with state.engines.use(model) as engine:
+        if lenient and engine.info and engine.info.config.prompt_format == "canary":
+            task = replace(task, context="")
+        engine.check(task)
+        blocks = Blocks(decode_blocks(file, audio_limits(state.settings)))
+        try:
+            transcription = await transcribe_audio(engine, blocks, task, on_progress=on_progress)
+        finally:
+            await asyncio.to_thread(blocks.close)
+    result = Result(transcription, blocks.decode_s, time.monotonic() - began)
+    state.metrics.count_transcription(
+        result.transcript.duration, result.total_s, result.audio_decode_s, transcription.timing
+    )
+    return result
 
 
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled when the caller hangs up. The body must have been read."""
     working = asyncio.ensure_future(work)
     hung_up = asyncio.ensure_future(_disconnected(request))
@@ -52,3 +102,51 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) ->
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+async def progress_of(work: Callable[[Told], Awaitable[Result]]) -> AsyncIterator[list[Segment] | Result]:
+    """New segments as they are ready, and at last the result. `work` is cancelled with the iterator."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Queue[list[Segment] | None] = asyncio.Queue()
+
+    def tell(progress: Progress) -> None:
+        if progress.segments:
+            loop.call_soon_threadsafe(told.put_nowait, list(progress.segments))
+
+    working = asyncio.ensure_future(work(tell))
+    working.add_done_callback(lambda _: told.put_nowait(None))
+    try:
+        while (segments := await told.get()) is not None:
+            yield segments
+        yield await working
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def event_stream(request: Request, events: AsyncIterator[str], write_error: Callable[[Exception], str]) -> Any:
+    """The events as a response of server-sent events.
+
+    The first is waited for, so that what can be refused at once is refused with its own status; what fails later can
+    only be told in an event.
+    """
+    first = await unless_disconnected(request, anext(events))
+
+    async def body() -> AsyncIterator[str]:
+        async with aclosing(events) as rest:  # type: ignore[type-var]
+            yield first
+            try:
+                async for event in rest:
+                    yield event
+            except Exception as error:
+                yield write_error(error)
+
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
+
+
+def language_source(task: Task, given: bool) -> str:
+    """Where a transcript's language is from: "detected", "request", or "default" when it was only assumed."""
+    if task.language == AUTO:
+        return "detected"
+    return "request" if given else "default"

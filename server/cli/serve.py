@@ -1,4 +1,4 @@
-"""`canary serve`: load the model, say what is running, serve until Ctrl-C."""
+"""`canary serve`: listen, load the model, say what is running, serve until Ctrl-C."""
 
 import asyncio
 import logging
@@ -8,8 +8,10 @@ import uvicorn
 
 from model import blas
 
-from ..app import create_app, create_engine
+from ..app import create_app
 from ..engine import ModelInfo
+from ..engines import Engines
+from ..logs import configure_logging
 from ..settings import VERSION, Settings
 from .failures import chosen_settings, fail, one_line_failures
 
@@ -19,9 +21,12 @@ log = logging.getLogger("canary")
 def serve(**given: Any) -> None:
     """Serve with the settings of the environment, those `given` (and not None) before them."""
     settings = chosen_settings(**given)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)-7s %(message)s")
-    # uvicorn's own account of its start says less than ours
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(settings.log_level.upper())))
+    if settings.is_public and not settings.api_keys and not settings.public_without_key:
+        fail(
+            f"{settings.host} can be reached by others, and there is no API key: set one with --api-key or "
+            "CANARY_API_KEYS, or say --public-without-key"
+        )
+    configure_logging(settings.log_level, settings.log_format)
     try:
         with one_line_failures():
             asyncio.run(_serve(settings))
@@ -30,14 +35,32 @@ def serve(**given: Any) -> None:
 
 
 async def _serve(settings: Settings) -> None:
-    log.info("canary-server %s loads %s", VERSION, settings.model)
-    engine = create_engine(settings)
-    info = await engine.start()
+    log.info("canary-server %s loads %s", VERSION, settings.model[0])
+    try:
+        engines = Engines(settings)
+    except ValueError as error:
+        fail(error)
+    server = _Server(uvicorn_config(create_app(settings, engines), settings))
+    loading = asyncio.create_task(_load(engines, server))
+    await server.serve()
+    if loading.done() and not loading.cancelled():
+        loading.result()
+    loading.cancel()
+
+
+async def _load(engines: Engines, server: "_Server") -> None:
+    """Load the default model beside the server, which answers 503 meanwhile, and ends where that fails."""
+    try:
+        info = await engines.loaded()
+    except Exception:
+        server.should_exit = True
+        raise
     for line in _description(info):
         log.info(line)
     if slow := blas.warning():
         log.warning("!!! %s", slow)
-    await _Server(uvicorn_config(create_app(settings, engine), settings)).serve()
+    await server.listening.wait()
+    server.say_how_to_try()
 
 
 def _description(info: ModelInfo) -> list[str]:
@@ -57,18 +80,29 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         port=settings.port,
         lifespan="on",
         log_config=None,
+        access_log=False,
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=settings.max_connections,
+        # Over max_connections the application answers, in the shape of every error; this is for what does not ask.
+        limit_concurrency=settings.max_connections + 64,
+        backlog=min(2048, settings.max_connections + 64),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
         h11_max_incomplete_event_size=64 * 1024,
+        ws="websockets-sansio",
         ws_max_size=int(settings.max_message_mb * 1e6),
+        ws_ping_interval=20,
+        ws_ping_timeout=20,
     )
 
 
 class _Server(uvicorn.Server):
     """Says where it listens, once it does."""
+
+    def __init__(self, config: uvicorn.Config):
+        super().__init__(config)
+        self.listening = asyncio.Event()
+        self.url = ""
 
     async def startup(self, sockets: Any = None) -> None:
         try:
@@ -78,9 +112,12 @@ class _Server(uvicorn.Server):
             fail(f"cannot listen on {self.config.host}:{self.config.port}; another --port may be free")
         if self.started and self.servers:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            log.info("serving on %s (Ctrl-C stops)", url)
-            log.info("try     curl -F file=@talk.wav '%s/transcribe?language=en'", url)
+            self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            log.info("serving on %s (Ctrl-C stops)", self.url)
+            self.listening.set()
+
+    def say_how_to_try(self) -> None:
+        log.info("try     curl -F file=@talk.wav '%s/transcribe?format=text'", self.url)
 
     async def shutdown(self, sockets: Any = None) -> None:
         log.info("stopping: requests in progress have %d s", self.config.timeout_graceful_shutdown)

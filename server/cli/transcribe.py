@@ -12,8 +12,8 @@ from model.generate import DecodingOptions
 from model.prompt import Task, TaskError, check_task
 from model.transcript import Transcript
 
-from ..app import load_model
 from ..audio import decode
+from ..engines import load_model
 from ..errors import AudioError, RequestError
 from ..formats import to_dict, to_srt, to_vtt
 from ..languages import language_code

@@ -3,6 +3,7 @@
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ import soundfile
 import uvicorn
 
 from model.generate import Generated
+from model.language import Detection
 from model.transcript import Segment, Transcript, Word
 from server.app import create_app
 from server.cli.serve import uvicorn_config
-from server.engine import Engine
+from server.engines import Engines, Resolve
 from server.settings import Settings
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
@@ -35,12 +37,15 @@ def cache(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[Callable[..., httpx.Client]]:
-    """Starts a server with these settings and returns a client of it; the servers stop with the tests."""
+    """Starts a server with these settings and returns a client of it; the servers stop with the tests.
+
+    resolve: loads the models, in place of what does; wait: until the default model is loaded.
+    """
     running = []
 
-    def start(engine: Engine | None = None, **settings) -> httpx.Client:
+    def start(resolve: Resolve | None = None, wait: bool = True, **settings) -> httpx.Client:
         chosen = Settings(_env_file=None, **{"port": 0, "shutdown_s": 5, **settings})
-        server = uvicorn.Server(uvicorn_config(create_app(chosen, engine), chosen))
+        server = uvicorn.Server(uvicorn_config(create_app(chosen, Engines(chosen, resolve)), chosen))
         answered = threading.Event()  # that it started, or that it cannot
         startup = server.startup
 
@@ -63,7 +68,11 @@ def start_server() -> Iterator[Callable[..., httpx.Client]]:
         assert server.started, "the server did not start; its log says why"
         port = server.servers[0].sockets[0].getsockname()[1]
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
+        if chosen.api_keys:
+            client.headers["authorization"] = f"Bearer {chosen.api_keys[0].get_secret_value()}"
         running.append((client, server, thread))
+        while wait and client.get("/ready").status_code == 503:
+            time.sleep(0.01)
         return client
 
     yield start
@@ -104,10 +113,10 @@ def samples() -> dict[str, Sample]:
     """By language."""
     told = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
     return {
-        language: Sample(
-            language, SAMPLES / f"{language}.flac", sample["text"], sample["words"], sample["translations"]
+        sample["language"]: Sample(
+            sample["language"], SAMPLES / name, sample["text"], sample["words"], sample["translations"]
         )
-        for language, sample in told.items()
+        for name, sample in told.items()
     }
 
 
@@ -137,6 +146,9 @@ class MockCanary:
     def prompt(self, task) -> list[int]:
         return []
 
+    def detect_language(self, encoded) -> Detection:
+        return Detection("de", 0.9, "en", {"de": 0.9, "en": 0.1, "fr": 0.0})
+
     def utterance(self, key, encoded, prompt, options) -> int:
         return key
 
@@ -146,7 +158,7 @@ class MockCanary:
             rows=0, join=lambda keys: [Generated(key, [1, 2], [0.0, 0.0]) for key in keys], step=list
         )
 
-    def transcript(self, generated, waveform, task) -> Transcript:
+    def transcript(self, generated, waveform, task, encoded=None) -> Transcript:
         duration = len(waveform) / 16000
         text = f"{duration:g} s & <{task.timestamps}>" + ("." if task.pnc else "")
         words = tuple(Word(word, i / 10, (i + 1) / 10) for i, word in enumerate(text.split()))
@@ -163,11 +175,10 @@ def mock() -> Iterator[MockCanary]:
 
 @pytest.fixture
 def serve_mock(start_server, mock) -> Callable[..., httpx.Client]:
-    """Starts a server whose model is `mock`; some settings are the engine's."""
+    """Starts a server whose models are all `mock`."""
 
     def serve(**settings) -> httpx.Client:
-        chosen = Settings(_env_file=None, **settings)
-        return start_server(Engine(lambda: mock, chosen.max_queue, chosen.max_rows), **settings)
+        return start_server(lambda source, progress: mock, **{"model": ("mock",), **settings})
 
     return serve
 

@@ -19,7 +19,8 @@ def error(response: httpx.Response, status: int) -> dict:
     assert response.headers["x-request-id"]
     body = response.json()
     assert body.keys() == {"error"}
-    assert body["error"].keys() == {"message", "type", "param", "code"}
+    assert body["error"].keys() == {"message", "type", "param", "code", "request_id"}
+    assert body["error"]["request_id"] == response.headers["x-request-id"]
     assert body["error"]["type"] == ("invalid_request_error" if status < 500 else "server_error")
     return body["error"]
 
@@ -30,22 +31,37 @@ def test_a_form_and_a_raw_body_give_the_same_answer(client, wav):
     # what `curl --data-binary` says of its body
     urlencoded = {"content-type": "application/x-www-form-urlencoded"}
     curl = client.post("/transcribe?language=de", content=wav(), headers=urlencoded)
-    assert form.json() == raw.json() == curl.json()
-    assert form.json() == {
+    answers = [response.json() for response in (form, raw, curl)]
+    timings = [answer.pop("timing") for answer in answers]
+    assert all(timing["audio_s"] == 1.0 and timing["total_s"] > 0 for timing in timings)
+    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] == {
         "text": "1 s & <none>.",
         "language": "de",
         "language_source": "request",
         "target_language": "de",
         "duration": 1.0,
         "segments": [{"start": 0.0, "end": 1.0, "text": "1 s & <none>.", "tokens": [1, 2], "words": []}],
+        "model": "mock",
     }
 
 
-def test_a_language_that_was_not_given_is_said_to_be_assumed(client, wav):
+def test_a_language_that_was_not_given_is_found_out_and_said_to_be(client, wav):
+    for body in (
+        client.post("/transcribe", content=wav()).json(),
+        client.post("/transcribe?language=auto", content=wav()).json(),
+        client.post("/transcribe", files={"file": wav()}, data={"language": ""}).json(),
+    ):
+        assert (body["language"], body["language_source"], body["language_probability"]) == ("de", "detected", 0.9)
+
+
+def test_a_language_that_the_settings_assume_is_said_to_be_assumed(serve_mock, wav):
+    client = serve_mock(default_language="fr")
     body = client.post("/transcribe", content=wav()).json()
-    assert (body["language"], body["language_source"]) == ("en", "default")
-    body = client.post("/transcribe", files={"file": wav()}, data={"language": ""}).json()
-    assert (body["language"], body["language_source"]) == ("en", "default")
+    assert (body["language"], body["language_source"]) == ("fr", "default")
+    assert "language_probability" not in body
+    refused = error(client.post("/translate?target_language=fr", content=wav()), 400)
+    assert "no language is given, so 'fr' is assumed, and target_language is too" in refused["message"]
 
 
 @pytest.mark.parametrize("written", ["de", "DE", "de-DE", "de_AT", "german", "German"])
@@ -74,15 +90,16 @@ def test_each_format_has_its_media_type(client, wav):
 def test_translation_goes_to_english_unless_another_target_is_given(client, wav):
     body = client.post("/translate?language=de", content=wav()).json()
     assert (body["language"], body["target_language"]) == ("de", "en")
-    body = client.post("/translate?target_language=fr", content=wav()).json()
-    assert (body["language"], body["language_source"], body["target_language"]) == ("en", "default", "fr")
+    body = client.post("/translate", content=wav()).json()
+    assert (body["language"], body["language_source"], body["target_language"]) == ("de", "detected", "en")
+    body = client.post("/translate?language=en&target_language=fr", content=wav()).json()
+    assert (body["language"], body["language_source"], body["target_language"]) == ("en", "request", "fr")
 
 
 @pytest.mark.parametrize(
     ("query", "said"),
     [
         ("language=en", "language is 'en', and target_language must be given; possible: de, fr"),
-        ("", "no language is given, so 'en' is assumed, and target_language must be given; possible: de, fr"),
         ("language=de&target_language=de", "language is 'de', and target_language is too; possible: en, fr"),
         ("language=de&target_language=fr", "does not translate de to fr"),
     ],
@@ -101,7 +118,7 @@ def test_a_translation_without_a_possible_target_is_refused_with_what_is_possibl
         ("timestamps=letter", "timestamps", "'letter' is not possible: input should be 'none', 'segment' or 'word'"),
         ("format=doc", "format", "'doc' is not possible: input should be 'json', 'text', 'srt' or 'vtt'"),
         ("pnc=perhaps", "pnc", "'perhaps' is not possible"),
-        ("langauge=de", "langauge", "'langauge' is not a field; possible: file, language, target_language"),
+        ("langauge=de", "langauge", "'langauge' is not a field; possible: file, model, language, target_language"),
         ("language=de&language=en", "language", "language is given twice: 'de' and 'en'"),
     ],
 )
@@ -115,7 +132,7 @@ def test_junk_audio_is_a_bad_request(client):
     for junk in (b"\0" * 1024, b"no sound at all"):
         assert error(client.post("/transcribe", content=junk), 400)["code"] == "invalid_audio"
         refused = error(client.post("/transcribe", files={"file": ("talk.wav", junk, "audio/wav")}), 400)
-        assert refused["message"].startswith("The file is not sound that can be read; possible: wav, flac")
+        assert refused["message"].startswith("The file is not sound that can be read; possible: wav, flac, mp3, m4a")
         assert refused["param"] == "file"
 
 

@@ -1,0 +1,39 @@
+"""Log lines, as text or as JSON: who asked for what and how long it took; never audio, transcripts, prompts or keys."""
+
+import json
+import logging
+import sys
+import time
+from contextvars import ContextVar
+
+# Of the request that is being served, "" outside of any.
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+class JsonFormatter(logging.Formatter):
+    """One object a line; what a record is given as `extra={"fields": {…}}` becomes fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{record.msecs:03.0f}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if named := request_id.get():
+            line["request_id"] = named
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def configure_logging(level: str, format: str) -> None:
+    """Everything to standard error, from `level` up, as text or json."""
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    handler.setFormatter(JsonFormatter() if format == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # uvicorn's own account of its start says less than ours
+    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    logging.getLogger("websockets").setLevel(logging.WARNING)
