@@ -37,7 +37,10 @@ def new_model(folder: Path) -> EncDecMultiTaskModel:
             "tokenizers": None,
         },
     }
-    return EncDecMultiTaskModel(cfg=config)
+    model = EncDecMultiTaskModel(cfg=config)
+    for name, tokenizer in model.cfg.tokenizer.langs.items():
+        tokenizer.dir = name  # not where it lay on the training machine
+    return model
 
 
 def _make_tokenizers(folder: Path) -> None:
@@ -58,11 +61,13 @@ def _make_tokenizers(folder: Path) -> None:
             output_dir=str(text.parent),
         )
     for model in folder.glob("*/tokenizer.model"):
-        _drop_normalizer(model)
+        _slim(model)
 
 
-def _drop_normalizer(model: Path) -> None:
-    """Takes the Unicode normalisation table out: 240 kB for each tokenizer, and the grammar's words do not need it."""
+def _slim(model: Path) -> None:
+    """Takes out the Unicode normalisation table (240 kB that no word of the grammar needs) and the training's paths."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
     proto.normalizer_spec.name, proto.normalizer_spec.precompiled_charsmap = "identity", b""
+    proto.trainer_spec.ClearField("input")
+    proto.trainer_spec.ClearField("model_prefix")
     model.write_bytes(proto.SerializeToString())
