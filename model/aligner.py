@@ -39,7 +39,7 @@ class Aligner(nn.Module):
         """The aligner in a converted model's `aligner/`. Raises ConfigError, TokenizerError or WeightsError."""
         config = read_config(folder, AlignerConfig)
         aligner = cls(config, load_pieces(folder / next(iter(config.tokenizer.models.values()))))
-        load_weights(aligner, folder / WEIGHTS_FILE, dtype)
+        load_weights(aligner, folder / WEIGHTS_FILE, dtype, config.quantization)
         return aligner
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:

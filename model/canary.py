@@ -66,7 +66,7 @@ class Canary(nn.Module):
         config = read_config(folder)
         canary = cls(config, load_tokenizer(folder, config.tokenizer))
         dtype = dtype or default_dtype()
-        load_weights(canary, folder / WEIGHTS_FILE, dtype)
+        load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = Aligner.load(folder / ALIGNER_DIR, dtype)
         return canary

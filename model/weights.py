@@ -1,10 +1,16 @@
 """Weights into modules."""
 
+import logging
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+
+from model import kernels
+from model.config import QuantizationConfig
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -13,14 +19,21 @@ class WeightsError(ValueError):
     """Weights that do not fit the configuration beside them."""
 
 
-def load_weights(module: nn.Module, path: Path, dtype: str) -> None:
-    """Read `path` into `module`, every tensor of it and nothing else. Raises WeightsError naming what differs."""
+def load_weights(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:
+    """Read `path` into `module`, every tensor of it and nothing else. Raises WeightsError naming what differs.
+
+    quantization: how those linear layers are packed whose weights come with scales. They are computed with as they
+    are on a GPU; on a CPU, where MLX has no fast product of packed numbers, they are unpacked.
+    """
     try:
         weights = mx.load(str(path))
     except (RuntimeError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is not readable: {error}") from None
     assert isinstance(weights, dict)
     expected = {name: value.shape for name, value in dict(tree_flatten(module.parameters())).items()}
+    layers = _packed_layers(module, weights) if quantization else set()
+    if quantization:
+        expected |= _packed_shapes(layers, expected, quantization)
     for name in expected.keys() | weights.keys():
         if name not in weights:
             raise WeightsError(f"{path} lacks {name}")
@@ -28,8 +41,66 @@ def load_weights(module: nn.Module, path: Path, dtype: str) -> None:
             raise WeightsError(f"{path} has {name}, which the configuration has no place for")
         if weights[name].shape != expected[name]:
             raise WeightsError(f"{path}: {name} is {weights[name].shape}, not {expected[name]}")
+    if quantization:
+        _check_packed(layers, weights, path)
+        weights = _placed(module, weights, layers, quantization)
     # The filterbank stays float32: features are computed in it whatever the model's type.
-    kept = {name: v if name.startswith("preprocessor.") else v.astype(DTYPES[dtype]) for name, v in weights.items()}
+    kept = {
+        name: v if name.startswith("preprocessor.") or v.dtype == mx.uint32 else v.astype(DTYPES[dtype])
+        for name, v in weights.items()
+    }
     module.load_weights(list(kept.items()))
     module.eval()
     mx.eval(module.parameters())
+
+
+def _packed_layers(module: nn.Module, weights: dict[str, mx.array]) -> set[str]:
+    """The linear layers whose weights come with scales."""
+    return {
+        name for name, layer in module.named_modules() if isinstance(layer, nn.Linear) and f"{name}.scales" in weights
+    }
+
+
+def _packed_shapes(
+    layers: set[str], unpacked: dict[str, tuple[int, ...]], quantization: QuantizationConfig
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of packed weights, of their scales and of their offsets, which MLX calls biases."""
+    shapes = {}
+    for layer in layers:
+        outputs, inputs = unpacked[f"{layer}.weight"]
+        groups = (outputs, inputs // quantization.group_size)
+        shapes[f"{layer}.weight"] = (outputs, inputs * quantization.bits // 32)
+        shapes |= {f"{layer}.scales": groups, f"{layer}.biases": groups}
+    return shapes
+
+
+def _check_packed(layers: set[str], weights: dict[str, mx.array], path: Path) -> None:
+    """Whole numbers only where they are packed weights, and there nothing else."""
+    packed = {f"{layer}.weight" for layer in layers}
+    for name, value in weights.items():
+        if (name in packed) != (value.dtype == mx.uint32):
+            raise WeightsError(f"{path}: {name} holds {value.dtype}")
+
+
+def _placed(
+    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
+) -> dict[str, mx.array]:
+    """The weights for `module`, whose layers are made ready for packed ones where those are of use."""
+    if kernels.on_cpu():
+        log.warning(
+            "%d layers of %d bits are unpacked: a CPU has no fast product of packed numbers. "
+            "The model takes as much memory as one that is not quantized.",
+            *(len(layers), quantization.bits),
+        )
+        return _unpacked(weights, layers, quantization)
+    nn.quantize(module, quantization.group_size, quantization.bits, class_predicate=lambda name, _: name in layers)
+    return weights
+
+
+def _unpacked(weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig) -> dict[str, mx.array]:
+    """The same weights, all of them floating-point numbers."""
+    rest = dict(weights)
+    for layer in layers:
+        packed, scales, offsets = (rest.pop(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
+        rest[f"{layer}.weight"] = mx.dequantize(packed, scales, offsets, quantization.group_size, quantization.bits)
+    return rest

@@ -1,0 +1,194 @@
+"""Packed weights: written as asked, read strictly, and close to what they stand for."""
+
+import json
+from pathlib import Path
+
+import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from convert.convert import ConversionConfig, convert
+from convert.quantize import is_large
+from model.canary import Canary
+from model.config import ConfigError, QuantizationConfig, read_config
+from model.weights import WeightsError
+from tests import archives
+
+# The encoder is 32 wide, which groups of 32 fill; the decoder 48, which they do not, but for its inner layer of 192.
+PACKED = "encoder.layers.0.feed_forward1.linear1"
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
+    # The small archives' tokenizers have no padding; nothing here writes text.
+    monkeypatch.setattr("model.canary.load_tokenizer", lambda folder, config: None)
+
+
+def converted(folder: Path, **options) -> Path:
+    folder.mkdir(exist_ok=True)
+    archive = archives.tiny_archive(folder)
+    return convert(ConversionConfig(source=archive, output=folder / "out", **options))
+
+
+@pytest.fixture
+def packed(tmp_path) -> Path:
+    return converted(tmp_path / "packed", quantize=8, group_size=32)
+
+
+def mel() -> mx.array:
+    return mx.array(np.random.default_rng(1).standard_normal((1, 80, 128)).astype(np.float32))
+
+
+def rewrite(folder: Path, **changed: np.ndarray) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path) | {name.replace("__", "."): value for name, value in changed.items()}
+    save_file(tensors, path)
+
+
+def configured(folder: Path, quantization: object) -> Path:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization": quantization}))
+    return folder
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_weight_is_whole_numbers_with_a_scale_and_an_offset_a_group(tmp_path, bits):
+    folder = converted(tmp_path, quantize=bits, group_size=32)
+    weights = load_file(folder / "model.safetensors")
+    whole = archives.tensors("180m-flash")[f"{PACKED}.weight"].numpy()
+    outputs, inputs = whole.shape
+    assert weights[f"{PACKED}.weight"].dtype == np.uint32
+    assert weights[f"{PACKED}.weight"].shape == (outputs, inputs * bits // 32)
+    assert weights[f"{PACKED}.scales"].shape == weights[f"{PACKED}.biases"].shape == (outputs, inputs // 32)
+    parts = [mx.array(weights[f"{PACKED}.{part}"]) for part in ("weight", "scales", "biases")]
+    off = np.abs(np.array(mx.dequantize(*parts, 32, bits)) - whole)
+    groups = whole.reshape(outputs, -1, 32)
+    step = (groups.max(-1) - groups.min(-1)).max() / (2**bits - 1)
+    assert 0 < off.max() <= step
+    assert read_config(folder).quantization == QuantizationConfig(bits, 32)
+
+
+def test_embedding_norms_subsampling_and_positions_are_never_packed():
+    kept = [
+        "decoder.token_embedding.weight",
+        "decoder.position_encoding",
+        "decoder.layers.0.layer_norm_1.weight",
+        "encoder.subsampling.out.weight",
+        "encoder.subsampling.pointwise1.weight",
+        "encoder.layers.0.self_attn.linear_pos.weight",
+        "encoder.layers.0.conv.depthwise_conv.weight",
+        "encoder.layers.0.self_attn.linear_qkv.bias",
+        "encoder_decoder_proj.weight",
+        "head.bias",
+    ]
+    assert [name for name in kept if is_large(name)] == []
+    assert is_large("decoder.cross_kv.weight")
+    assert is_large("encoder.layers.16.conv.pointwise_conv2.weight")
+
+
+def test_layers_that_groups_do_not_fill_are_kept_which_is_said(tmp_path, caplog):
+    folder = converted(tmp_path, quantize=8, group_size=32)
+    weights = load_file(folder / "model.safetensors")
+    kept = {name for name in weights if is_large(name) and weights[name].dtype == np.float32}
+    decoder = {name for name in weights if is_large(name) and name.startswith("decoder.")}
+    assert kept == {name for name in decoder if not name.endswith("dense_out.weight")}
+    assert "decoder.cross_kv.weight" in kept
+    assert f"{len(kept)} of " in caplog.text
+    assert "groups of 32 do not fill a row of decoder.cross_kv.weight (192, 48)" in caplog.text
+
+
+def test_scales_are_stored_in_the_chosen_precision(tmp_path):
+    weights = mx.load(str(converted(tmp_path, quantize=4, group_size=32, dtype="bfloat16") / "model.safetensors"))
+    assert weights[f"{PACKED}.scales"].dtype == weights[f"{PACKED}.biases"].dtype == mx.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"group_size": 32}, "only with quantize"),
+        ({"quantize": 8, "preserve_keys": True}, "exclude each other"),
+        ({"quantize": 5}, "4 or 8"),
+        ({"quantize": 8, "group_size": 16}, "32, 64 or 128"),
+    ],
+)
+def test_what_cannot_be_packed_is_refused(tmp_path, options, said):
+    with pytest.raises(ValueError, match=said):
+        ConversionConfig(source=tmp_path, **options)
+
+
+def test_a_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_stand_for(packed, caplog):
+    canary = Canary.load(packed, "float32")
+    assert "layers of 8 bits are unpacked" in caplog.text
+    assert not [layer for layer in canary.modules() if isinstance(layer, nn.QuantizedLinear)]
+    weights = load_file(packed / "model.safetensors")
+    parts = [mx.array(weights[f"{PACKED}.{part}"]) for part in ("weight", "scales", "biases")]
+    unpacked = canary.encoder.layers[0].feed_forward1.linear1.weight
+    assert mx.array_equal(unpacked, mx.dequantize(*parts, 32, 8))
+
+
+def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatch, caplog):
+    unpacked = Canary.load(packed, "float32")
+    caplog.clear()
+    monkeypatch.setattr("model.kernels.on_cpu", lambda: False)
+    as_is = Canary.load(packed, "float32")
+    assert isinstance(as_is.encoder.layers[0].feed_forward1.linear1, nn.QuantizedLinear)
+    assert isinstance(as_is.decoder.layers[0].self_attn.linear_qkv, nn.Linear)
+    assert not caplog.text
+    difference = mx.abs(as_is.encode(mel()) - unpacked.encode(mel())).max().item()
+    assert difference < 1e-4
+
+
+def test_eight_bits_change_less_than_four(tmp_path):
+    whole = Canary.load(converted(tmp_path / "whole"), "float32").encode(mel())
+    off = [
+        mx.abs(
+            Canary.load(converted(tmp_path / f"{bits}", quantize=bits, group_size=32), "float32").encode(mel()) - whole
+        )
+        for bits in (8, 4)
+    ]
+    eight, four = (each.mean().item() for each in off)
+    assert 0 < eight < four / 4
+    assert eight < 0.01 * mx.abs(whole).mean().item()
+
+
+@pytest.mark.parametrize(
+    ("quantization", "said"),
+    [
+        ({"bits": 3, "group_size": 32}, "quantization.bits: 3 is not supported; possible: 4, 8"),
+        ({"bits": 8, "group_size": 16}, "quantization.group_size: 16 is not supported; possible: 32, 64, 128"),
+        ({"bits": 8}, "quantization: missing 1 required positional argument: 'group_size'"),
+        ("8 bits", "quantization: '8 bits' is not a section"),
+    ],
+)
+def test_a_quantization_that_is_not_possible_is_refused(packed, quantization, said):
+    with pytest.raises(ConfigError, match=said):
+        Canary.load(configured(packed, quantization))
+
+
+def test_packed_weights_without_a_word_of_it_in_the_configuration_are_refused(packed):
+    with pytest.raises(WeightsError, match=r"scales|biases|feed_forward|dense|linear|conv"):
+        Canary.load(configured(packed, None))
+
+
+def test_groups_of_another_size_than_the_configuration_says_are_refused(packed):
+    with pytest.raises(WeightsError, match="not"):
+        Canary.load(configured(packed, {"bits": 4, "group_size": 32}))
+
+
+def test_a_packed_weight_that_holds_other_numbers_is_refused(packed):
+    shape = load_file(packed / "model.safetensors")[f"{PACKED}.weight"].shape
+    rewrite(packed, **{f"{PACKED}.weight": np.zeros(shape, np.float32)})
+    with pytest.raises(WeightsError, match=rf"{PACKED}\.weight holds"):
+        Canary.load(packed)
+
+
+def test_a_packed_weight_without_its_offsets_is_refused(packed):
+    path = packed / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if name != f"{PACKED}.biases"}, path)
+    with pytest.raises(WeightsError, match=rf"lacks {PACKED}\.biases"):
+        Canary.load(packed)
