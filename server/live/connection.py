@@ -13,7 +13,8 @@ import numpy as np
 
 from ..vad import SpeechDetector
 from .endpointing import SAMPLE_RATE
-from .session import Event, LiveSession
+from .events import Event
+from .session import LiveSession
 
 # Sound of one look by the detector: bounded, so that other connections get their turn.
 PIECE = SAMPLE_RATE

@@ -3,28 +3,13 @@
 from dataclasses import dataclass
 
 from ..vad import FRAME
+from .events import SpeechStarted, SpeechStopped
 
 SAMPLE_RATE = 16_000
 # Frames of speech in a row that begin a turn: one alone is a click.
 ONSET_FRAMES = 2
 # Speech goes on while its probability stays above the threshold less this.
 HYSTERESIS = 0.15
-
-
-@dataclass(frozen=True)
-class SpeechStarted:
-    """Somebody began to speak, `start` seconds into the session."""
-
-    turn: int
-    start: float
-
-
-@dataclass(frozen=True)
-class SpeechStopped:
-    """The turn's last sound was `end` seconds into the session."""
-
-    turn: int
-    end: float
 
 
 @dataclass(frozen=True)
@@ -43,13 +28,17 @@ class Endpointing:
 
 @dataclass(eq=False)
 class Segment:
-    """Sound to be written out as one, from `start` to `end` (None while it goes on). spoken: there is speech in it."""
+    """Sound to be written out as one, from `start` to `end` (None while it goes on).
+
+    spoken: there is speech in it; dropped: nobody wants to know any more.
+    """
 
     turn: int
     start: int
     spoken: bool
     end: int | None = None
     ends_turn: bool = False
+    dropped: bool = False
 
 
 class Endpointer:
@@ -92,6 +81,12 @@ class Endpointer:
             return []
         segment.end, segment.ends_turn = at, True
         return [SpeechStopped(segment.turn, min(at, self._last_speech * FRAME) / SAMPLE_RATE)]
+
+    def drop(self, at: int) -> None:
+        """Forget what is being said; what follows the sample `at` is a new turn."""
+        if self._open:
+            self._open.dropped = True
+        self.cut(at)
 
     def _silent(self, probability: float) -> SpeechStarted | None:
         self._onset = self._onset + 1 if probability >= self.options.threshold else 0

@@ -21,8 +21,6 @@ class Outbox:
         self._send = send
         self._waiting: deque[tuple[object, Any]] = deque()
         self._changed = asyncio.Event()
-        self._sent = asyncio.Event()
-        self._sent.set()
 
     def put(self, message: Any, replaces: object = None) -> None:
         """Send `message` after all others; instead of the last one, if that waits and was put with the same
@@ -32,22 +30,21 @@ class Outbox:
         if len(self._waiting) >= MAX_WAITING:
             raise NotReading
         self._waiting.append((replaces, message))
-        self._sent.clear()
         self._changed.set()
-
-    async def all_sent(self) -> None:
-        await self._sent.wait()
 
     async def run(self) -> None:
         """Raises NotReading when sending takes too long."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            while self._waiting:
-                _, message = self._waiting.popleft()
-                try:
-                    async with asyncio.timeout(SEND_S):
-                        await self._send(message)
-                except TimeoutError:
-                    raise NotReading from None
-            self._sent.set()
+            await self.send_all()
+
+    async def send_all(self) -> None:
+        """Send what waits."""
+        while self._waiting:
+            _, message = self._waiting.popleft()
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await self._send(message)
+            except TimeoutError:
+                raise NotReading from None

@@ -17,7 +17,8 @@ import numpy as np
 from model.prompt import AUTO, Task, TaskError
 from model.transcript import Word
 
-from .endpointing import SAMPLE_RATE, Endpointer, Endpointing, Segment, SpeechStarted, SpeechStopped
+from .endpointing import SAMPLE_RATE, Endpointer, Endpointing, Segment
+from .events import Event, Finalized, Lag, Problem, Result, Translation
 from .policy import Policy, Token, agreed, aligned, without_loop
 from .times import timed_words
 
@@ -52,69 +53,19 @@ class Decode(Protocol):
 class LiveOptions:
     """language: AUTO finds it out for each segment. step_s: new sound between two looks at the window.
 
-    margin_s: AlignAtt's distance from the end; window_s: the longest window; lag_s: more behind than this is told.
+    margin_s: AlignAtt's distance from the end, of 8 encoder steps; settle_s: nothing stays of a shorter window, where
+    not even a capital is certain; window_s: the longest window; lag_s: more behind than this is told.
     """
 
     language: str = "en"
     target_language: str | None = None
     policy: Policy = "alignatt"
     step_s: float = 0.4
-    margin_s: float = 0.4
+    margin_s: float = 0.64
+    settle_s: float = 1.5
     window_s: float = 20.0
     lag_s: float = 2.0
     endpointing: Endpointing = field(default_factory=Endpointing)
-
-
-@dataclass(frozen=True)
-class Translation:
-    """The text in the target language; `stable` characters of it stay."""
-
-    language: str
-    text: str
-    stable: int
-
-
-@dataclass(frozen=True)
-class Result:
-    """A segment's text so far, of which the first `stable` characters stay. Times are seconds into the session.
-
-    is_final: nothing of it changes any more; ends_turn: the speaker stopped after it.
-    """
-
-    segment: int
-    turn: int
-    text: str
-    stable: int
-    is_final: bool
-    ends_turn: bool
-    start: float
-    end: float
-    language: str | None
-    words: tuple[Word, ...] = ()
-    translation: Translation | None = None
-
-
-@dataclass(frozen=True)
-class Finalized:
-    """Everything heard before `finalize` is written out."""
-
-
-@dataclass(frozen=True)
-class Lag:
-    """The text is `seconds` behind the sound; 0 when it has caught up."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Something that the session goes on without."""
-
-    code: str
-    message: str
-
-
-Event = SpeechStarted | SpeechStopped | Result | Finalized | Lag | Problem
 
 
 class Line:
@@ -142,7 +93,7 @@ class Line:
         tail = without_loop(tokens, self.certain)
         if last:
             staying = tail
-        elif not may_stay:
+        elif not may_stay or heard_s < options.settle_s:
             staying = []
         elif options.policy == "alignatt":
             staying = aligned(tail, heard_s, options.margin_s)
@@ -254,12 +205,21 @@ class LiveSession:
         self._line.append(Finalized())
         return [*events]
 
+    def clear(self) -> None:
+        """Forget the turn that goes on, as if it had not been heard."""
+        self._endpointer.drop(self._sound.end)
+        self._take_segments()
+
     async def step(self) -> list[Event]:
         """Look at the first segment that is not written out."""
         first = self._line[0]
         if isinstance(first, Finalized):
             self._line.popleft()
             return [first]
+        if first.dropped:
+            self._line.popleft()
+            self._current = None
+            return []
         if self._current is None:
             self._segments += 1
             self._current = _Current(self._segments, [], looked_at=first.start)
@@ -287,6 +247,8 @@ class LiveSession:
         if segment.spoken:
             more, words = await self._hear_window(window, current, last)
             events += more
+        if segment.dropped:
+            return []
         current.looked_at = end
         events += self._shown(segment, current, end, last, complete and segment.ends_turn, words)
         if complete:

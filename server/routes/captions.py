@@ -8,9 +8,7 @@ Sound is binary messages; everything else is JSON with a `type`. The messages ar
 
 import asyncio
 import json
-import logging
 import secrets
-from contextlib import ExitStack
 from typing import Any, Literal
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
@@ -19,25 +17,24 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from model.prompt import Task, TaskError
 
 from ..engine import Engine
-from ..errors import AudioError, EngineStopped, RequestError, ServiceError, invalid_field
+from ..errors import AudioError, RequestError, invalid_field
 from ..languages import language_code
-from ..live.connection import Bounds, LiveConnection, Seats
+from ..live.connection import Bounds, LiveConnection
 from ..live.decoder import EngineDecoder
-from ..live.endpointing import Endpointing, SpeechStarted, SpeechStopped
-from ..live.outbox import NotReading, Outbox
-from ..live.session import Event, Finalized, Lag, LiveOptions, LiveSession, Problem, Result
+from ..live.endpointing import Endpointing
+from ..live.events import Event, Finalized, Lag, Problem, Result, SpeechStarted, SpeechStopped
+from ..live.outbox import Outbox
+from ..live.session import LiveOptions, LiveSession
 from ..live.sound import CONTAINERS, ContainerSound, RawSound, Sound
 from ..settings import Settings
+from .websockets import NORMAL, Fatal, converse, first_of, loaded_engine, seat
 
-log = logging.getLogger(__name__)
 router = APIRouter()
 
 MESSAGES = ("start", "finalize", "keepalive", "stop")
 # How long the first message may take, and how many of a client's mistakes are answered.
 START_S = 15.0
 MAX_MISTAKES = 20
-# RFC 6455's codes for closing.
-NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
 
 
 class Start(BaseModel):
@@ -60,62 +57,19 @@ class Start(BaseModel):
         return value and language_code(value, info.field_name)
 
 
-class Fatal(Exception):
-    """What ends the connection: told to the client as an error, then as the reason of closing."""
-
-    def __init__(self, code: str, message: str, close: int = POLICY):
-        super().__init__(message)
-        self.code, self.close = code, close
-
-
 @router.websocket("/stream")
 async def stream(websocket: WebSocket) -> None:
-    """One session from its start to its end, whoever ends it."""
+    """Live captions; the messages are described in README.md."""
     await websocket.accept()
-    outbox = Outbox(websocket.send_json)
-    sending = asyncio.create_task(outbox.run())
-    talking = asyncio.create_task(_talk(websocket, outbox))
-    close = NORMAL, ""
-    try:
-        await asyncio.wait({sending, talking}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (talking, sending):
-            if task.done():
-                task.result()
-                break
-        await _flushed(outbox)
-    except (WebSocketDisconnect, NotReading):
-        close = POLICY, "messages are not being read"
-    except Fatal as fatal:
-        outbox.put(_error(fatal.code, str(fatal), fatal=True))
-        await _flushed(outbox)
-        close = fatal.close, str(fatal)
-    except Exception:
-        log.exception("a live session failed")
-        outbox.put(_error("internal_error", "Something went wrong on the server; its log says more.", fatal=True))
-        await _flushed(outbox)
-        close = INTERNAL, "something went wrong on the server"
-    finally:
-        for task in (talking, sending):
-            task.cancel()
-        await asyncio.gather(talking, sending, return_exceptions=True)
-    await _close(websocket, *close)
 
+    async def talk(outbox: Outbox) -> None:
+        async with seat(websocket):
+            inbox = Inbox(websocket, outbox)
+            start = await _started(inbox)
+            async with loaded_engine(websocket, start.model) as engine:
+                await Captions(start, engine, websocket.app.state.settings, inbox, outbox).run()
 
-async def _talk(websocket: WebSocket, outbox: Outbox) -> None:
-    """The session proper. Returns when it ended well."""
-    settings: Settings = websocket.app.state.settings
-    with ExitStack() as stack:
-        if not stack.enter_context(_seats(websocket).one()):
-            raise Fatal("too_many_sessions", f"All {settings.max_live_sessions} live sessions are in use.", TRY_LATER)
-        inbox = Inbox(websocket, outbox)
-        start = await _started(inbox)
-        try:
-            async with websocket.app.state.engines.use(start.model) as engine:
-                await Captions(start, engine, settings, inbox, outbox).run()
-        except EngineStopped as stopped:
-            raise Fatal(stopped.code, str(stopped), GOING_AWAY) from None
-        except ServiceError as refused:
-            raise Fatal(refused.code, str(refused)) from None
+    await converse(websocket, talk, lambda code, message: _error(code, message, fatal=True))
 
 
 class Inbox:
@@ -223,16 +177,10 @@ class Captions:
                 "target_language": self._start.target_language,
             }
         )
-        stepping = asyncio.create_task(self._connection.run())
-        listening = asyncio.create_task(self._listen())
         try:
-            await asyncio.wait({stepping, listening}, return_when=asyncio.FIRST_COMPLETED)
-            (stepping if stepping.done() else listening).result()
+            await first_of(self._connection.run(), self._listen())
         finally:
             self._sound.close()
-            for task in (stepping, listening):
-                task.cancel()
-            await asyncio.gather(stepping, listening, return_exceptions=True)
 
     async def _listen(self) -> None:
         while True:
@@ -323,29 +271,3 @@ def _error(code: str, message: str, fatal: bool = False, param: str | None = Non
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:60]}…")
-
-
-def _seats(websocket: WebSocket) -> Seats:
-    """Shared by all live routes of an application."""
-    state = websocket.app.state
-    if not hasattr(state, "live_seats"):
-        state.live_seats = Seats(state.settings.max_live_sessions)
-    return state.live_seats
-
-
-async def _flushed(outbox: Outbox) -> None:
-    """Wait until all is sent, but not for a client that does not read."""
-    try:
-        async with asyncio.timeout(2.0):
-            await outbox.all_sent()
-    except TimeoutError:
-        pass
-
-
-async def _close(websocket: WebSocket, code: int, reason: str) -> None:
-    # A reason may have 123 bytes.
-    try:
-        async with asyncio.timeout(2.0):
-            await websocket.close(code, reason.encode()[:123].decode(errors="ignore"))
-    except (RuntimeError, TimeoutError, WebSocketDisconnect):
-        pass
