@@ -11,7 +11,7 @@ from .engines import Engines
 from .errors import install_error_handlers
 from .metrics import Metrics
 from .middleware import BodyLimit, Requests
-from .routes import captions, health, native, openai, page
+from .routes import captions, health, native, openai, page, realtime
 from .security import Guard
 from .settings import VERSION, Settings
 
@@ -42,8 +42,8 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
     app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
     install_error_handlers(app)
-    for routes in (page, health, native, openai, captions):
+    for routes in (page, health, native, openai, captions, realtime):
         app.include_router(routes.router)
-    app.mount("/static", page.files)
+    app.mount("/static", page.files, name="static")
     install_docs(app)
     return app
