@@ -5,9 +5,10 @@ does not grow with the length.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -18,13 +19,26 @@ from model.prompt import AUTO, Task
 from model.transcript import Segment, Transcript
 
 from .batching import Pass, PassResult, Timing
+from .cutting import MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from .engine import INTERACTIVE
-from .vad import FRAME, SpeechDetector
+from .errors import QueueFull
+from .joining import Joiner
+from .loops import is_loop
+from .vad import SpeechDetector
 
-SAMPLE_RATE = 16_000
+log = logging.getLogger(__name__)
+
 # Pieces of one audio that are in the engine together.
 AT_ONCE = 4
-SPEECH = 0.5
+# The search that a loop is tried again with.
+LOOP_BEAM = 4
+# Speech of at least so long should have some text, and how far from it a word may be.
+UNCOVERED_S, NEAR_S = 2.0, 1.0
+# A decoder that holds 512 tokens is good for 40 s.
+TOKENS_PER_S = 12.8
+NO_TIME = Timing()
+DETECT_EACH = Cutting(5.0, 10.0, 2.0)
+"""Short pieces, so that a language seldom changes within one."""
 
 
 class Runner(Protocol):
@@ -34,28 +48,8 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True)
-class Cutting:
-    """Lengths of pieces, in seconds: cut near `target_s`, where it is silent, and never over `longest_s`."""
-
-    target_s: float = 30.0
-    longest_s: float = 40.0
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """A stretch of the audio, `start_s` from its beginning."""
-
-    start_s: float
-    waveform: np.ndarray
-
-    @property
-    def end_s(self) -> float:
-        return self.start_s + len(self.waveform) / SAMPLE_RATE
-
-
-@dataclass(frozen=True)
 class Progress:
-    """How far a transcription is. total_s: None while the audio is still being decoded; segments: the new ones."""
+    """How far a transcription is. total_s: None while the length is not known; segments: the new ones, in order."""
 
     done_s: float
     total_s: float | None
@@ -64,12 +58,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class Transcription:
-    """timestamps_source: "model", "aligner" or "cross_attention"; None where there are no times but the pieces'."""
+    """timestamps_source: "model", "aligner" or "cross_attention"; None where there are no times but the pieces'.
+
+    detection: of the first piece whose language was asked for; uncovered: (start, end) of speech that got no text.
+    """
 
     transcript: Transcript
     detection: Detection | None
     timestamps_source: str | None
     timing: Timing
+    uncovered: tuple[tuple[float, float], ...] = ()
 
 
 async def transcribe_audio(
@@ -80,76 +78,212 @@ async def transcribe_audio(
     *,
     priority: int = INTERACTIVE,
     on_progress: Callable[[Progress], None] | None = None,
-    cutting: Cutting = Cutting(),
+    cutting: Cutting | None = None,
+    loop_guard: bool = True,
+    detect_each: bool = False,
+    total_s: float | None = None,
 ) -> Transcription:
     """The transcript of audio of any length, 16 kHz mono float32: whole, or as blocks that are decoded as needed.
 
+    cutting: by default what the engine's model is good for; loop_guard: decode what repeats itself again, another way;
+    detect_each: with the language "auto", find it out in every piece, not only in the first; total_s: what is known of
+    the length, for the progress.
     Raises what reading the blocks or a pass raises; what is under way is then cancelled.
     """
-    whole = isinstance(audio, np.ndarray)
-    total_s = len(audio) / SAMPLE_RATE if whole else None
-    pieces = cut([audio] if whole else audio, cutting)
-    running: deque[tuple[Piece, asyncio.Task[PassResult]]] = deque()
-    segments: list[Segment] = []
-    timing = Timing()
-    detection: Detection | None = None
-    end_s = 0.0
+    if isinstance(audio, np.ndarray):
+        total_s, audio = len(audio) / SAMPLE_RATE, [audio]
+    cutting = cutting or (DETECT_EACH if detect_each and task.language == AUTO else cutting_for(engine))
+    work = _Work(engine, task, options or DecodingOptions(), priority, loop_guard, detect_each, cutting)
+    pieces = cut(_counted(audio, work), cutting)
+    running: deque[tuple[Piece, asyncio.Task[Outcome]]] = deque()
 
     async def take_first() -> None:
-        nonlocal detection, task, timing
-        piece, work = running[0]
-        result = await work
+        piece, working = running[0]
+        outcome = await working
         running.popleft()
-        if result.detection and not detection:
-            detection = result.detection
-            task = replace(task, language=detection.language)
-        timing = _added(timing, result.timing)
-        new = tuple(moved(segment, piece.start_s) for segment in result.transcripts[0].segments)
-        segments.extend(new)
+        new = work.add(piece, outcome)
         if on_progress:
             on_progress(Progress(piece.end_s, total_s, new))
 
     try:
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            end_s = piece.end_s
-            wanted = Pass(piece.waveform, (task,), options or DecodingOptions())
-            running.append((piece, asyncio.ensure_future(engine.run(wanted, priority))))
+            running.append((piece, asyncio.ensure_future(work.outcome(piece, is_first=piece.start_s == 0))))
             # The language that the first piece is in is needed for the next.
-            while len(running) >= AT_ONCE or (running and task.language == AUTO):
+            while len(running) >= AT_ONCE or (running and work.task.language == AUTO and not detect_each):
                 await take_first()
         while running:
             await take_first()
     finally:
-        for _, work in running:
-            work.cancel()
-        await asyncio.gather(*(work for _, work in running), return_exceptions=True)
-    text = " ".join(segment.text for segment in segments)
-    transcript = Transcript(text, task.language, task.target, end_s, tuple(segments))
-    return Transcription(transcript, detection, "model" if any(s.words for s in segments) else None, timing)
+        for _, working in running:
+            working.cancel()
+        await asyncio.gather(*(working for _, working in running), return_exceptions=True)
+    last = work.joiner.finish()
+    work.segments += last
+    if on_progress and last:
+        on_progress(Progress(work.duration_s, total_s, last))
+    return work.transcription()
 
 
-def cut(blocks: Iterable[np.ndarray], cutting: Cutting) -> Iterator[Piece]:
-    """Pieces in order. Audio that fits into one is one."""
-    detector = SpeechDetector()
-    longest = int(cutting.longest_s * SAMPLE_RATE)
-    held, chances, start = np.zeros(0, np.float32), [], 0
+def cutting_for(engine: Runner) -> Cutting:
+    """Pieces as long as the engine's model is good for: 40 s, or what its decoder's sequence has room for."""
+    info = getattr(engine, "info", None)
+    decoder = getattr(info and info.config, "decoder", None)
+    return Cutting.up_to(min(40.0, decoder.max_sequence_length / TOKENS_PER_S)) if decoder else Cutting()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A piece's segments at their place in the audio, and what was found out on the way."""
+
+    segments: tuple[Segment, ...]
+    detection: Detection | None = None
+    source: str | None = None
+    timing: Timing = NO_TIME
+    uncovered: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass
+class _Work:
+    """One audio on its way."""
+
+    engine: Runner
+    task: Task
+    options: DecodingOptions
+    priority: int
+    loop_guard: bool
+    detect_each: bool
+    cutting: Cutting
+    segments: list[Segment] = field(default_factory=list)
+    uncovered: list[tuple[float, float]] = field(default_factory=list)
+    languages: Counter[str] = field(default_factory=Counter)
+    detection: Detection | None = None
+    source: str | None = None
+    timing: Timing = NO_TIME
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        self.joiner = Joiner(self.cutting.overlap_s)
+
+    @property
+    def duration_s(self) -> float:
+        return self.samples / SAMPLE_RATE
+
+    async def outcome(self, piece: Piece, is_first: bool) -> Outcome:
+        """A piece written out; again in another way if it says the same over and over."""
+        if piece.speech is None and await asyncio.to_thread(is_silent, piece.waveform):
+            return Outcome(())
+        outcome = await self._pass(piece, self.options, is_first)
+        if self.loop_guard and is_loop(_text(outcome)):
+            outcome = await self._without_loop(piece, outcome)
+        uncovered = await asyncio.to_thread(_uncovered, piece, outcome.segments)
+        if uncovered and self.loop_guard:
+            outcome = await self._filled(piece, outcome, uncovered)
+            uncovered = await asyncio.to_thread(_uncovered, piece, outcome.segments)
+        for start, end in uncovered:
+            log.warning("nothing was written for the speech from %.1f to %.1f s", start, end)
+        return replace(outcome, uncovered=uncovered)
+
+    async def _filled(self, piece: Piece, outcome: Outcome, spans: tuple[tuple[float, float], ...]) -> Outcome:
+        """The outcome with what passes over nothing but the speech that got no text make of it."""
+        segments = list(outcome.segments)
+        for start, end in spans:
+            first, stop = (round((at - piece.start_s) * SAMPLE_RATE) for at in (start - MARGIN_S, end + MARGIN_S))
+            first = max(0, first)
+            part = Piece(piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop])
+            segments += (await self._pass(part, self.options)).segments
+        return replace(outcome, segments=tuple(sorted(segments, key=lambda segment: segment.start)))
+
+    async def _without_loop(self, piece: Piece, looped: Outcome) -> Outcome:
+        """What a wider search makes of the piece or, if that says the same over and over as well, of its halves."""
+        log.warning("a loop from %.1f to %.1f s: decoded again", piece.start_s, piece.end_s)
+        if self.options.beam_size in (None, 1):
+            wider = replace(self.options, beam_size=LOOP_BEAM)
+            again = await self._pass(piece, wider)
+            if not is_loop(_text(again)):
+                return again
+        half_s = (piece.end_s - piece.start_s) / 2
+        if half_s < 1:
+            return looped
+        halves = Cutting(half_s, half_s + 1, min(1.0, half_s / 2))
+        joiner, segments, outcome = Joiner(halves.overlap_s), (), looped
+        for half in await asyncio.to_thread(lambda: list(cut([piece.waveform], halves))):
+            part = Piece(piece.start_s + half.start_s, half.waveform, half.overlap_s)
+            outcome = await self._pass(part, self.options)
+            segments += joiner.add(outcome.segments, part.start_s, part.end_s, part.overlap_s)
+        return replace(looped, segments=segments + joiner.finish())
+
+    async def _pass(self, piece: Piece, options: DecodingOptions, is_first: bool = False) -> Outcome:
+        task = self.task
+        wanted = Pass(piece.waveform, (task,), options)
+        while True:
+            try:
+                result = await self.engine.run(wanted, self.priority)
+                break
+            except QueueFull:
+                # Who has waited for a turn once is not sent away in the middle.
+                if is_first:
+                    raise
+                await asyncio.sleep(0.5)
+        transcript = result.transcripts[0]
+        language = transcript.language if task.language == AUTO and self.detect_each else None
+        segments = tuple(replace(moved(s, piece.start_s), language=language) for s in transcript.segments)
+        return Outcome(segments, result.detection, transcript.timestamps_source, result.timing)
+
+    def add(self, piece: Piece, outcome: Outcome) -> tuple[Segment, ...]:
+        """Take in what a piece has become; returns the segments that are now final."""
+        if outcome.detection:
+            self.languages[outcome.detection.language] += len(piece.waveform)
+            if not self.detection:
+                self.detection = outcome.detection
+                if not self.detect_each:
+                    self.task = replace(self.task, language=outcome.detection.language)
+        self.source = self.source or outcome.source
+        self.timing = _added(self.timing, outcome.timing)
+        self.uncovered += outcome.uncovered
+        new = self.joiner.add(outcome.segments, piece.start_s, piece.end_s, piece.overlap_s)
+        self.segments += new
+        return new
+
+    def transcription(self) -> Transcription:
+        task = self.task
+        if task.language == AUTO and self.languages:
+            task = replace(task, language=self.languages.most_common(1)[0][0])
+        transcript = Transcript(
+            " ".join(segment.text for segment in self.segments),
+            task.language,
+            task.target,
+            self.duration_s,
+            tuple(self.segments),
+            self.source,
+        )
+        return Transcription(transcript, self.detection, self.source, self.timing, tuple(self.uncovered))
+
+
+def _counted(blocks: Iterable[np.ndarray], work: _Work) -> Iterable[np.ndarray]:
     for block in blocks:
-        held = np.concatenate([held, block])
-        chances += detector.feed(block)
-        while len(held) > longest:
-            at = _silence_near(chances, cutting) * FRAME
-            yield Piece(start / SAMPLE_RATE, held[:at])
-            held, chances, start = held[at:], chances[at // FRAME :], start + at
-    if len(held) or not start:
-        yield Piece(start / SAMPLE_RATE, held)
+        work.samples += len(block)
+        yield block
 
 
-def _silence_near(chances: list[float], cutting: Cutting) -> int:
-    """The frame in the middle of the silence that is nearest to the target; the longest length where there is none."""
-    per_s = SAMPLE_RATE / FRAME
-    target, longest = cutting.target_s * per_s, int(cutting.longest_s * per_s)
-    silent = [i for i in range(int(target / 2), min(longest, len(chances))) if chances[i] < SPEECH]
-    return min(silent, key=lambda i: abs(i - target), default=longest)
+def _text(outcome: Outcome) -> str:
+    return " ".join(segment.text for segment in outcome.segments)
+
+
+def _uncovered(piece: Piece, segments: tuple[Segment, ...]) -> tuple[tuple[float, float], ...]:
+    """The speech of a piece that no word is near to. Without times only a piece without any text can be told."""
+    if segments and not any(segment.words for segment in segments):
+        return ()
+    spans = piece.speech
+    if spans is None:
+        if segments:
+            return ()
+        spans = speech_spans(np.array(SpeechDetector().feed(piece.waveform)), piece.start_s)
+    written = [(word.start - NEAR_S, word.end + NEAR_S) for segment in segments for word in segment.words]
+    return tuple(
+        (start, end)
+        for start, end in spans
+        if end - start >= UNCOVERED_S and not any(a < end and start < b for a, b in written)
+    )
 
 
 def moved(segment: Segment, by_s: float) -> Segment:

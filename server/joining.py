@@ -1,0 +1,174 @@
+"""Pieces' segments into one row of segments: overlaps are merged, and sentences that a cut went through joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from model.timestamps import SENTENCE_END
+from model.transcript import Segment
+
+# Words of the two sides are taken for the same no further apart than this; a word without a time is only guessed at.
+SAME_S, SAME_UNTIMED_S = 0.6, 4.0
+# A sentence that goes on in the next piece is joined up to this length, over no longer a gap.
+LONGEST_SENTENCE_S, GAP_S = 30.0, 1.5
+
+
+@dataclass(frozen=True)
+class Bit:
+    """A word and where it is from."""
+
+    key: str
+    at_s: float
+    is_timed: bool
+
+
+class Joiner:
+    """Takes the segments of piece after piece; gives back those that what follows cannot change any more."""
+
+    def __init__(self, overlap_s: float):
+        self._overlap_s = overlap_s
+        self._pending: list[Segment] = []
+
+    def add(self, segments: Sequence[Segment], start_s: float, end_s: float, overlap_s: float) -> tuple[Segment, ...]:
+        """The segments of the piece from start_s to end_s, which shares its first overlap_s with the one before."""
+        new = list(segments)
+        left = self._pending
+        if overlap_s and left:
+            left, new = merged(left, new, start_s, start_s + overlap_s)
+        if left and new and goes_on(left[-1], new[0]):
+            new[0] = joined(left.pop(), new[0])
+        final = [*left, *new]
+        open_from = end_s - self._overlap_s
+        held = next((i for i, s in enumerate(final) if s.end > open_from), max(0, len(final) - 1))
+        self._pending = final[held:]
+        return tuple(final[:held])
+
+    def finish(self) -> tuple[Segment, ...]:
+        """What was still held back."""
+        final, self._pending = tuple(self._pending), []
+        return final
+
+
+def goes_on(left: Segment, right: Segment) -> bool:
+    """Whether a sentence was cut in two. Told by its words' times: untimed segments are left as they are."""
+    return (
+        bool(left.words and right.words)
+        and not left.text.endswith(SENTENCE_END)
+        and left.language == right.language
+        and right.start - left.end <= GAP_S
+        and right.end - left.start <= LONGEST_SENTENCE_S
+    )
+
+
+def joined(left: Segment, right: Segment) -> Segment:
+    """Two segments as one."""
+    counts = len(left.tokens), len(right.tokens)
+    known = [(s.avg_logprob, n) for s, n in zip((left, right), counts, strict=True) if s.avg_logprob is not None and n]
+    return replace(
+        left,
+        end=right.end,
+        text=f"{left.text} {right.text}",
+        tokens=left.tokens + right.tokens,
+        words=left.words + right.words,
+        avg_logprob=sum(p * n for p, n in known) / sum(n for _, n in known) if known else None,
+    )
+
+
+def merged(
+    left: Sequence[Segment], right: Sequence[Segment], start_s: float, end_s: float
+) -> tuple[list[Segment], list[Segment]]:
+    """Both sides of an overlap without what is said twice: each side up to, and from, a word that they agree on."""
+    ours, theirs = bits(left), bits(right)
+    pairs = common(ours, theirs, start_s, end_s)
+    centre = (start_s + end_s) / 2
+    if pairs:
+        agreed = set(pairs)
+
+        # Words at the edge of a piece may be cut: rather one in the middle, and with neighbours that agree as well.
+        def doubt(pair: tuple[int, int]) -> float:
+            neighbours = ((pair[0] + d, pair[1] + d) in agreed for d in (-1, 1))
+            return abs((ours[pair[0]].at_s + theirs[pair[1]].at_s) / 2 - centre) + 2.0 * (2 - sum(neighbours))
+
+        i, j = min(pairs, key=doubt)
+        keep, skip = i + 1, j + 1
+    else:
+        keep = sum(bit.at_s < centre for bit in ours)
+        skip = sum(bit.at_s < centre for bit in theirs)
+    return _words_of(left, 0, keep), _words_of(right, skip, len(theirs))
+
+
+def bits(segments: Sequence[Segment]) -> list[Bit]:
+    """Every word; one without a time of its own is guessed to be where its letters are in its segment."""
+    found = []
+    for segment in segments:
+        if segment.words:
+            found += [Bit(_key(w.word), (w.start + w.end) / 2, True) for w in segment.words]
+            continue
+        at, length = 0, max(1, len(segment.text))
+        for word in segment.text.split():
+            share = (at + len(word) / 2) / length
+            found.append(Bit(_key(word), segment.start + share * (segment.end - segment.start), False))
+            at += len(word) + 1
+    return found
+
+
+def common(ours: Sequence[Bit], theirs: Sequence[Bit], start_s: float, end_s: float) -> list[tuple[int, int]]:
+    """The longest common subsequence of two sides' words around an overlap, as pairs of places."""
+
+    def near(side: Sequence[Bit]) -> list[int]:
+        slack = [SAME_S if bit.is_timed else SAME_UNTIMED_S for bit in side]
+        return [i for i, bit in enumerate(side) if start_s - slack[i] <= bit.at_s <= end_s + slack[i]]
+
+    rows, columns = near(ours), near(theirs)
+    best = [[0] * (len(columns) + 1) for _ in range(len(rows) + 1)]
+    for r in range(len(rows) - 1, -1, -1):
+        for c in range(len(columns) - 1, -1, -1):
+            best[r][c] = max(best[r + 1][c], best[r][c + 1])
+            if _same(ours[rows[r]], theirs[columns[c]]):
+                best[r][c] = max(best[r][c], best[r + 1][c + 1] + 1)
+    pairs = []
+    r = c = 0
+    while r < len(rows) and c < len(columns):
+        if _same(ours[rows[r]], theirs[columns[c]]) and best[r][c] == best[r + 1][c + 1] + 1:
+            pairs.append((rows[r], columns[c]))
+            r, c = r + 1, c + 1
+        elif best[r + 1][c] >= best[r][c + 1]:
+            r += 1
+        else:
+            c += 1
+    return pairs
+
+
+def _same(a: Bit, b: Bit) -> bool:
+    return a.key == b.key and abs(a.at_s - b.at_s) <= (SAME_S if a.is_timed and b.is_timed else SAME_UNTIMED_S)
+
+
+def _key(word: str) -> str:
+    return "".join(c for c in word.casefold() if c.isalnum()) or word
+
+
+def _words_of(segments: Sequence[Segment], first: int, stop: int) -> list[Segment]:
+    """The segments with their words first … stop, counted over all of them."""
+    kept, at = [], 0
+    for segment in segments:
+        words = [word.word for word in segment.words] or segment.text.split()
+        low, high = max(first - at, 0), min(stop - at, len(words))
+        at += len(words)
+        if low == 0 and high == len(words):
+            kept.append(segment)
+        elif low < high:
+            kept.append(_part(segment, words, low, high))
+    return kept
+
+
+def _part(segment: Segment, words: list[str], low: int, high: int) -> Segment:
+    """Words low … high of a segment. Which tokens wrote them is not told any more."""
+    timed = segment.words[low:high]
+    length = (segment.end - segment.start) / len(words)
+    return replace(
+        segment,
+        start=timed[0].start if timed else segment.start + low * length,
+        end=timed[-1].end if timed else segment.start + high * length,
+        text=" ".join(words[low:high]),
+        tokens=(),
+        words=timed,
+    )
