@@ -11,8 +11,7 @@ from starlette.staticfiles import StaticFiles
 from model.config import CanaryConfig
 from model.prompt import Task, TaskError, check_task
 
-from ..dependencies import EngineDep, SettingsDep
-from ..errors import Unavailable
+from ..dependencies import EnginesDep, SettingsDep
 from ..languages import NAMES
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -64,16 +63,16 @@ async def page() -> FileResponse:
 
 
 @router.get("/capabilities")
-async def capabilities(engine: EngineDep, settings: SettingsDep) -> dict[str, Any]:
-    """The model's languages with their English names, and for each those that it is translated to.
+async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, Any]:
+    """The default model's languages with their English names, and for each those that it is translated to.
 
-    Raises Unavailable while the model loads.
+    Raises ModelLoading, ModelFailed.
     """
-    if engine.status != "ready" or not engine.info:
-        raise Unavailable(f"The model is not ready: {engine.status}.")
-    config = engine.info.config
+    async with engines.use() as engine:
+        assert engine.info
+        config = engine.info.config
     return {
-        "model": config.name,
+        "model": engines.default.id,
         "languages": [
             {"code": code, "name": NAMES.get(code, code).capitalize(), "targets": targets(code, config)}
             for code in config.languages

@@ -323,7 +323,7 @@ addEventListener("beforeunload", (event) => listening && event.preventDefault())
 // --- begin
 
 able = await capabilities({
-  onWait: (why) => status.show("wait", why === "loading" ? "Loading the model" : "Waiting for the server"),
+  onWait: (reason) => status.show("wait", reason),
   askForKey,
 });
 languages.offer(able);

@@ -20,8 +20,8 @@ export function setKey(value) {
 }
 
 /**
- * {model, languages, default_language, max_upload_mb}, asked for until the server has them. onWait("unreachable" |
- * "loading") tells why not yet; askForKey() resolves once there is another key to try.
+ * {model, languages, default_language, max_upload_mb}, asked for until the server has them. onWait(sentence) tells
+ * why not yet; askForKey() resolves once there is another key to try.
  */
 export async function capabilities({ onWait, askForKey }) {
   for (;;) {
@@ -29,10 +29,15 @@ export async function capabilities({ onWait, askForKey }) {
     if (response?.ok) return response.json();
     if (response?.status === 401) await askForKey();
     else {
-      onWait(response ? "loading" : "unreachable");
+      onWait(response ? await reason(response) : "Waiting for the server");
       await new Promise((resolve) => setTimeout(resolve, 1000));
     }
   }
+}
+
+async function reason(response) {
+  const { error } = await response.json().catch(() => ({}));
+  return error && error.code !== "model_loading" ? error.message : "Loading the model";
 }
 
 async function ask() {

@@ -1,0 +1,105 @@
+"""A recording opened or dropped on the page, written out by the real server, and saved."""
+
+import pytest
+from playwright.sync_api import Page, expect
+
+
+@pytest.fixture
+def opened(page: Page, samples) -> Page:
+    """The page with a recording and its translation."""
+    page.select_option("#language", "en")
+    page.select_option("#target", "de")
+    page.set_input_files("#picker", samples["en"]["path"])
+    expect(page.locator("#status")).to_have_text("Ready")
+    page.locator("#log .translation").first.wait_for()
+    expect(page.locator("#start")).to_have_text("Start")
+    return page
+
+
+def saved(page: Page, format: str, which: str = "As spoken") -> str:
+    page.get_by_role("button", name="Download").click()
+    page.get_by_role("radio", name=which).check()
+    with page.expect_download() as download:
+        page.locator(f"#export button[value={format}]").click()
+    assert download.value.suggested_filename == f"captions.{format}"
+    return download.value.path().read_text(encoding="utf-8")
+
+
+def on_screen(page: Page, part: str) -> str:
+    return " ".join(page.locator(f"#log .{part}").all_inner_texts())
+
+
+def test_a_recording_is_written_out_with_its_translation_beside_it(opened, samples):
+    assert on_screen(opened, "text") == samples["en"]["text"]
+    assert on_screen(opened, "translation") == samples["en"]["translations"]["de"]
+    expect(opened.locator("#file")).to_be_hidden()
+
+
+def test_what_was_written_is_saved_as_subtitles(opened, samples, read_cues):
+    for format in ("srt", "vtt"):
+        cues = read_cues(format, saved(opened, format))
+        assert " ".join(cue.text for cue in cues) == samples["en"]["text"]
+        assert 0 <= cues[0].start < cues[-1].end <= samples["en"]["duration"] + 0.1
+    assert saved(opened, "txt", "Translation").replace("\n", " ").strip() == samples["en"]["translations"]["de"]
+
+
+def test_what_was_written_is_copied(opened, samples):
+    opened.keyboard.press("c")
+    expect(opened.locator("#notice")).to_contain_text("Copied")
+    copied = opened.evaluate("() => navigator.clipboard.readText()")
+    assert samples["en"]["text"].split(".")[0] in copied
+    assert samples["en"]["translations"]["de"].split(".")[0] in copied
+
+
+def test_clearing_can_be_undone(opened, samples):
+    opened.keyboard.press("x")
+    expect(opened.locator("#log .line")).to_have_count(0)
+    expect(opened.locator("#welcome")).to_be_visible()
+    opened.get_by_role("button", name="Undo").click()
+    assert on_screen(opened, "text") == samples["en"]["text"]
+
+
+def test_a_dropped_recording_is_taken_and_shows_how_far_it_is(page, samples):
+    page.evaluate(
+        """() => {
+            window.seen = new Set();
+            new MutationObserver(() => seen.add(document.getElementById("file-phase").textContent))
+                .observe(document.getElementById("file"), { subtree: true, childList: true, characterData: true });
+        }"""
+    )
+    data = page.evaluate_handle(
+        """async (bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], "talk.flac", { type: "audio/flac" }));
+            return data;
+        }""",
+        list(samples["en"]["path"].read_bytes()),
+    )
+    page.dispatch_event("main", "dragenter", {"dataTransfer": data})
+    expect(page.locator("#drop")).to_be_visible()
+    page.dispatch_event("main", "drop", {"dataTransfer": data})
+    expect(page.locator("#drop")).to_be_hidden()
+    page.locator("#log .line").first.wait_for()
+    expect(page.locator("#start")).to_have_text("Start")
+    assert on_screen(page, "text") == samples["en"]["text"]
+    seen = page.evaluate("() => [...seen]")
+    assert "Sending" in seen
+    # how much of it is written
+    assert any(f"of 0:{int(samples['en']['duration']):02}" in phase for phase in seen), seen
+
+
+def test_what_is_no_recording_is_refused_in_words_and_leaves_what_was_there(opened, samples):
+    opened.set_input_files("#picker", {"name": "poem.txt", "mimeType": "text/plain", "buffer": b"Roses are red " * 99})
+    expect(opened.get_by_role("alert")).to_contain_text("poem.txt")
+    expect(opened.locator("#start")).to_have_text("Start")
+    assert on_screen(opened, "text") == samples["en"]["text"]
+
+
+def test_a_recording_can_be_cancelled(page, samples):
+    # The answer never comes.
+    page.route("**/transcribe", lambda route: None)
+    page.set_input_files("#picker", samples["en"]["path"])
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#file")).to_be_hidden()
+    expect(page.locator("#start")).to_have_text("Start")
+    expect(page.locator("#welcome")).to_be_visible()

@@ -1,0 +1,57 @@
+"""A recording played into Chromium's microphone, through the real server, onto the screen."""
+
+from playwright.sync_api import expect
+
+
+def words(text: str) -> list[str]:
+    return [word.strip(".,?!").lower() for word in text.split()]
+
+
+def errors(heard: list[str], said: list[str]) -> int:
+    """The fewest words to change, add or take away."""
+    row = list(range(len(said) + 1))
+    for i, word in enumerate(heard, 1):
+        last, row[0] = row[0], i
+        for j, other in enumerate(said, 1):
+            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (word != other))
+    return row[-1]
+
+
+def test_the_page_captions_a_recording_with_its_translation_beside_it(visit, microphone, samples):
+    sample = samples["en"]
+    page = visit(microphone(sample["path"]))
+    page.select_option("#language", "en")
+    page.select_option("#target", "de")
+    page.click("#start")
+
+    page.locator("#interim .text").first.wait_for()  # before anything is final
+    expect(page.locator("#status")).to_contain_text("Listening")
+    said = words(sample["text"])
+    lines = page.locator("#log .line")
+    # the recording's last sentence is final
+    lines.filter(has_text=sample["text"].split()[-1]).wait_for()
+    page.click("#start")
+    expect(page.locator("#start")).to_have_text("Start")
+
+    heard = words(" ".join(lines.locator(".text").all_inner_texts()))
+    assert errors(heard, said) <= 0.15 * len(said), heard
+    translated = words(" ".join(lines.locator(".translation").all_inner_texts()))
+    wanted = words(sample["translations"]["de"])
+    assert errors(translated, wanted) <= 0.25 * len(wanted), translated
+    assert lines.first.locator(".text").get_attribute("lang") == "en"
+    assert lines.first.locator(".translation").get_attribute("lang") == "de"
+    text, translation = (lines.first.locator(part).bounding_box() for part in (".text", ".translation"))
+    assert text
+    assert translation
+    assert translation["x"] >= text["x"] + text["width"]
+    assert abs(translation["y"] - text["y"]) < 5
+
+
+def test_the_page_finds_out_what_is_spoken(visit, microphone, samples):
+    page = visit(microphone(samples["de"]["path"]))
+    page.select_option("#language", "auto")
+    page.keyboard.press("Space")
+    last = samples["de"]["text"].split()[-1]
+    line = page.locator("#log .line").filter(has_text=last)
+    line.wait_for()
+    assert line.locator(".text").get_attribute("lang") == "de"
