@@ -20,6 +20,10 @@ class TaskError(ValueError):
         self.param = param
 
 
+class LanguagePairError(TaskError):
+    """A translation that the model does not make."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One request's wish. `target_language` None means the spoken one; another one means translation.
@@ -52,7 +56,7 @@ def check_task(task: Task, config: CanaryConfig) -> None:
     if task.target not in config.languages:
         raise TaskError(f"target_language {task.target!r} is not one of {config.name}'s: {possible}", "target_language")
     if task.is_translation and "en" not in (task.language, task.target):
-        raise TaskError(
+        raise LanguagePairError(
             f"{config.name} does not translate {task.language} to {task.target}: it translates from and to English",
             "target_language",
         )

@@ -14,6 +14,7 @@ from model.prompt import AUTO, Task
 from model.transcript import Segment, Transcript
 
 from .audio import AudioLimits, Blocks, decode_blocks
+from .engine import Engine
 from .errors import ClientGone
 from .longform import Progress, Transcription, transcribe_audio
 from .settings import Settings
@@ -77,11 +78,22 @@ async def transcribe_file(
             transcription = await transcribe_audio(engine, blocks, task, on_progress=on_progress)
         finally:
             await asyncio.to_thread(blocks.close)
+        if transcription.transcript.language == AUTO:
+            transcription = _in_some_language(transcription, engine)
     result = Result(transcription, blocks.decode_s, time.monotonic() - began)
     state.metrics.count_transcription(
         result.transcript.duration, result.total_s, result.audio_decode_s, transcription.timing
     )
     return result
+
+
+def _in_some_language(transcription: Transcription, engine: Engine) -> Transcription:
+    """Where nothing was said, no language was found; clients want one all the same."""
+    languages = engine.info.config.languages if engine.info else ()
+    language = "en" if "en" in languages or not languages else languages[0]
+    transcript = transcription.transcript
+    target = language if transcript.target_language == AUTO else transcript.target_language
+    return replace(transcription, transcript=replace(transcript, language=language, target_language=target))
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
@@ -145,8 +157,8 @@ async def event_stream(request: Request, events: AsyncIterator[str], write_error
     return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
 
 
-def language_source(task: Task, given: bool) -> str:
+def language_source(task: Task, given: bool, result: Result) -> str:
     """Where a transcript's language is from: "detected", "request", or "default" when it was only assumed."""
     if task.language == AUTO:
-        return "detected"
+        return "detected" if result.transcription.detection else "default"
     return "request" if given else "default"

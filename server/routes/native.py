@@ -172,9 +172,8 @@ async def _respond(
 
 
 def _body(result: Result, model: Served, source: str) -> dict[str, Any]:
-    body = formats.to_dict(result.transcript, source)
-    if source == "detected" and result.transcription.detection:
-        body["language_probability"] = round(result.transcription.detection.probability, 4)
+    done = result.transcription
+    body = formats.to_dict(done.transcript, source, done.detection, done.uncovered)
     return {**body, "model": model.id, "timing": result.timing_dict()}
 
 
