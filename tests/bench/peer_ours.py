@@ -1,0 +1,42 @@
+"""This project's side of the comparison: the model, as the server's engine drives it."""
+
+from pathlib import Path
+
+import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+
+import mlx.core as mx
+from worker import NEVER, Job, Run, Stages, work
+
+from convert.hub import resolve
+from model.canary import Canary
+from model.generate import Utterance
+from model.kernels import on_cpu
+from server.bench.stages import EndlessBatch
+
+
+def load(archive: Path) -> Run:
+    dtype = "float32" if on_cpu() else "bfloat16"
+    canary = Canary.load(resolve(archive, dtype=dtype), dtype)
+    own_bias = canary.head.bias
+
+    def run(job: Job, stages: Stages) -> list[list[int]]:
+        banned = mx.zeros(own_bias.shape, own_bias.dtype)
+        banned[mx.array(job.banned)] = NEVER
+        canary.head.bias = own_bias + banned
+        encoded = canary.encodings(list(job.waveforms))
+        # On a CPU rows are encoded in turn, on a GPU together.
+        turns = range(len(encoded)) if on_cpu() else range(1)
+        stages.seconds["features"] = sum(encoded[i].features_s for i in turns)
+        stages.seconds["encode"] = sum(encoded[i].encode_s for i in turns)
+        with stages("decode"):
+            batch = EndlessBatch(canary)
+            done = batch.join([Utterance(i, e.vectors, job.prompt, job.tokens) for i, e in enumerate(encoded)])
+            while batch.rows:
+                done += batch.step()
+        return [generated.tokens for generated in sorted(done, key=lambda generated: generated.key)]
+
+    return run
+
+
+if __name__ == "__main__":
+    work(load)

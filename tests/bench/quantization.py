@@ -1,0 +1,162 @@
+"""What packing weights costs and saves: the toy's scores, and the distance to float32 at canary-180m-flash's shape.
+
+    python -m tests.bench.quantization --large canary-180m-flash.nemo
+
+Prints the Markdown that README has. The numbers are those that `canary convert --quantize` would store. The toy's layers
+are 80 and 112 wide, which no group size divides: here, unlike there, each row's last group is a shorter one, so that all
+its layers are packed.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from convert.hub import resolve
+from convert.quantize import is_large
+from model.canary import Canary
+from model.prompt import Task
+from server.bench.stages import sound
+from tests.toy.grammar import LANGUAGES
+from tests.toy.score import PAIRS, Heard, exact, recordings
+
+Change = Callable[[str, mx.array], mx.array]
+TOKENS = 40
+# What --quantize leaves alone although it is a matrix.
+KEPT = {
+    "projection of positions": "self_attn.linear_pos.weight",
+    "subsampling": "encoder.subsampling.",
+    "between encoder and decoder": "encoder_decoder_proj.weight",
+    "embedding and head": "decoder.token_embedding.weight",
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How weights are stored: `bits` in groups, or all of them as bfloat16, or as they are."""
+
+    name: str
+    bits: int | None = None
+    group_size: int = 64
+
+    def stored(self, name: str, weight: mx.array) -> mx.array:
+        """What a weight is after it was stored and read."""
+        if name.startswith("preprocessor.") or self.name == "float32":
+            return weight
+        if self.bits is None or not is_large(name):
+            return weight.astype(mx.bfloat16).astype(mx.float32)
+        return repacked(weight.astype(mx.bfloat16), self.bits, self.group_size).astype(mx.float32)
+
+    def size(self, name: str, weight: mx.array) -> float:
+        """Bytes that it takes."""
+        if name.startswith("preprocessor.") or self.name == "float32":
+            return weight.size * 4
+        if self.bits is None or not is_large(name):
+            return weight.size * 2
+        # A scale and an offset of 16 bits for each group.
+        return weight.size * (self.bits / 8 + 4 / self.group_size)
+
+
+WAYS = [
+    Way("float32"),
+    Way("bfloat16"),
+    *(Way(f"{bits} bits, groups of {group}", bits, group) for bits in (8, 4) for group in (32, 64, 128)),
+]
+
+
+def repacked(weight: mx.array, bits: int, group_size: int) -> mx.array:
+    """A matrix after it was packed and unpacked; a row's last group may be a shorter one."""
+    missing = -weight.shape[1] % group_size
+    # Filled up with the last number of each row: it moves neither the least nor the most of a group.
+    filled = mx.pad(weight, [(0, 0), (0, missing)], mode="edge")
+    return mx.dequantize(*mx.quantize(filled, group_size, bits), group_size, bits)[:, : weight.shape[1]]
+
+
+def changed(canary: Canary, weights: dict[str, mx.array], change: Change) -> Canary:
+    """The model with its own `weights` changed."""
+    canary.update(tree_unflatten([(name, change(name, weight)) for name, weight in weights.items()]))
+    mx.eval(canary.parameters())
+    for layer in canary.encoder.layers:
+        # Positions projected by other weights than these.
+        layer.self_attn._projected = layer.self_attn._projected[:, :0]
+    return canary
+
+
+def exact_shares(canary: Canary, count: int) -> dict[str, float]:
+    """Shares of sentences never met that are written, and translated, with not one letter wrong."""
+    items = {language: recordings(language, count) for language in LANGUAGES}
+
+    def share(pairs: Iterable[tuple[str, str]]) -> float:
+        shares = []
+        for source, target in pairs:
+            waveforms = [item.waveform for item in items[source]]
+            transcripts = canary.transcribe(waveforms, Task(source, target))
+            shares.append(exact(items[source], [Heard(t.text, []) for t in transcripts], target))
+        return float(np.mean(shares))
+
+    return {"written": share([(language, language) for language in LANGUAGES]), "translated": share(PAIRS)}
+
+
+def log_probs(canary: Canary) -> np.ndarray:
+    """(sounds · tokens, V), teacher-forced over tokens and sounds that are the same for every model."""
+    rows = []
+    for seed in range(2):
+        tokens = np.random.default_rng(seed).integers(0, canary.config.vocab_size, (1, TOKENS))
+        vectors = canary.encodings([sound(10, seed)])[0].vectors[None]
+        rows.append(np.array(canary.logits(mx.array(tokens), vectors, mx.array([vectors.shape[1]]))[0]))
+    return np.concatenate(rows).astype(np.float64)
+
+
+def distance(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
+    """How far log-probabilities are off, as a share of their own spread; how often the best token is another."""
+    spread = (true - true.mean(-1, keepdims=True)).std()
+    return float(np.sqrt(((found - true) ** 2).mean()) / spread), float((found.argmax(-1) != true.argmax(-1)).mean())
+
+
+def weights_of(canary: Canary) -> dict[str, mx.array]:
+    return dict(tree_flatten(canary.parameters()))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--large", type=Path, required=True, help="an archive of the 180m shape")
+    options.add_argument("--toy", default="toy")
+    options.add_argument("--count", type=int, default=50, help="recordings for each language (default %(default)s)")
+    given = options.parse_args()
+    toy = Canary.load(resolve(given.toy, dtype="float32"), "float32")
+    large = Canary.load(resolve(given.large, dtype="float32"), "float32")
+    of_toy, of_large = weights_of(toy), weights_of(large)
+    true = log_probs(large)
+
+    print("| weights | 180m shape, MB | off by | another best token | toy: exact sentences | toy: exact translations |")
+    print("|---|---|---|---|---|---|")
+    for way in WAYS:
+        shares = exact_shares(changed(toy, of_toy, way.stored), given.count)
+        off, other = distance(log_probs(changed(large, of_large, way.stored)), true)
+        size = sum(way.size(name, weight) for name, weight in of_large.items()) / 1e6
+        scores = f"{100 * shares['written']:.1f} % | {100 * shares['translated']:.1f} %"
+        print(f"| {way.name} | {size:.0f} | {100 * off:.2f} % | {100 * other:.1f} % | {scores} |", flush=True)
+
+    print("\n| packed besides, 4 bits in groups of 64 | saves, MB | off by, alone |")
+    print("|---|---|---|")
+    for kind, part in [("the large layers themselves", ""), *KEPT.items()]:
+
+        def chosen(name: str, weight: mx.array, part: str = part) -> bool:
+            return is_large(name) if not part else part in name and weight.ndim == 2
+
+        def pack(name: str, weight: mx.array, chosen: Callable[[str, mx.array], bool] = chosen) -> mx.array:
+            return repacked(weight, 4, 64) if chosen(name, weight) else weight
+
+        size = sum(w.size * (2 - 0.5 - 4 / 64) for name, w in of_large.items() if chosen(name, w)) / 1e6
+        off, _ = distance(log_probs(changed(large, of_large, pack)), true)
+        print(f"| {kind} | {size:.1f} | {100 * off:.2f} % |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
