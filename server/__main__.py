@@ -91,14 +91,18 @@ def serve(
 
 @main.command()
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="wav, flac, ogg or mp3.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE…", help="Sound of any length: files, folders, and patterns in quotes."),
+    ],
     model: Model = None,
     language: Annotated[
         str | None,
-        typer.Option(
-            "--language", "-l", help="What is spoken. By default en, and said to be assumed.", show_default=False
-        ),
+        typer.Option("--language", "-l", help="What is spoken. By default it is found out.", show_default=False),
     ] = None,
+    detect_each: Annotated[
+        bool, typer.Option("--detect-each", help="Find the language out anew, every few seconds.")
+    ] = False,
     target_language: Annotated[
         str | None, typer.Option("--target-language", "-t", help="Translate to this one.")
     ] = None,
@@ -112,17 +116,28 @@ def transcribe(
     ] = None,
     dtype: Dtype = None,
     format: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format", "-f")] = "text",
+    output_dir: Annotated[
+        Path | None, typer.Option("--output-dir", "-o", help="Write a file for each here, not to the screen.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Pass over files whose text is in --output-dir already.")
+    ] = False,
+    loop_guard: Annotated[
+        bool, typer.Option("--loop-guard/--no-loop-guard", help="Decode again what repeats itself, or was passed over.")
+    ] = True,
 ) -> None:
     """Transcribe or translate files.
 
-    json is one object a line, one line a file.
+    json is one object a line, one line a file. Folders are searched through, and their shape is kept in --output-dir.
 
     A file that fails is named on stderr; the others are done all the same, and the exit code is 1.
     """
     from server.cli.transcribe import transcribe_files
 
-    if format in ("srt", "vtt") and len(files) > 1:
-        raise typer.BadParameter(f"{format} is written for one file; {len(files)} were given", param_hint="--format")
+    if resume and not output_dir:
+        raise typer.BadParameter("needs an --output-dir to know what is done", param_hint="--resume")
+    if language and detect_each:
+        raise typer.BadParameter("--language says what --detect-each would find out", param_hint="--detect-each")
     failed = transcribe_files(
         files,
         model=model,
@@ -133,6 +148,10 @@ def transcribe(
         beam_size=beam_size,
         dtype=dtype,
         format=format,
+        output_dir=output_dir,
+        resume=resume,
+        loop_guard=loop_guard,
+        detect_each=detect_each,
     )
     if failed:
         raise typer.Exit(1)

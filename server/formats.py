@@ -2,7 +2,11 @@
 
 from typing import Any, Literal
 
+from model.language import Detection
 from model.transcript import Segment, Transcript, Word
+
+from . import subtitles
+from .subtitles import SubtitleRules
 
 Format = Literal["json", "text", "srt", "vtt"]
 
@@ -14,65 +18,84 @@ MEDIA_TYPES: dict[str, str] = {
 }
 
 
-def to_dict(transcript: Transcript, language_source: str) -> dict[str, Any]:
-    """The transcript for JSON; times in seconds, to the millisecond.
+def to_dict(
+    transcript: Transcript,
+    language_source: str,
+    detection: Detection | None = None,
+    uncovered: tuple[tuple[float, float], ...] = (),
+) -> dict[str, Any]:
+    """The transcript for JSON; times in seconds, to the millisecond. What is not known has no key.
 
-    `language_source` says where `language` is from: "request", or "default" when it was only assumed.
+    `language_source` says where `language` is from: "request", "detected", or "default" when it was only assumed;
+    `uncovered` is speech that got no text.
     """
+    found: dict[str, Any] = {}
+    if detection:
+        found = {"language_probability": round(detection.probability, 4), "language_runner_up": detection.runner_up}
     return {
         "text": transcript.text,
         "language": transcript.language,
         "language_source": language_source,
+        **found,
         "target_language": transcript.target_language,
         "duration": round(transcript.duration, 3),
+        **({"timestamps_source": transcript.timestamps_source} if transcript.timestamps_source else {}),
         "segments": [segment_dict(segment) for segment in transcript.segments],
+        **({"uncovered": [[round(start, 3), round(end, 3)] for start, end in uncovered]} if uncovered else {}),
     }
 
 
 def segment_dict(segment: Segment) -> dict[str, Any]:
+    known = {
+        "language": segment.language,
+        "avg_logprob": _rounded(segment.avg_logprob),
+        "no_speech_prob": _rounded(segment.no_speech_prob),
+    }
     return {
         "start": round(segment.start, 3),
         "end": round(segment.end, 3),
         "text": segment.text,
         "tokens": list(segment.tokens),
         "words": [_word_dict(word) for word in segment.words],
+        **{name: value for name, value in known.items() if value is not None},
     }
 
 
 def _word_dict(word: Word) -> dict[str, Any]:
-    return {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3)}
+    probability = {} if word.probability is None else {"probability": round(word.probability, 4)}
+    return {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3), **probability}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def to_text(transcript: Transcript) -> str:
     return transcript.text + "\n"
 
 
-def to_srt(transcript: Transcript) -> str:
-    """SubRip: numbered cues, one a segment."""
+def to_srt(transcript: Transcript, rules: SubtitleRules = SubtitleRules()) -> str:
+    """SubRip: numbered cues."""
     cues = (
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
-        for number, (start, end, text) in enumerate(_cues(transcript), 1)
+        for number, (start, end, text) in enumerate(_cues(transcript, rules), 1)
     )
     return "\n".join(cues)
 
 
-def to_vtt(transcript: Transcript) -> str:
-    """WebVTT: one cue a segment, its text escaped."""
+def to_vtt(transcript: Transcript, rules: SubtitleRules = SubtitleRules()) -> str:
+    """WebVTT, the text escaped."""
     cues = (
-        f"\n{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n" for start, end, text in _cues(transcript)
+        f"\n{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n"
+        for start, end, text in _cues(transcript, rules)
     )
     return "WEBVTT\n" + "".join(cues)
 
 
-def _cues(transcript: Transcript) -> list[tuple[int, int, str]]:
-    """(start, end, text) in milliseconds. A blank line would end a cue, and a cue must end after it starts."""
-    cues = []
-    for segment in transcript.segments:
-        text = " ".join(segment.text.split())
-        start, end = round(segment.start * 1000), round(segment.end * 1000)
-        if text:
-            cues.append((start, max(end, start + 1), text))
-    return cues
+def _cues(transcript: Transcript, rules: SubtitleRules) -> list[tuple[int, int, str]]:
+    """(start, end, text) in milliseconds. A cue must end after it starts."""
+    times = [(round(c.start * 1000), round(c.end * 1000), c.text) for c in subtitles.cues(transcript.segments, rules)]
+    return [(start, max(end, start + 1), text) for start, end, text in times]
 
 
 def _clock(milliseconds: int, decimal_mark: str) -> str:

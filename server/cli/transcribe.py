@@ -1,28 +1,63 @@
 """`canary transcribe`: files in, text out, without a server."""
 
+import asyncio
+import contextlib
+import glob
 import json
-from collections.abc import Iterator
+import os
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import soundfile
 import typer
+from tqdm import tqdm
 
 from model.generate import DecodingOptions
-from model.prompt import Task, TaskError, check_task
-from model.transcript import Transcript
+from model.prompt import AUTO, Task, TaskError
 
-from ..audio import decode
+from .. import formats
+from ..audio import decode_blocks
+from ..engine import BULK, Engine
 from ..engines import load_model
-from ..errors import AudioError, RequestError
-from ..formats import to_dict, to_srt, to_vtt
+from ..errors import AudioError, RequestError, ServiceError
 from ..languages import language_code
+from ..longform import AT_ONCE, Progress, Transcription, transcribe_audio
 from ..pipeline import audio_limits
 from ..settings import Settings
 from .failures import chosen_settings, complain, one_line_failures
 
-if TYPE_CHECKING:
-    from model.canary import Canary
+# What is taken from a folder, where nobody named the file.
+SOUNDS = {".aac", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
+SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
+# Files that are worked on side by side.
+FILES_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file, and where its text goes; None is standard output."""
+
+    path: Path
+    output: Path | None
+
+    @property
+    def is_done(self) -> bool:
+        return self.output is not None and self.output.exists()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is wanted of every file."""
+
+    task: Task
+    source: str
+    options: DecodingOptions
+    format: str
+    loop_guard: bool
+    detect_each: bool
 
 
 def transcribe_files(
@@ -36,78 +71,197 @@ def transcribe_files(
     beam_size: int | None,
     dtype: str | None,
     format: str,
+    output_dir: Path | None = None,
+    resume: bool = False,
+    loop_guard: bool = True,
+    detect_each: bool = False,
 ) -> int:
-    """Print each file's transcript, in the order given; returns how many files failed."""
-    settings = chosen_settings(model=model, dtype=dtype)
+    """Write each file's transcript, in the order given; returns how many files failed.
+
+    files: files, folders (all sound in them) and patterns.
+    """
+    settings = chosen_settings(model=[model] if model else None, dtype=dtype)
     try:
         task = Task(
-            language_code(language or settings.default_language),
+            AUTO if detect_each else language_code(language or settings.default_language),
             target_language and language_code(target_language, "target_language"),
             pnc=pnc,
             timestamps=timestamps or ("segment" if format in ("srt", "vtt") else "none"),
         )
     except RequestError as error:
         raise typer.BadParameter(str(error)) from None
+    jobs, missing = found_jobs(files, output_dir, SUFFIXES[format])
+    if format in ("srt", "vtt") and not output_dir and len(jobs) > 1:
+        raise typer.BadParameter(
+            f"{format} is written for one file; {len(jobs)} were given: name an --output-dir", param_hint="--format"
+        )
+    if resume:
+        jobs = [job for job in jobs if not job.is_done]
+    wish = Wish(task, _language_source(task, language), DecodingOptions(beam_size), format, loop_guard, detect_each)
+    if not jobs:
+        return missing
     with one_line_failures():
-        canary = load_model(settings)
-    try:
-        check_task(task, canary.config)
-    except TaskError as error:
-        raise typer.BadParameter(str(error)) from None
+        return missing + asyncio.run(_run(jobs, wish, settings))
 
-    failed = 0
-    source = "request" if language else "default"
-    for path, transcript in _transcripts(canary, files, task, DecodingOptions(beam_size=beam_size), settings):
-        if transcript is None:
-            failed += 1
+
+def _language_source(task: Task, given: str | None) -> str:
+    if task.language == AUTO:
+        return "detected"
+    return "request" if given else "default"
+
+
+def found_jobs(files: list[Path], output_dir: Path | None, suffix: str) -> tuple[list[Job], int]:
+    """Every file meant, once, and how many of `files` mean none, which is said."""
+    found: dict[Path, Path] = {}
+    missing = 0
+    for named in files:
+        if named.is_dir():
+            inside = sorted(p for p in named.rglob("*") if p.suffix.lower() in SOUNDS and p.is_file())
+            meant = {path: path.relative_to(named) for path in inside}
+        elif not named.exists() and glob.has_magic(str(named)):
+            matches = sorted(Path(match) for match in glob.glob(str(named), recursive=True))
+            meant = {path: Path(path.name) for path in matches if path.is_file()}
         else:
-            typer.echo(_written(transcript, path, format, source, named=len(files) > 1), nl=False)
-    return failed
+            meant = {named: Path(named.name)}
+        if not meant:
+            complain(f"{named}: no sound files there; taken are {', '.join(sorted(SOUNDS))}")
+            missing += 1
+        # Named twice, a file is taken once, in its first place.
+        found = found | {path: place for path, place in meant.items() if path not in found}
+    if not output_dir:
+        return [Job(path, None) for path in found], missing
+    stems = Counter(place.with_suffix("") for place in found.values())
+    jobs = []
+    for path, place in found.items():
+        # a.wav and a.mp3 cannot both become a.txt.
+        alone = stems[place.with_suffix("")] == 1
+        jobs.append(Job(path, output_dir / (place.with_suffix(suffix) if alone else Path(f"{place}{suffix}"))))
+    return jobs, missing
 
 
-def _transcripts(
-    canary: "Canary", files: list[Path], task: Task, options: DecodingOptions, settings: Settings
-) -> Iterator[tuple[Path, Transcript | None]]:
-    """(file, transcript) in the order given, computed in batches; None for a file that failed, which is said."""
-    for first in range(0, len(files), settings.max_rows):
-        batch = files[first : first + settings.max_rows]
-        waveforms = {path: waveform for path in batch if (waveform := _waveform(path, settings)) is not None}
-        transcripts = _batch(canary, waveforms, task, options)
-        for path in batch:
-            yield path, transcripts.get(path)
-
-
-def _batch(
-    canary: "Canary", waveforms: dict[Path, np.ndarray], task: Task, options: DecodingOptions
-) -> dict[Path, Transcript]:
-    """The transcripts of those files that the model does not fail on; which ones it does, running each alone tells."""
-    if not waveforms:
-        return {}
+async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:
+    """Work on all jobs, a few at a time; returns how many failed."""
+    engine = Engine(lambda: load_model(settings), FILES_AT_ONCE * AT_ONCE, settings.max_rows)
+    await engine.start()
     try:
-        return dict(zip(waveforms, canary.transcribe(list(waveforms.values()), task, options), strict=True))
-    except Exception as error:
-        if len(waveforms) == 1:
-            complain(f"{next(iter(waveforms))}: the model failed: {error}")
-            return {}
-    alone = [_batch(canary, {path: waveform}, task, options) for path, waveform in waveforms.items()]
-    return {path: transcript for result in alone for path, transcript in result.items()}
+        try:
+            engine.check(wish.task)
+        except TaskError as error:
+            raise typer.BadParameter(str(error)) from None
+        failed = 0
+        async for job, done in _in_order(engine, jobs, wish, settings):
+            if done is None:
+                failed += 1
+            else:
+                _write(_text(done, job, wish, named=len(jobs) > 1), job)
+        return failed
+    finally:
+        await engine.stop(0)
 
 
-def _waveform(path: Path, settings: Settings) -> np.ndarray | None:
-    try:
-        return decode(path, audio_limits(settings))
-    except (AudioError, OSError) as error:
-        complain(f"{path}: {error.strerror if isinstance(error, OSError) else error}")
-        return None
+async def _in_order(
+    engine: Engine, jobs: list[Job], wish: Wish, settings: Settings
+) -> AsyncIterator[tuple[Job, Transcription | None]]:
+    """(job, transcription) in order, None for a file that failed, which is said."""
+    turn = asyncio.Semaphore(FILES_AT_ONCE)
+    with _Bar(jobs) as bar:
+        working = [asyncio.create_task(_transcription(engine, job, wish, settings, turn, bar)) for job in jobs]
+        try:
+            for job, work in zip(jobs, working, strict=True):
+                yield job, await work
+        finally:
+            for work in working:
+                work.cancel()
 
 
-def _written(transcript: Transcript, path: Path, format: str, source: str, named: bool) -> str:
-    match format:
+async def _transcription(
+    engine: Engine, job: Job, wish: Wish, settings: Settings, turn: asyncio.Semaphore, bar: "_Bar"
+) -> Transcription | None:
+    async with turn:
+        try:
+            with contextlib.closing(decode_blocks(job.path, audio_limits(settings))) as blocks:  # type: ignore[type-var]
+                return await transcribe_audio(
+                    engine,
+                    blocks,
+                    wish.task,
+                    wish.options,
+                    priority=BULK,
+                    on_progress=lambda progress: bar.tell(job, progress),
+                    loop_guard=wish.loop_guard,
+                    detect_each=wish.detect_each,
+                )
+        except (ServiceError, OSError) as error:
+            said = error.strerror if isinstance(error, OSError) else error
+            bar.clear()
+            complain(f"{job.path}: {said}" if isinstance(error, AudioError | OSError) else f"{job.path}: {error}")
+            return None
+        finally:
+            bar.finish(job)
+
+
+def _text(done: Transcription, job: Job, wish: Wish, named: bool) -> str:
+    transcript = done.transcript
+    match wish.format:
         case "json":
-            return json.dumps({"file": str(path), **to_dict(transcript, source)}, ensure_ascii=False) + "\n"
+            told = formats.to_dict(transcript, wish.source, done.detection, done.uncovered)
+            return json.dumps({"file": str(job.path), **told}, ensure_ascii=False) + "\n"
         case "srt":
-            return to_srt(transcript)
+            return formats.to_srt(transcript)
         case "vtt":
-            return to_vtt(transcript)
+            return formats.to_vtt(transcript)
         case _:
-            return f"{path}: {transcript.text}\n" if named else f"{transcript.text}\n"
+            return f"{job.path}: {transcript.text}\n" if named and not job.output else f"{transcript.text}\n"
+
+
+def _write(text: str, job: Job) -> None:
+    if not job.output:
+        typer.echo(text, nl=False)
+        return
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    # Renamed when whole: what is there is done, whenever the command was stopped.
+    part = job.output.with_name(job.output.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, job.output)
+
+
+class _Bar:
+    """Percent and time left over all files, on a terminal alone. A file whose header tells no length is not counted."""
+
+    def __init__(self, jobs: list[Job]):
+        self._lengths_s = {job: _length_s(job.path) for job in jobs} if sys.stderr.isatty() else {}
+        self._done_s = dict.fromkeys(jobs, 0.0)
+        self._bar = tqdm(
+            total=round(sum(self._lengths_s.values()), 1),
+            bar_format="{percentage:3.0f}% |{bar}| {desc}{elapsed}, {remaining} left",
+            leave=False,
+            disable=not self._lengths_s,
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def tell(self, job: Job, progress: Progress) -> None:
+        self._bar.set_description_str(f"{job.path.name} ", refresh=False)
+        self._move(job, progress.done_s)
+
+    def finish(self, job: Job) -> None:
+        self._move(job, self._lengths_s.get(job, 0.0))
+
+    def clear(self) -> None:
+        """Make way for a line."""
+        self._bar.clear()
+
+    def _move(self, job: Job, done_s: float) -> None:
+        done_s = min(done_s, self._lengths_s.get(job, 0.0))
+        self._bar.update(max(0.0, done_s - self._done_s[job]))
+        self._done_s[job] = max(self._done_s[job], done_s)
+
+
+def _length_s(path: Path) -> float:
+    try:
+        return soundfile.info(str(path)).duration
+    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return 0.0

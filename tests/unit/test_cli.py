@@ -1,9 +1,11 @@
 """The command line, with a model that needs no weights."""
 
+import asyncio
 import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,34 +14,55 @@ import soundfile
 from typer.testing import CliRunner
 
 from model.generate import DecodingOptions
-from model.prompt import Task
+from model.language import detection_from
+from model.prompt import Task, check_task
 from model.transcript import Segment, Transcript, Word
 from server.__main__ import main
+from server.batching import Pass, PassResult, Timing
+from server.errors import TranscriptionFailed
 
 
-class MockCanary:
-    """Says how loud each file is; keeps what it was asked."""
+class MockEngine:
+    """Says how loud each piece is; keeps what it was asked."""
 
-    config = SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="canary2")
+    info = SimpleNamespace(config=SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="canary2"))
 
     def __init__(self):
-        self.calls: list[tuple[int, Task, DecodingOptions]] = []
+        self.calls: list[Pass] = []
+        self.running = self.most_running = 0
 
-    def transcribe(self, waveforms, task, options):
-        self.calls.append((len(waveforms), task, options))
-        return [self.transcript(f"loud {w.max():.1f}", task) for w in waveforms]
+    async def start(self):
+        pass
 
-    def transcript(self, text: str, task: Task) -> Transcript:
+    async def stop(self, drain_s):
+        pass
+
+    def check(self, task: Task) -> None:
+        check_task(task, self.info.config)
+
+    async def run(self, wanted: Pass, priority: int) -> PassResult:
+        self.calls.append(wanted)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0.01)
+        self.running -= 1
+        if wanted.waveform.max() > 0.8:
+            raise TranscriptionFailed("The model failed on this audio.")
+        task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}"
+        detection = detection_from({"de": 0.9, "en": 0.1}) if task.language == "auto" else None
         words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()))
-        return Transcript(text, task.language, task.target, 2.0, (Segment(0.0, 2.0, text, (5, 6), words),))
+        segment = Segment(0.0, 2.0, text, (5, 6), words)
+        language = detection.language if detection else task.language
+        transcript = Transcript(text, language, task.target_language or language, 2.0, (segment,))
+        return PassResult((transcript,), (), (), detection, Timing())
 
 
 @pytest.fixture
-def canary(monkeypatch, tmp_path):
+def engine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # away from any .env
-    canary = MockCanary()
-    monkeypatch.setattr("server.cli.transcribe.load_model", lambda settings: canary)
-    return canary
+    engine = MockEngine()
+    monkeypatch.setattr("server.cli.transcribe.Engine", lambda *_: engine)
+    return engine
 
 
 def run(*arguments: str):
@@ -48,18 +71,19 @@ def run(*arguments: str):
 
 def sound(name: str, level: float) -> str:
     data = io.BytesIO()
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(data, np.full(16000, level, np.float32), 16000, format="WAV")
     with open(name, "wb") as file:
         file.write(data.getvalue())
     return name
 
 
-def test_text_is_printed_alone_for_one_file_and_after_its_name_for_several(canary):
+def test_text_is_printed_alone_for_one_file_and_after_its_name_for_several(engine):
     assert run("transcribe", sound("a.wav", 0.1)).stdout == "loud 0.1\n"
     assert run("transcribe", sound("a.wav", 0.1), sound("b.wav", 0.2)).stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
 
 
-def test_json_is_one_object_a_line_in_the_order_of_the_files(canary):
+def test_json_is_one_object_a_line_in_the_order_of_the_files(engine):
     result = run("transcribe", sound("b.wav", 0.2), sound("a.wav", 0.1), "--format", "json", "--language", "de")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines[0] == {
@@ -68,7 +92,7 @@ def test_json_is_one_object_a_line_in_the_order_of_the_files(canary):
         "language": "de",
         "language_source": "request",
         "target_language": "de",
-        "duration": 2.0,
+        "duration": 1.0,
         "segments": [
             {
                 "start": 0.0,
@@ -83,26 +107,67 @@ def test_json_is_one_object_a_line_in_the_order_of_the_files(canary):
     assert result.exit_code == 0
 
 
-def test_a_language_that_was_not_given_is_said_to_be_assumed(canary):
+def test_a_language_that_was_not_given_is_found_out_and_said_to_be(engine):
     line = json.loads(run("transcribe", sound("a.wav", 0.1), "--format", "json").stdout)
-    assert (line["language"], line["language_source"]) == ("en", "default")
+    assert (line["language"], line["language_source"]) == ("de", "detected")
+    assert (line["language_probability"], line["language_runner_up"]) == (0.9, "en")
 
 
-def test_files_run_in_batches_of_the_size_that_is_set(canary, monkeypatch):
-    monkeypatch.setenv("CANARY_MAX_ROWS", "2")
-    assert run("transcribe", *(sound(f"{i}.wav", 0.1) for i in range(5))).exit_code == 0
-    assert [count for count, _, _ in canary.calls] == [2, 2, 1]
+def test_files_are_worked_on_side_by_side_and_told_in_order(engine):
+    result = run("transcribe", *(sound(f"{i}.wav", i / 10) for i in range(1, 7)))
+    assert result.stdout == "".join(f"{i}.wav: loud 0.{i}\n" for i in range(1, 7))
+    assert 1 < engine.most_running <= 4
 
 
-def test_the_options_reach_the_model(canary):
+def test_the_options_reach_the_model(engine):
     run(
         *("transcribe", sound("a.wav", 0.1), "--language", "German", "--target-language", "en"),
         *("--timestamps", "word", "--no-pnc", "--beam-size", "4"),
     )
-    assert canary.calls == [(1, Task("de", "en", pnc=False, timestamps="word"), DecodingOptions(beam_size=4))]
+    (call,) = engine.calls
+    assert call.tasks == (Task("de", "en", pnc=False, timestamps="word"),)
+    assert call.options == DecodingOptions(beam_size=4)
 
 
-def test_a_file_that_fails_is_named_in_one_line_and_the_others_are_done(canary):
+def test_folders_and_patterns_are_searched_and_each_file_is_taken_once(engine):
+    for name in ("in/a.wav", "in/deep/b.wav", "c.wav", "d.wav"):
+        sound(name, 0.1)
+    Path("in/notes.txt").write_text("no sound")
+    Path("empty").mkdir()
+    result = run("transcribe", "in", "*.wav", "c.wav", "empty", "x*.wav")
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
+        "in/a.wav",
+        "in/deep/b.wav",
+        "c.wav",
+        "d.wav",
+    ]
+    assert result.exit_code == 1
+    assert [line.split(":")[1] for line in result.stderr.splitlines()] == [" empty", " x*.wav"]
+
+
+def test_an_output_folder_gets_a_file_for_each_in_the_shape_of_the_input(engine):
+    for name in ("in/a.wav", "in/a.mp3", "in/deep/b.wav"):
+        sound(name, 0.1)
+    result = run("transcribe", "in", "-o", "out", "-f", "srt")
+    assert (result.stdout, result.exit_code) == ("", 0)
+    written = sorted(str(path) for path in Path("out").rglob("*") if path.is_file())
+    assert written == ["out/a.mp3.srt", "out/a.wav.srt", "out/deep/b.srt"]
+    assert Path("out/deep/b.srt").read_text() == "1\n00:00:00,000 --> 00:00:02,000\nloud 0.1\n"
+
+
+def test_what_is_done_is_passed_over_on_resume(engine):
+    sound("in/a.wav", 0.1), sound("in/b.wav", 0.9)
+    assert run("transcribe", "in", "-o", "out").exit_code == 1
+    assert Path("out/a.txt").read_text() == "loud 0.1\n"
+    assert not Path("out/b.txt").exists()
+    sound("in/b.wav", 0.2)
+    assert run("transcribe", "in", "-o", "out", "--resume").exit_code == 0
+    assert Path("out/b.txt").read_text() == "loud 0.2\n"
+    assert len(engine.calls) == 3
+    assert "--output-dir" in run("transcribe", "in", "--resume").stderr
+
+
+def test_a_file_that_fails_is_named_in_one_line_and_the_others_are_done(engine):
     with open("junk.wav", "wb") as file:
         file.write(b"\0" * 1000)
     result = run("transcribe", sound("a.wav", 0.1), "junk.wav", "missing.wav", sound("b.wav", 0.2))
@@ -113,31 +178,23 @@ def test_a_file_that_fails_is_named_in_one_line_and_the_others_are_done(canary):
     assert missing == "canary: missing.wav: No such file or directory"
 
 
-def test_files_that_all_fail_do_not_reach_the_model(canary):
+def test_files_that_all_fail_do_not_reach_the_model(engine):
     assert run("transcribe", "missing.wav").exit_code == 1
-    assert canary.calls == []
+    assert engine.calls == []
 
 
-def test_a_batch_that_the_model_fails_on_costs_only_the_files_at_fault(canary, monkeypatch):
-    whole = canary.transcribe
-
-    def fails_on_loud(waveforms, task, options):
-        if max(w.max() for w in waveforms) > 0.5:
-            raise RuntimeError("too loud")
-        return whole(waveforms, task, options)
-
-    monkeypatch.setattr(canary, "transcribe", fails_on_loud)
+def test_a_file_that_the_model_fails_on_costs_no_other(engine):
     result = run("transcribe", sound("a.wav", 0.1), sound("loud.wav", 0.9), sound("b.wav", 0.2))
     assert result.exit_code == 1
     assert result.stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
-    assert result.stderr == "canary: loud.wav: the model failed: too loud\n"
+    assert result.stderr == "canary: loud.wav: The model failed on this audio.\n"
 
 
-def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(canary):
+def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     assert run("transcribe", sound("a.wav", 0.1), "-f", "srt").stdout == "1\n00:00:00,000 --> 00:00:02,000\nloud 0.1\n"
-    assert canary.calls[-1][1].timestamps == "segment"
+    assert engine.calls[-1].tasks[0].timestamps == "segment"
     assert run("transcribe", "a.wav", "-f", "vtt").stdout.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n")
-    several = run("transcribe", "a.wav", "a.wav", "-f", "srt")
+    several = run("transcribe", "a.wav", sound("b.wav", 0.1), "-f", "srt")
     assert several.exit_code == 2
     assert "srt is written for one file; 2 were given" in several.stderr
 
@@ -154,14 +211,14 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(canary):
         (["sing"], "sing"),
     ],
 )
-def test_what_is_not_possible_is_a_usage_error_that_says_so(canary, arguments, said):
+def test_what_is_not_possible_is_a_usage_error_that_says_so(engine, arguments, said):
     result = run(*arguments)
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.replace("│", " ").split())
     assert result.stdout == ""
 
 
-def test_a_wrong_setting_in_the_environment_is_a_usage_error_that_names_it(canary, monkeypatch):
+def test_a_wrong_setting_in_the_environment_is_a_usage_error_that_names_it(engine, monkeypatch):
     monkeypatch.setenv("CANARY_MAX_QUEUE", "none")
     for command in (["serve"], ["transcribe", "a.wav"]):
         result = run(*command)
@@ -177,8 +234,9 @@ def test_a_model_that_does_not_exist_ends_in_one_line(monkeypatch, tmp_path):
         model = ["/no/such/model.nemo"] if command == ["convert"] else ["--model", "/no/such/model.nemo"]
         result = run(*command, *model)
         assert result.exit_code == 1
-        assert len(result.stderr.splitlines()) == 1
-        assert "/no/such/model.nemo" in result.stderr
+        # The server's log comes before it.
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("canary: ")]
+        assert "/no/such/model.nemo" in line
 
 
 def test_the_version_is_the_packages():

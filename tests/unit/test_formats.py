@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from model.language import detection_from
 from model.transcript import Segment, Transcript, Word
 from server.formats import to_dict, to_srt, to_text, to_vtt
 
@@ -14,7 +15,7 @@ def transcript(*segments: Segment) -> Transcript:
 
 TWO = transcript(
     Segment(0.08, 1.2, "One, two.", (7, 8, 9), (Word("One,", 0.08, 0.4), Word("two.", 0.4800000001, 1.2))),
-    Segment(1.2, 3661.5, "Three & <four>", (10,)),
+    Segment(1.2, 6.5, "Three & <four>", (10,)),
 )
 
 
@@ -33,7 +34,7 @@ def test_json_holds_every_value_with_times_to_the_millisecond():
                 "tokens": [7, 8, 9],
                 "words": [{"word": "One,", "start": 0.08, "end": 0.4}, {"word": "two.", "start": 0.48, "end": 1.2}],
             },
-            {"start": 1.2, "end": 3661.5, "text": "Three & <four>", "tokens": [10], "words": []},
+            {"start": 1.2, "end": 6.5, "text": "Three & <four>", "tokens": [10], "words": []},
         ],
     }
     assert json.loads(json.dumps(to_dict(TWO, "request"))) == to_dict(TWO, "request")
@@ -51,14 +52,14 @@ def test_text_is_the_text_and_a_line_end():
 
 def test_srt_numbers_its_cues_and_separates_them_with_a_blank_line():
     assert to_srt(TWO) == (
-        "1\n00:00:00,080 --> 00:00:01,200\nOne, two.\n\n2\n00:00:01,200 --> 01:01:01,500\nThree & <four>\n"
+        "1\n00:00:00,080 --> 00:00:01,200\nOne, two.\n\n2\n00:00:01,200 --> 00:00:06,500\nThree & <four>\n"
     )
 
 
 def test_vtt_has_its_header_and_escapes_what_would_be_markup():
     assert to_vtt(TWO) == (
         "WEBVTT\n\n00:00:00.080 --> 00:00:01.200\nOne, two.\n"
-        "\n00:00:01.200 --> 01:01:01.500\nThree &amp; &lt;four&gt;\n"
+        "\n00:00:01.200 --> 00:00:06.500\nThree &amp; &lt;four&gt;\n"
     )
 
 
@@ -70,8 +71,27 @@ def test_a_time_is_rounded_as_a_whole_so_that_60_seconds_are_a_minute(seconds, c
     assert f"{clock} --> " in to_vtt(transcript(Segment(seconds, seconds + 1, "a", ())))
 
 
-def test_a_cue_ends_after_it_starts():
-    assert "00:00:01.000 --> 00:00:01.001" in to_vtt(transcript(Segment(1.0, 1.0, "a", ())))
+def test_a_cue_ends_after_it_starts_even_where_the_next_begins_at_once():
+    assert "00:00:01.000 --> 00:00:02.000" in to_vtt(transcript(Segment(1.0, 1.0, "a", ())))
+    long = "a" * 40
+    crowded = to_vtt(transcript(Segment(1.0, 1.0, f"{long} {long}", ()), Segment(1.0, 2.0, long, ())))
+    assert "00:00:01.000 --> 00:00:01.001" in crowded
+
+
+def test_json_says_how_sure_the_model_is_where_that_is_known():
+    word = Word("Ja.", 0.0, 0.5, probability=0.91234)
+    segment = Segment(0.0, 0.5, "Ja.", (1,), (word,), avg_logprob=-0.12345, no_speech_prob=0.00004, language="de")
+    told = to_dict(
+        Transcript("Ja.", "de", "de", 1.0, (segment,), "aligner"),
+        "detected",
+        detection_from({"de": 0.9, "nl": 0.1}),
+        ((0.7, 1.0),),
+    )
+    assert (told["language_probability"], told["language_runner_up"]) == (0.9, "nl")
+    assert (told["timestamps_source"], told["uncovered"]) == ("aligner", [[0.7, 1.0]])
+    (segment,) = told["segments"]
+    assert (segment["avg_logprob"], segment["no_speech_prob"], segment["language"]) == (-0.1235, 0.0, "de")
+    assert segment["words"] == [{"word": "Ja.", "start": 0.0, "end": 0.5, "probability": 0.9123}]
 
 
 def test_a_blank_line_in_the_text_does_not_end_the_cue():
