@@ -1,7 +1,9 @@
 """The whole model: `Canary.load` a converted folder, then waveforms to transcripts."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -54,7 +56,8 @@ class Canary(nn.Module):
             self.encoder_decoder_proj = nn.Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
-        self._aligner: Aligner | None = None
+        # canary-1b-v2's timestamps model: as large as itself, so loaded when times are first asked for.
+        self._aligner: Callable[[], Aligner] | None = None
 
     @classmethod
     def load(cls, folder: Path, dtype: str | None = None) -> Self:
@@ -68,7 +71,7 @@ class Canary(nn.Module):
         dtype = dtype or default_dtype()
         load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
-            canary._aligner = Aligner.load(folder / ALIGNER_DIR, dtype)
+            canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
         return canary
 
     @property
@@ -221,7 +224,7 @@ class Canary(nn.Module):
         """The words' times from the aligner, if there is one; a translation's words it can only place as sentences."""
         if not self._aligner or (task.is_translation and task.timestamps == "word"):
             return None
-        return self._aligner.word_times(waveform, text)
+        return self._aligner().word_times(waveform, text)
 
 
 def default_dtype() -> str:
