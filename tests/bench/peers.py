@@ -149,9 +149,8 @@ def main() -> None:
     archive = given.model.resolve()
     resolve(archive, dtype="float32")
     sides = [started("ours", Path(sys.executable), archive, environment)]
-    theirs = {name: value for name, value in environment.items() if name != "PYTHONPATH"}
     for peer in filter(None, given.peers.split(",")):
-        sides.append(started(peer, given.environments.absolute() / peer / "bin" / "python", archive, theirs))
+        sides.append(started(peer, given.environments.absolute() / peer / "bin" / "python", archive, environment))
     for side in sides:
         print(f"{side.name} loaded in {side.answer()['load_s']:.1f} s", file=sys.stderr)
     results = []
