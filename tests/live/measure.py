@@ -17,6 +17,7 @@ import random
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -175,21 +176,25 @@ class OwnServer:
 
     def __enter__(self) -> "OwnServer":
         command = [sys.executable, "-m", "server", "serve", "--port", "0"]
-        self.process = subprocess.Popen(command, env=self._environment, stderr=subprocess.PIPE, text=True)
-        assert self.process.stderr
-        for line in self.process.stderr:
-            if found := re.search(r"serving on (http://\S+)", line):
-                self.url = found.group(1)
-                break
-        else:
-            raise RuntimeError("the server did not start")
+        self._log = tempfile.TemporaryFile("a+")
+        self.process = subprocess.Popen(command, env=self._environment, stderr=self._log)
+        while not (found := re.search(r"serving on (http://\S+)", self._said())):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server did not start: {self._said()}")
+            time.sleep(0.2)
+        self.url = found.group(1)
         while httpx.get(f"{self.url}/health").status_code != 200:
             time.sleep(0.2)
         return self
 
     def __exit__(self, *_) -> None:
         self.process.terminate()
-        self.process.communicate(timeout=30)
+        self.process.wait(timeout=60)
+        self._log.close()
+
+    def _said(self) -> str:
+        self._log.seek(0)
+        return self._log.read()
 
     @property
     def megabytes(self) -> float:
@@ -238,11 +243,12 @@ def _print(name: str, said: list[Speech], shown: list[Shown], whole: list[list[s
     count = sum(len(s.words) for s in said)
     live = sum(wrong_words([w for w, _, _ in s.words], h.words) for s, h in zip(said, shown, strict=True)) / count
     filed = sum(wrong_words([w for w, _, _ in s.words], h) for s, h in zip(said, whole, strict=True)) / count
+    told = f", offline {filed:.2%}" if any(whole) else ""
     pairs = [delays(s, h) for s, h in zip(said, shown, strict=True)]
     first, stable = [np.array([d for pair in pairs for d in pair[i]]) for i in (0, 1)]
     lag = max((seconds for h in shown for seconds in h.lags), default=0.0)
     print(
-        f"{name}: {count} words, WER live {live:.2%}, offline {filed:.2%}; to appearance median "
+        f"{name}: {count} words, WER live {live:.2%}{told}; to appearance median "
         f"{np.median(first):.2f} s (95 %: {np.percentile(first, 95):.2f}), to commit {np.median(stable):.2f} s "
         f"(95 %: {np.percentile(stable, 95):.2f}); worst lag told {lag:.1f} s",
         flush=True,
@@ -258,7 +264,7 @@ async def measure(options: argparse.Namespace, policy: str, speeches: dict[str, 
             start = {"language": language, "target_language": options.translate}
             streams = [streamed(server.url, said, options.speed, start) for _ in range(options.streams)]
             shown = await asyncio.gather(*streams)
-            whole = await asyncio.to_thread(offline, server.url, said, language)
+            whole = [] if options.live_only else await asyncio.to_thread(offline, server.url, said, language)
             _print(f"{policy} {language}", [said] * len(shown), list(shown), [whole] * len(shown))
         grown.cancel()
         memory = (await asyncio.gather(grown, return_exceptions=True))[0]
@@ -284,6 +290,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, help="of speech, in the first language only")
     parser.add_argument("--speed", type=float, default=1.0, help="times real time")
     parser.add_argument("--streams", type=int, default=1, help="at once")
+    parser.add_argument("--live-only", action="store_true", help="without the same sound offline")
     parser.add_argument("--translate", help="a target language, beside the transcript")
     parser.add_argument("--step", type=float, default=0.4)
     parser.add_argument("--margin", type=float, default=0.64, help="AlignAtt's, in a simulation")
