@@ -31,6 +31,7 @@ from .websockets import NORMAL, Fatal, converse, first_of, loaded_engine, seat
 
 router = APIRouter()
 
+SUBPROTOCOL = "captions"
 MESSAGES = ("start", "finalize", "keepalive", "stop")
 # How long the first message may take, and how many of a client's mistakes are answered.
 START_S = 15.0
@@ -60,7 +61,8 @@ class Start(BaseModel):
 @router.websocket("/stream")
 async def stream(websocket: WebSocket) -> None:
     """Live captions; the messages are described in README.md."""
-    await websocket.accept()
+    # A browser that brings a key as a protocol takes no for an answer unless another one is agreed on.
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
 
     async def talk(outbox: Outbox) -> None:
         async with seat(websocket):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from playwright.sync_api import Browser, Page, Playwright, WebSocketRoute, sync_playwright
+from playwright.sync_api import Browser, Page, Playwright, WebSocketRoute, expect, sync_playwright
+
+# A busy machine is slow, not wrong.
+expect.set_options(timeout=30_000)
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 CHROMIUM = next(
@@ -47,11 +51,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory) -> Iterator[str]:
-    """Of a server started as people start it."""
+def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
+    """Starts a server with these settings as people start one, and returns its address."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    with ExitStack() as stack:
+        yield lambda **settings: stack.enter_context(_served({"CANARY_CACHE": cache, **settings}))
+
+
+@pytest.fixture(scope="session")
+def address(serve) -> str:
+    return serve()
+
+
+@contextmanager
+def _served(environment: dict[str, str]) -> Iterator[str]:
     command = [sys.executable, "-m", "server", "serve", "--model", "toy", "--port", "0"]
-    environment = {**os.environ, "CANARY_CACHE": str(tmp_path_factory.mktemp("cache"))}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as server:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as server:
         assert server.stderr
         lines = []
         for line in server.stderr:
@@ -101,7 +116,7 @@ def visit(chromium, address) -> Iterator[Callable[..., Page]]:
     contexts, complaints = [], []
 
     def open_page(
-        browser: Browser = chromium, path: str = "/", prepare: Callable[[Page], Any] | None = None, **options
+        browser: Browser = chromium, at: str = address, prepare: Callable[[Page], Any] | None = None, **options: Any
     ) -> Page:
         context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
         contexts.append(context)
@@ -111,7 +126,7 @@ def visit(chromium, address) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         if prepare:
             prepare(page)
-        page.goto(address + path)
+        page.goto(at)
         return page
 
     yield open_page

@@ -55,3 +55,22 @@ def test_the_page_finds_out_what_is_spoken(visit, microphone, samples):
     line = page.locator("#log .line").filter(has_text=last)
     line.wait_for()
     assert line.locator(".text").get_attribute("lang") == "de"
+
+
+def test_with_a_key_everything_works_and_without_it_nothing(visit, serve, samples):
+    page = visit(at=serve(CANARY_API_KEYS="a-long-key"))
+    key = page.get_by_label("API key")
+    key.fill("another-key")
+    page.keyboard.press("Enter")
+    expect(key).to_be_visible()
+    expect(page.locator("#start")).to_be_disabled()
+    key.fill("a-long-key")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Ready")
+
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text("Listening")
+    page.keyboard.press("Space")
+    expect(page.locator("#start")).to_have_text("Start")
+    page.set_input_files("#picker", samples["en"]["path"])
+    page.locator("#log .line").filter(has_text=samples["en"]["text"].split()[-1]).wait_for()
