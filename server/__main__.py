@@ -76,6 +76,12 @@ def serve(
     max_message_mb: float | None = _setting("--max-message-mb", help="The largest websocket message."),
     keep_alive_s: int | None = _setting("--keep-alive", help="Seconds an idle connection is kept."),
     shutdown_s: int | None = _setting("--shutdown", help="Seconds requests may go on after Ctrl-C."),
+    live_policy: str | None = _setting("--live-policy", help="alignatt or agreement."),
+    live_step_s: float | None = _setting("--live-step", help="Seconds of sound between two looks at it."),
+    live_idle_s: float | None = _setting("--live-idle", help="Seconds after which a silent live session is closed."),
+    max_live_sessions: int | None = _setting("--max-live-sessions", help="Live sessions at once."),
+    max_live_rate: float | None = _setting("--max-live-rate", help="Live sound taken, in times real time."),
+    max_live_buffer_s: float | None = _setting("--max-live-buffer", help="Seconds of live sound that may wait."),
     log_level: str | None = _setting("--log-level", help="debug, info, warning or error."),
     log_format: str | None = _setting("--log-format", help="text or json."),
 ) -> None:

@@ -36,4 +36,6 @@ def configure_logging(level: str, format: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # uvicorn's own account of its start says less than ours
     logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    # ... and takes every refused websocket for a fault
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing handshake" not in record.msg)
     logging.getLogger("websockets").setLevel(logging.WARNING)

@@ -55,7 +55,8 @@ class Guard:
             return
         if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
             return
-        if _place(origin) != _place(f"{urlsplit(origin).scheme}://{headers['host']}"):
+        place = _place(origin)
+        if place is None or place != _place(f"{origin.partition(':')[0]}://{headers['host']}"):
             raise Forbidden(f"Pages of {origin[:80]!r} may not use this server; see CANARY_ALLOWED_ORIGINS.")
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:

@@ -160,27 +160,29 @@ async def _respond(
     # Cues without times would be one cue of the whole length.
     timestamps = fields.timestamps or ("segment" if fields.format in ("srt", "vtt") else "none")
     task = Task(language, target, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
-    source = language_source(task, given=bool(fields.language))
     if fields.stream:
-        return await event_stream(request, _events(request, upload, task, model, source), _error_event)
+        return await event_stream(request, _events(request, upload, fields, task, model), _error_event)
     result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id))
     if fields.format == "json":
-        return JSONResponse(_body(result, model, source))
+        return JSONResponse(_body(result, fields, task, model))
     assert fields.format
     write = {"text": formats.to_text, "srt": formats.to_srt, "vtt": formats.to_vtt}[fields.format]
     return Response(write(result.transcript), media_type=formats.MEDIA_TYPES[fields.format])
 
 
-def _body(result: Result, model: Served, source: str) -> dict[str, Any]:
+def _body(result: Result, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
+    source = language_source(task, bool(fields.language), result)
     done = result.transcription
     body = formats.to_dict(done.transcript, source, done.detection, done.uncovered)
     return {**body, "model": model.id, "timing": result.timing_dict()}
 
 
-async def _events(request: Request, upload: Upload, task: Task, model: Served, source: str) -> AsyncIterator[str]:
+async def _events(
+    request: Request, upload: Upload, fields: Fields, task: Task, model: Served
+) -> AsyncIterator[str]:
     async for ready in progress_of(lambda tell: transcribe_file(request, upload.file, task, model.id, tell)):
         if isinstance(ready, Result):
-            yield _event("done", _body(ready, model, source))
+            yield _event("done", _body(ready, fields, task, model))
         else:
             for segment in ready:
                 yield _event("segment", formats.segment_dict(segment))

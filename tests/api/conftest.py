@@ -70,6 +70,7 @@ def start_server() -> Iterator[Callable[..., httpx.Client]]:
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
         if chosen.api_keys:
             client.headers["authorization"] = f"Bearer {chosen.api_keys[0].get_secret_value()}"
+        client.server = server  # type: ignore[attr-defined]
         running.append((client, server, thread))
         while wait and client.get("/ready").status_code == 503:
             time.sleep(0.01)
