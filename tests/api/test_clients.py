@@ -1,0 +1,152 @@
+"""Other programs: curl as README has it, every format that the API takes, and litellm's and Node's clients."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import av
+import httpx
+import numpy as np
+import pytest
+import soundfile
+
+ROOT = Path(__file__).parents[2]
+CURL = shutil.which("curl") or "curl"
+
+
+def curl(*arguments: str, cwd: Path = ROOT) -> str:
+    run = subprocess.run([CURL, "-sS", "--noproxy", "*", *arguments], capture_output=True, cwd=cwd, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.decode()
+
+
+def test_curl_sends_a_form_a_raw_body_and_one_in_chunks(toy, samples):
+    sample, url = samples["en"], f"{toy.base_url}/transcribe?language=en&format=text"
+    for how in (
+        ["-F", f"file=@{sample.path}"],
+        ["--data-binary", f"@{sample.path}"],
+        ["-T", str(sample.path), "-X", "POST"],
+        ["-H", "Transfer-Encoding: chunked", "--data-binary", f"@{sample.path}"],
+        ["-F", f"file=@{sample.path}", "-H", "Expect: 100-continue"],
+    ):
+        assert curl(*how, url) == sample.text + "\n"
+    assert curl("-F", f"file=@{sample.path}", "-F", "model=whisper-1", f"{toy.base_url}/v1/audio/transcriptions")
+
+
+def test_the_readmes_curl_lines_do_what_they_say(toy, samples):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^curl (.*convert/toy/samples.*)$", readme, re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = [word.strip("'").replace("localhost:8000", str(toy.base_url)) for word in line.split()]
+        answer = curl(*words)
+        language = re.search(r"samples/(\w+)\.", line)
+        assert language
+        sample = samples[language[1]]
+        target = re.search(r"target_language=(\w+)", line)
+        text = sample.translations[target[1]] if target else sample.text
+        if "format=srt" in line:
+            cues = [cue.split("\n", 2)[2].strip() for cue in answer.strip().split("\n\n")]
+            assert " ".join(cues) == text
+        else:
+            assert (answer if "format=text" in line else json.loads(answer)["text"]).strip() == text
+
+
+def test_accept_says_the_format_where_nothing_else_does(toy, samples):
+    audio, url = samples["en"].audio, "/transcribe?language=en"
+    for accept, media_type in {
+        "text/vtt": "text/vtt; charset=utf-8",
+        "application/x-subrip, */*;q=0.1": "application/x-subrip; charset=utf-8",
+        "text/plain;q=0.9, application/json;q=0.5": "text/plain; charset=utf-8",
+        "image/png": "application/json",
+        "*/*": "application/json",
+        "text/event-stream": "text/event-stream; charset=utf-8",
+    }.items():
+        response = toy.post(url, content=audio, headers={"accept": accept})
+        assert response.headers["content-type"] == media_type
+    response = toy.post(f"{url}&format=json", content=audio, headers={"accept": "text/vtt"})
+    assert response.headers["content-type"] == "application/json"
+
+
+def test_segments_of_the_native_stream_are_those_of_the_answer(toy, samples):
+    sample = samples["fr"]
+    url = "/transcribe?language=fr&timestamps=word&stream=true"
+    events = [
+        (name.removeprefix("event: "), json.loads(data.removeprefix("data: ")))
+        for name, data in (
+            event.split("\n") for event in toy.post(url, content=sample.audio).text.strip().split("\n\n")
+        )
+    ]
+    *segments, (last, done) = events
+    assert last == "done"
+    assert [name for name, _ in segments] == ["segment"] * len(segments)
+    assert [segment for _, segment in segments] == done["segments"]
+    assert done["text"] == sample.text
+    assert done["timing"]["audio_s"] == pytest.approx(sample.duration, abs=0.01)
+
+
+# container, codec, rate: the formats that OpenAI's API takes, and what browsers record
+FORMATS = [
+    ("flac", "flac", 16000), ("mp3", "libmp3lame", 44100), ("mp4", "aac", 44100), ("ipod", "aac", 16000),
+    ("ipod", "alac", 16000), ("ogg", "libopus", 48000), ("wav", "pcm_s16le", 48000), ("webm", "libopus", 48000),
+    ("adts", "aac", 32000), ("mp3", "libmp3lame", 16000), ("fragmented", "aac", 48000), ("live webm", "libopus", 48000),
+]  # fmt: skip
+
+
+def recording(path: Path, container: str, codec: str, rate: int) -> bytes:
+    """The recording as PyAV writes it in another format, stereo."""
+    sound, own_rate = soundfile.read(path, dtype="float32")
+    file = io.BytesIO()
+    # a recorder writes as it goes: no length, no way back
+    target = file if " " not in container and container != "fragmented" else Unseekable(file)
+    options = {"movflags": "frag_keyframe+empty_moov"} if container == "fragmented" else {}
+    name = {"fragmented": "mp4", "live webm": "webm"}.get(container, container)
+    with av.open(target, "w", format=name, container_options=options) as output:
+        stream = output.add_stream(codec, rate=rate, layout="stereo")
+        frame = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
+        frame.sample_rate = own_rate
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            output.mux(packet)
+    return file.getvalue()
+
+
+class Unseekable:
+    def __init__(self, file: io.BytesIO):
+        self.write = file.write
+
+
+@pytest.mark.parametrize(("container", "codec", "rate"), FORMATS)
+def test_every_format_gives_the_same_words(toy, samples, container, codec, rate):
+    sample = samples["en"]
+    file = recording(sample.path, container, codec, rate)
+    # the name and the type say nothing
+    form = {"file": ("upload", file, "application/octet-stream")}
+    response = toy.post("/v1/audio/transcriptions", files=form, data={"model": "whisper-1", "language": "en"})
+    assert response.status_code == 200, response.text
+    assert response.json()["text"] == sample.text
+
+
+def test_a_request_of_litellm_as_it_was_recorded(toy, samples):
+    # litellm asks for verbose_json by itself, names the file and passes what it does not know on
+    fields = {"model": "gpt-4o-transcribe", "response_format": "verbose_json", "user": "someone", "drop_params": "true"}
+    form = {"file": ("audio.flac", samples["en"].audio, "audio/flac")}
+    body = toy.post("/v1/audio/transcriptions", files=form, data=fields).json()
+    assert body["text"] == samples["en"].text
+    assert body["duration"] == pytest.approx(samples["en"].duration, abs=0.01)
+
+
+def test_audio_longer_than_a_pass_is_transcribed_to_its_end(toy, samples):
+    sound, rate = soundfile.read(samples["en"].path, dtype="float32")
+    file = io.BytesIO()
+    soundfile.write(file, np.tile(np.concatenate([sound, np.zeros(rate, np.float32)]), 7), rate, format="FLAC")
+    long = httpx.Client(base_url=toy.base_url, trust_env=False, timeout=300)
+    with long:
+        body = long.post("/transcribe?language=en&timestamps=segment", content=file.getvalue()).json()
+    assert body["duration"] == pytest.approx(7 * (samples["en"].duration + 1), abs=0.1)
+    assert body["text"].split().count("woman") == samples["en"].text.split().count("woman") * 7
+    starts = [segment["start"] for segment in body["segments"]]
+    assert starts == sorted(starts)
+    assert starts[-1] > 40
