@@ -72,6 +72,15 @@ def started(name: str, python: Path, archive: Path, environment: dict[str, str])
     return Side(name, process)
 
 
+def exported(environments: Path, archive: Path) -> Path:
+    """The folder of what onnxruntime runs, exported by NeMo once."""
+    folder = environments / "onnx" / f"{archive.stem}-{archive.stat().st_size}"
+    if not (folder / "decoder.onnx").exists():
+        command = [environments / "nemo" / "bin" / "python", HERE / "export_onnx.py", archive, folder]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    return folder
+
+
 def compared(sides: list[Side], archive: Path, audio_s: float, rows: int, rounds: int, scratch: Path) -> dict[str, Any]:
     """Seconds by stage of each side, for `rows` audios of so many seconds decoded together."""
     folder = resolve(archive, dtype="float32")
@@ -133,7 +142,7 @@ def main() -> None:
     options.add_argument("--setup", type=Path, metavar="DIR", help="make the peers' environments there, and no more")
     options.add_argument("--environments", type=Path, metavar="DIR", help="where they were made")
     options.add_argument("--model", type=Path, help="a .nemo archive")
-    options.add_argument("--peers", default="nemo,transformers", help=f"of {', '.join(PEERS)} (default %(default)s)")
+    options.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)} (default %(default)s)")
     options.add_argument("--seconds", default="10,35", help="lengths of audio (default %(default)s)")
     options.add_argument("--rows", default="1", help="audios at once (default %(default)s)")
     options.add_argument("--rounds", type=int, default=3)
@@ -149,8 +158,10 @@ def main() -> None:
     archive = given.model.resolve()
     resolve(archive, dtype="float32")
     sides = [started("ours", Path(sys.executable), archive, environment)]
+    environments = given.environments.absolute()
     for peer in filter(None, given.peers.split(",")):
-        sides.append(started(peer, given.environments.absolute() / peer / "bin" / "python", archive, environment))
+        weights = exported(environments, archive) if peer == "onnxruntime" else archive
+        sides.append(started(peer, environments / peer / "bin" / "python", weights, environment))
     for side in sides:
         print(f"{side.name} loaded in {side.answer()['load_s']:.1f} s", file=sys.stderr)
     results = []
