@@ -1,7 +1,7 @@
 // Sound that the server may still need: what was not sent, and what no final text covers yet.
 
-// Longer than any line takes to become final; some 3 MB at 48 kHz.
-const KEPT_S = 30;
+// A long line, and what is said until a lost connection is given up; some 9 MB at 48 kHz.
+const KEPT_S = 90;
 
 /** Frames in order, each {at, samples}: `at` is in seconds from the start of the recording. */
 export class Backlog {

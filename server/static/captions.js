@@ -3,6 +3,9 @@
 // A line is {id, start, end, text, language, words?, translation: {text, language} | null}. An unfinished one has
 // stable_chars, and so has its translation.
 
+// So close to the end still counts as there.
+const NEAR_PX = 80;
+
 /** Shows lines in `log` (role="log") and the unfinished one in `interim` (aria-hidden); follows the newest. */
 export class Captions {
   #log;
@@ -11,6 +14,7 @@ export class Captions {
   #lines = new Map();
   #unfinished = new Map();
   #following = true;
+  #scrollY = 0;
 
   constructor({ log, interim, latest, onChange }) {
     this.#log = log;
@@ -36,14 +40,16 @@ export class Captions {
     return Math.max(0, ...[...this.#lines.values()].map((line) => line.end));
   }
 
-  /** A line that will not change, except that its translation may still come. */
+  /** A line that will not change, except that its translation and its language may still come. */
   settle(line) {
     this.#unfinished.delete(line.id);
     this.#showUnfinished();
     const known = this.#lines.has(line.id);
     this.#lines.set(line.id, line);
     if (known) {
-      this.#log.querySelector(`[data-id="${CSS.escape(line.id)}"]`)?.replaceWith(row(line));
+      // Only what is new: all that is put into a log is read out.
+      const shown = this.#log.querySelector(`[data-id="${CSS.escape(line.id)}"]`);
+      if (shown) complete(shown, line);
     } else if (line.text || line.translation?.text) {
       this.#log.append(row(line));
     }
@@ -103,7 +109,10 @@ export class Captions {
 
   #scrolled() {
     const below = document.documentElement.scrollHeight - innerHeight - scrollY;
-    this.#following = below < 80;
+    // Up is a person's way; that more is below may only be that more was written.
+    if (below < NEAR_PX) this.#following = true;
+    else if (scrollY < this.#scrollY) this.#following = false;
+    this.#scrollY = scrollY;
     this.#latest.hidden = this.#following;
   }
 }
@@ -116,6 +125,16 @@ function row(line) {
   element.append(time, paragraph("text", line));
   if (line.translation) element.append(paragraph("translation", line.translation));
   return element;
+}
+
+/** Brings a shown line's language and translation up to date. */
+function complete(element, line) {
+  if (line.language) element.querySelector(".text").lang = line.language;
+  const old = element.querySelector(".translation");
+  if (!line.translation || old?.textContent === line.translation.text) return;
+  const translation = paragraph("translation", line.translation);
+  if (old) old.replaceWith(translation);
+  else element.append(translation);
 }
 
 function paragraph(name, { text, language, stable_chars }) {

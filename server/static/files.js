@@ -81,16 +81,6 @@ export function parseEvents(text) {
   return events;
 }
 
-/** Puts each translated segment beside the line that it shares most time with; there must be lines. */
-export function pair(lines, translated) {
-  const texts = lines.map(() => []);
-  for (const segment of translated) {
-    const shared = lines.map((line) => Math.min(line.end, segment.end) - Math.max(line.start, segment.start));
-    texts[shared.indexOf(Math.max(...shared))].push(segment.text);
-  }
-  return texts.map((parts) => parts.join(" "));
-}
-
 function refusal(request) {
   try {
     return JSON.parse(request.responseText).error.message;

@@ -1,8 +1,9 @@
 // The page: buttons and keys on one side, the microphone, files and captions on the other.
 
+import { transcribeBeside } from "./beside.js";
 import { Captions, clock } from "./captions.js";
 import { offerDownload } from "./download.js";
-import { durationOf, pair, transcribe } from "./files.js";
+import { durationOf } from "./files.js";
 import { listen } from "./keyboard.js";
 import { Languages } from "./languages.js";
 import { Listening } from "./listening.js";
@@ -22,14 +23,18 @@ const captions = new Captions({ log: $("log"), interim: $("interim"), latest: $(
 let listening = null;
 let opening = null;
 let able = null;
+let awake = null;
+let restart = false;
+let heard = "";
 let count = 0;
 
 // --- the microphone
 
 async function start() {
-  if (!able || listening || opening) return;
+  if (!able || document.body.dataset.state !== "idle") return;
   status.dismiss();
   enter("starting");
+  heard = "";
   status.show("wait", "Asking for the microphone");
   // Later recordings go on in time where the lines so far end.
   const [session, offset] = [++count, captions.end];
@@ -46,7 +51,11 @@ async function start() {
       { language: languages.language, targetLanguage: languages.targetLanguage },
       {
         onState: liveState,
-        onResult: (result) => (result.is_final ? captions.settle(line(result)) : captions.revise(line(result))),
+        onResult: (result) => {
+          tellLanguage(result.language);
+          if (result.is_final) captions.settle(line(result));
+          else captions.revise(line(result));
+        },
         onForget: () => captions.forgetUnfinished(),
         onLag: (seconds) => liveState("live", seconds),
         onProblem: (message) => status.problem(message),
@@ -74,7 +83,7 @@ function liveState(state, lag = 0) {
   if (state === "live" && lag) return status.show("slow", `${lag.toFixed(1)} s behind`, false);
   const [tone, words] = {
     connecting: ["wait", "Connecting"],
-    live: ["live", "Listening"],
+    live: ["live", heard ? `Listening · ${heard}` : "Listening"],
     reconnecting: ["slow", "Reconnecting; what you say is kept"],
     stopping: ["wait", "Writing the last words"],
     closed: ["ready", "Ready"],
@@ -83,21 +92,27 @@ function liveState(state, lag = 0) {
   if (state === "stopping") enter("stopping");
 }
 
+/** Which language is heard, where that was left to the model. */
+function tellLanguage(code) {
+  if (languages.language !== "auto" || !code || languages.name(code) === heard) return;
+  heard = languages.name(code);
+  liveState("live");
+}
+
 function stopped(message) {
   listening = null;
+  awake?.release();
+  awake = null;
   captions.forgetUnfinished();
   meter.reset();
   enter("idle");
   ready();
   if (message) status.problem(message);
-  if (!restart) return;
+  else if (restart) start();
   restart = false;
-  start();
 }
 
 // --- languages
-
-let restart = false;
 
 /** While listening, the words so far are finished in the old languages and the next ones come in the new. */
 function languagesChanged() {
@@ -129,9 +144,18 @@ async function open(files) {
   showFile(file.name, null, "Sending");
   status.show("wait", "Transcribing");
   const duration = await durationOf(file);
+  const session = ++count;
   try {
-    await transcribeBeside(file, duration);
-    captions.follow();
+    await transcribeBeside(address("transcribe"), file, {
+      key: key(),
+      language: languages.language,
+      targetLanguage: languages.targetLanguage,
+      signal: opening.signal,
+      onUpload: (share) => showFile(file.name, share < 1 ? share : null, share < 1 ? "Sending" : "Listening to it"),
+      onLine: (line) => captions.settle({ ...line, id: `${session}.${line.id}` }),
+      onTime: (s) => duration && showFile(file.name, Math.min(1, s / duration), `${clock(s)} of ${clock(duration)}`),
+    });
+    if (!captions.lines.length) status.problem(`No words were heard in ${file.name}.`, "hint");
   } catch (error) {
     if (error.name !== "AbortError") status.problem(`${file.name}: ${error.message}`);
     if (captions.isEmpty) captions.restore(before);
@@ -141,48 +165,6 @@ async function open(files) {
   enter("idle");
   ready();
   if (files.length > 1) status.problem(`One recording at a time: this was ${file.name}.`, "hint");
-}
-
-/** Both texts, side by side: the file is written out in each language at the same time. */
-async function transcribeBeside(file, duration) {
-  const session = ++count;
-  const { language, targetLanguage } = languages;
-  const [lines, translated] = [[], []];
-  const show = () => {
-    const texts = lines.length ? pair(lines, translated) : [];
-    lines.forEach((line, i) => {
-      if (line.shown && line.translation?.text === (texts[i] || undefined)) return;
-      line.translation = texts[i] ? { text: texts[i], language: targetLanguage } : null;
-      line.shown = true;
-      captions.settle(line);
-    });
-  };
-  const options = {
-    key: key(),
-    language,
-    signal: opening.signal,
-    onUpload: (share) => showFile(file.name, share < 1 ? share / 10 : null, share < 1 ? "Sending" : "Listening to it"),
-  };
-  const spoken = transcribe(address("transcribe"), file, {
-    ...options,
-    onSegment: (segment) => {
-      lines.push({ ...segment, id: `${session}.${lines.length}`, language: language === "auto" ? "" : language });
-      show();
-      if (duration) showFile(file.name, Math.min(1, segment.end / duration), `${clock(segment.end)} of ${clock(duration)}`);
-    },
-  });
-  const beside = targetLanguage && transcribe(address("transcribe"), file, {
-    ...options,
-    targetLanguage,
-    onUpload: () => {},
-    onSegment: (segment) => {
-      translated.push(segment);
-      show();
-    },
-  });
-  const [whole] = await Promise.all([spoken, beside]);
-  for (const line of lines) captions.settle({ ...line, language: whole.language });
-  if (!captions.lines.length) status.problem(`No words were heard in ${file.name}.`, "hint");
 }
 
 function showFile(name, share, phase) {
@@ -209,7 +191,7 @@ async function copy() {
 function clear() {
   if (listening || opening || !captions.lines.length) return;
   const lines = captions.clear();
-  $("elapsed").textContent = clock(0);
+  if (document.activeElement === document.body) $("start").focus();
   status.offer("Cleared.", "Undo", () => captions.restore(lines));
 }
 
@@ -220,7 +202,8 @@ function enter(state) {
   const busy = state !== "idle";
   const label = { starting: "Starting", live: "Stop", stopping: "Stopping", file: "Cancel" }[state] ?? "Start";
   $("start").lastElementChild.textContent = label;
-  $("start").disabled = !able || state === "starting" || state === "stopping";
+  // Never disabled while in use: the focus would be lost.
+  $("start").disabled = !able;
   document.title = state === "live" ? "● Canary" : "Canary";
   for (const select of [$("language"), $("target")]) select.disabled = !able || (busy && state !== "live");
   showWhatCanBeDone();
@@ -238,7 +221,6 @@ function showWhatCanBeDone() {
 
 function ready() {
   status.show("ready", "Ready");
-  if (able) $("status").title = `Model: ${able.model}`;
 }
 
 function resize(by) {
@@ -251,8 +233,8 @@ function resize(by) {
 async function keepAwake() {
   try {
     const lock = await navigator.wakeLock?.request("screen");
-    if (!listening) lock?.release();
-    else listening.lock = lock;
+    if (listening && !awake) awake = lock;
+    else lock?.release();
   } catch {
     // A dark screen is no reason not to listen.
   }
@@ -327,5 +309,6 @@ able = await capabilities({
   askForKey,
 });
 languages.offer(able);
+$("model").textContent = `Model: ${able.model}`;
 enter("idle");
 ready();

@@ -3,7 +3,9 @@
 import { Backlog } from "./backlog.js";
 
 // What was recorded while there was no connection is sent this many frames at a time, when one new frame comes.
-const CATCH_UP = 3;
+const CATCH_UP = 5;
+// Kept of a silence, in case that speech is in it which the server did not tell of yet.
+const QUIET_S = 3;
 // More than this unsent in the socket means that the network is slower than speech.
 const MAX_BUFFERED = 1 << 20;
 const RETRY_S = [0.3, 1, 2, 4, 8];
@@ -28,6 +30,7 @@ export class LiveSession {
   #lostAt = 0;
   #tries = 0;
   #timer = 0;
+  #quiet = true;
 
   /** options: {url, key, sampleRate, language, targetLanguage}; key may be "". */
   constructor({ url, key, sampleRate, language, targetLanguage }, handlers) {
@@ -49,6 +52,7 @@ export class LiveSession {
   send(samples) {
     if (this.#state === "closed" || this.#state === "stopping") return;
     this.#backlog.push(samples);
+    if (this.#quiet && this.#state === "live") this.#backlog.settle(this.#backlog.end - QUIET_S);
     if (this.#state === "live") this.#flush(CATCH_UP);
   }
 
@@ -56,7 +60,7 @@ export class LiveSession {
   stop() {
     if (this.#state === "closed" || this.#state === "stopping") return;
     if (this.#state !== "live") return this.#close(null);
-    this.#flush(Infinity);
+    this.#flush(Infinity, Infinity);
     this.#socket.send(JSON.stringify({ type: "stop" }));
     this.#enter("stopping");
     this.#timer = setTimeout(() => this.#close("The last words did not come: the server took too long."), STOP_S * 1000);
@@ -81,6 +85,9 @@ export class LiveSession {
         return this.#flush(CATCH_UP);
       case "result":
         return this.#result(message);
+      case "speech_started":
+        this.#quiet = false;
+        return;
       case "lag":
         return this.#handlers.onLag(message.seconds);
       case "error":
@@ -97,10 +104,11 @@ export class LiveSession {
     const id = `${this.#epoch}.${segment_id}`;
     this.#handlers.onResult({ ...rest, id, start: moved(start), end: moved(end), words: timed });
     if (rest.is_final) this.#backlog.settle(moved(end));
+    if (rest.is_final && rest.speech_final) this.#quiet = true;
   }
 
-  #flush(most) {
-    for (let i = 0; i < most && this.#socket.bufferedAmount < MAX_BUFFERED; i++) {
+  #flush(most, buffered = MAX_BUFFERED) {
+    for (let i = 0; i < most && this.#socket.bufferedAmount < buffered; i++) {
       const samples = this.#backlog.next();
       if (!samples) return;
       this.#socket.send(samples);

@@ -41,13 +41,21 @@ SWITCHES = [
 ]  # fmt: skip
 
 
+HOW_TO_GET_IT = "no Chromium was found: apt-get install chromium, or name one in CHROMIUM=/path/to/it"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if CHROMIUM:
         return
-    skip = pytest.mark.skip(reason="no Chromium: apt-get install chromium, or name one in CHROMIUM=/path/to/it")
+    skip = pytest.mark.skip(reason=HOW_TO_GET_IT)
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(skip)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not CHROMIUM:
+        terminalreporter.write_line(f"The page was not tested; {HOW_TO_GET_IT}")
 
 
 @pytest.fixture(scope="session")

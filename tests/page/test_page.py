@@ -53,6 +53,24 @@ def test_sound_is_sent_as_the_microphone_records_it(faked, stream):
     assert stream.stopped == 1
 
 
+def test_of_a_silence_little_is_kept(page):
+    kept = page.evaluate(
+        """async () => {
+            const { Backlog } = await import("/static/backlog.js");
+            const backlog = new Backlog(1000);
+            for (let i = 0; i < 200; i++) backlog.push(new Int16Array(1000));
+            const lengths = [backlog.end - backlog.start];
+            for (let i = 0; i < 90; i++) backlog.next();
+            lengths.push(backlog.unsent);
+            backlog.settle(197.5);
+            lengths.push(backlog.end - backlog.start, backlog.rewind(), backlog.unsent);
+            return lengths;
+        }"""
+    )
+    # a minute and a half at most; all sent; from the frame on in which the settled part ends
+    assert kept == [90, 0, 3, 197, 3]
+
+
 def test_what_may_change_is_set_apart_and_only_what_is_final_is_read_out(faked, stream):
     start(faked, stream)
     stream.result(0, "My sister sees five", stable=9)
@@ -76,6 +94,14 @@ def test_a_guess_that_comes_to_nothing_disappears(faked, stream):
     stream.result(0, "")
     expect(faked.locator("#interim .line")).to_have_count(0)
     assert faked.locator("#log .line").count() == 0
+
+
+def test_the_language_that_is_heard_is_told(faked, stream):
+    start(faked, stream)
+    stream.result(0, "Hallo", stable=0, language="de")
+    expect(faked.locator("#status")).to_have_text("Listening · German")
+    stream.result(1, "Hello", stable=0, language="en")
+    expect(faked.locator("#status")).to_have_text("Listening · English")
 
 
 def test_lag_is_shown_until_it_is_over(faked, stream):
@@ -133,7 +159,7 @@ def test_after_a_lost_connection_the_sound_since_the_last_final_words_is_sent_ag
     stream.sound.clear()
     stream.connections[-1].close(code=1011, reason="oops")
     expect(faked.locator("#interim .line")).to_have_count(0)
-    expect(faked.locator("#status")).to_have_text("Listening")
+    expect(faked.locator("#status")).to_have_text("Listening · English")
     assert len(stream.connections) == 2
 
     expect(faked.locator("#elapsed")).to_have_text("0:02")
