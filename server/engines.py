@@ -150,6 +150,8 @@ class Engines:
 
     async def _ready(self, model: Served) -> Engine:
         self._begin(model)
+        if model.state == "ready":
+            return model.engine
         try:
             await asyncio.wait_for(model.engine.start(), self._settings.load_wait_s)
         except TimeoutError:

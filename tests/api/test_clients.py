@@ -50,7 +50,7 @@ def test_the_readmes_curl_lines_do_what_they_say(toy, samples):
         text = sample.translations[target[1]] if target else sample.text
         if "format=srt" in line:
             cues = [cue.split("\n", 2)[2].strip() for cue in answer.strip().split("\n\n")]
-            assert " ".join(cues) == text
+            assert " ".join(cues).split() == text.split()
         else:
             assert (answer if "format=text" in line else json.loads(answer)["text"]).strip() == text
 

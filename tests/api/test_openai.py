@@ -73,7 +73,7 @@ def test_the_sdk_transcribes_real_speech_in_every_format(spoken, samples):
     assert " ".join(segment.text for segment in verbose.segments) == sample.text
     for cues in (
         [
-            (cue.start / 1000, cue.end / 1000, cue.text)
+            (cue.start / 1000, cue.end / 1000, cue.plaintext)
             for cue in pysubs2.SSAFile.from_string(ask(response_format="srt"))
         ],
         [(seconds(cue.start), seconds(cue.end), cue.text) for cue in webvtt.from_string(ask(response_format="vtt"))],

@@ -1,0 +1,104 @@
+"""openai-node and the AI SDK, run by Node from a wheel; where npm's packages cannot be had, the requests they send."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pysubs2
+import pytest
+import webvtt
+
+HERE = Path(__file__).parent / "node"
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "NO_PROXY": "*"}
+
+
+@pytest.fixture(scope="session")
+def client_script(request) -> Path:
+    """clients.mjs beside the packages it uses, if they could be installed; kept in pytest's cache."""
+    folder = request.config.cache.mkdir("node-clients")
+    for name in ("clients.mjs", "package.json"):
+        shutil.copy(HERE / name, folder / name)
+    install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "--prefer-offline"]
+    subprocess.run(
+        [BIN / install[0], *install[1:]], cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=180, check=False
+    )
+    return folder / "clients.mjs"
+
+
+def run(script: Path, *arguments: str) -> dict:
+    done = subprocess.run(
+        [BIN / "node", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def told(client_script, start_server, cache, samples) -> dict:
+    """What the clients got from the toy, which was not loaded yet when they began to ask."""
+    from server.engines import load_model
+    from server.settings import Settings
+
+    asked = threading.Event()
+
+    def resolve(source, progress):
+        assert asked.wait(180)
+        return load_model(Settings(_env_file=None), source, progress)
+
+    server = start_server(resolve, wait=False, model="toy", load_wait_s=0)
+
+    def load_once_refused() -> None:
+        while 'status="503"' not in server.get("/metrics").text:
+            time.sleep(0.05)
+        asked.set()
+
+    threading.Thread(target=load_once_refused, daemon=True).start()
+    return run(client_script, f"{server.base_url}/v1", str(samples["en"].path))
+
+
+def test_openai_node_transcribes_in_every_format(told, samples):
+    sample, sdk = samples["en"], told["sdk"]
+    assert sdk["json"] == sample.text
+    assert sdk["text"] == sample.text + "\n"
+    assert sdk["verbose"] == {
+        "text": sample.text,
+        "language": "english",
+        "words": [word["word"] for word in sample.words],
+    }
+    srt = [cue.plaintext for cue in pysubs2.SSAFile.from_string(sdk["srt"])]
+    vtt = [cue.text for cue in webvtt.from_string(sdk["vtt"])]
+    assert " ".join(srt).split() == " ".join(vtt).split() == sample.text.split()
+
+
+def test_openai_node_streams_translates_and_lists(told, samples):
+    sdk = told["sdk"]
+    assert "".join(sdk["deltas"]) == sdk["done"] == samples["en"].text
+    assert sdk["translation"] == samples["en"].text  # English to English is what was said
+    assert (sdk["models"], sdk["model"]) == (["toy"], "toy")
+
+
+def test_openai_node_throws_what_its_users_expect(told):
+    assert told["sdk"]["notFound"] == ["NotFoundError", 404, "model_not_found"]
+    assert told["sdk"]["badRequest"] == ["BadRequestError", 400, "invalid_request"]
+    assert told["sdk"]["badFormat"] == ["BadRequestError", 400, "invalid_request"]
+
+
+def test_openai_node_comes_back_after_a_503(told):
+    statuses = told["sdk"]["statuses"]
+    assert statuses[0] == 503
+    assert statuses[-1] == 200
+
+
+def test_the_ai_sdk_transcribes(told, samples):
+    sample, ai = samples["en"], told["ai"]
+    assert ai["text"] == sample.text
+    assert ai["durationInSeconds"] == pytest.approx(sample.duration, abs=0.01)
+    assert ai["language"] == "en"
+    assert " ".join(segment["text"] for segment in ai["segments"]) == sample.text
+    assert all(segment["endSecond"] > segment["startSecond"] for segment in ai["segments"])
