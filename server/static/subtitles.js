@@ -55,8 +55,8 @@ function allCues(lines, which) {
 /** One line as one cue or, when it is long, several: at words, and at their times where those are known. */
 function lineCues({ start, end, words }, rows) {
   if (!rows.length) return [];
-  const longest = Math.max(...rows.map((row) => row.length));
-  const count = Math.max(Math.ceil(longest / MAX_CHARACTERS), Math.ceil((end - start) / MAX_S), 1);
+  let count = Math.max(Math.ceil((end - start) / MAX_S), 1);
+  while (rows.some((row) => split(row, count).some(isTooLong))) count++;
   const parts = rows.map((row) => split(row, count));
   const cues = [];
   let characters = 0;
@@ -68,6 +68,9 @@ function lineCues({ start, end, words }, rows) {
   }
   return cues;
 }
+
+// A word that is too long alone cannot be helped.
+const isTooLong = (part) => part.length > MAX_CHARACTERS && part.includes(" ");
 
 /** `count` parts of about the same length, cut between words; some may be empty. */
 function split(row, count) {

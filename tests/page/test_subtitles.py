@@ -53,6 +53,14 @@ def test_a_long_line_becomes_cues_that_can_be_read_at_the_times_of_its_words(wri
         assert cue.start == pytest.approx(said_at[cue.text.split()[0]], abs=0.001)
 
 
+def test_a_long_line_said_fast_becomes_several_cues_too(write, read_cues):
+    text = " ".join(["a", "sesquipedalian"] * 20 + ["x" * 100])
+    cues = read_cues("srt", write("srt", [{"start": 1, "end": 4, "text": text, "translation": None}]))
+    assert " ".join(cue.text for cue in cues) == text
+    assert sorted(len(cue.text) > 84 for cue in cues)[-2:] == [False, True]
+    assert (cues[0].start, cues[-1].end) == (1, 4)
+
+
 def test_cues_do_not_overlap(write, read_cues):
     lines = [{"start": i, "end": i + 1.5, "text": f"line {i}", "translation": None} for i in range(5)]
     cues = read_cues("vtt", write("vtt", lines))
