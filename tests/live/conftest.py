@@ -61,7 +61,7 @@ def run_client(clients_python, toy) -> Callable[..., str]:
 
     def run(script: str, *arguments: str) -> str:
         environment = os.environ | {"PYTHONWARNINGS": "ignore", "NO_PROXY": "*"}
-        command = [clients_python, CLIENTS / script, f"{toy.base_url}v1", *arguments]
+        command = [clients_python, CLIENTS / script, f"{toy.base_url}/v1", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
         assert done.returncode == 0, done.stderr
         return done.stdout
