@@ -31,7 +31,8 @@ def start(page: Page, stream) -> None:
 
 
 def test_the_empty_page_says_what_to_do(page):
-    expect(page.locator("#invitation")).to_have_text("Press Start and speak, or drop a recording here, and read along.")
+    words = "Press Start and speak, or drop a recording here, and read along."
+    expect(page.locator("#invitation")).to_have_text(words, use_inner_text=True)
     expect(page.locator(".keys")).to_contain_text("Space")
     expect(page.locator("#status")).to_have_text("Ready")
 
@@ -406,6 +407,8 @@ def test_nothing_is_cut_off_at_any_width(visit, stream, width):
 def test_on_a_phone_the_translation_is_below(visit, stream):
     page = visit(prepare=stream.install, **PHONE)
     page.locator("#start:enabled").wait_for()
+    words = "Press Start and speak, or open a recording, and read along."
+    expect(page.locator("#invitation")).to_have_text(words, use_inner_text=True)
     page.tap("#start")
     expect(page.locator("#status")).to_have_text("Listening")
     stream.result(0, "Hello.", translation={"language": "de", "text": "Hallo.", "stable_chars": 6})
