@@ -27,7 +27,7 @@ SILENT_LEVEL = 0.003
 class Cutting:
     """Lengths in seconds. A piece ends in a silence near `target_s`, sooner in a long one, and never after `longest_s`.
 
-    Where there is no silence, or with at_silences false, pieces are of the longest length and share `overlap_s`.
+    Where there is no silence, or with at_silences false, pieces are of about the longest length and share `overlap_s`.
     """
 
     target_s: float = 30.0
@@ -134,12 +134,26 @@ class _Held:
 
     def _cut_at(self, at: int | None) -> Iterator[Piece]:
         """The sound before sample `at`; where there is no good place to cut, as much as may be, some of it kept."""
-        end = self._longest if at is None else at
-        yield from self._piece(end)
-        self._overlap = int(self._cutting.overlap_s * SAMPLE_RATE) // FRAME * FRAME if at is None else 0
-        keep = (end - self._overlap) // FRAME * FRAME
+        if at is not None:
+            yield from self._piece(at)
+            keep, self._overlap = at // FRAME * FRAME, 0
+        else:
+            # Rather between two words than within one.
+            second = SAMPLE_RATE // FRAME
+            last = self._longest // FRAME
+            end = self._quietest(last - second, last)
+            wanted = end - int(self._cutting.overlap_s / FRAME_S)
+            keep = self._quietest(wanted - second // 2, wanted + second // 2) * FRAME
+            yield from self._piece(end * FRAME)
+            self._overlap = end * FRAME - keep
         self._sound, self._chances = self._sound[keep:].copy(), self._chances[keep // FRAME :]
         self._start += keep
+
+    def _quietest(self, first: int, last: int) -> int:
+        """The frame of the least energy from `first` to before `last`."""
+        first = max(1, first)
+        window = self._sound[first * FRAME : last * FRAME].reshape(-1, FRAME)
+        return first + int((window**2).mean(axis=1).argmin())
 
     def _piece(self, end: int) -> Iterator[Piece]:
         """The first `end` samples, without the silence at both ends; nothing if nobody speaks in them."""

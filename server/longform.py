@@ -34,8 +34,8 @@ AT_ONCE = 4
 LOOP_BEAM = 4
 # Speech of at least so long should have some text, and how far from it a word may be.
 UNCOVERED_S, NEAR_S = 2.0, 1.0
-# A decoder that holds 512 tokens is good for 40 s.
-TOKENS_PER_S = 12.8
+# What a pass with times may come to write: a decoder that holds 512 tokens is good for 28 s.
+TOKENS_PER_S = 18.0
 NO_TIME = Timing()
 DETECT_EACH = Cutting(5.0, 10.0, 2.0)
 """Short pieces, so that a language seldom changes within one."""

@@ -1,0 +1,95 @@
+"""Where long audio is cut, on recordings of the toy's samples."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from server.cutting import SAMPLE_RATE, Cutting, cut, is_silent
+
+SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
+CUTTING = Cutting(10.0, 15.0, 2.0)
+
+
+@pytest.fixture(scope="module")
+def speech() -> np.ndarray:
+    """About 8 s of it."""
+    return soundfile.read(SAMPLES / "en.flac", dtype="float32")[0]
+
+
+def blocks(sound: np.ndarray, size: int = 30_000):
+    return (sound[i : i + size] for i in range(0, len(sound), size))
+
+
+def silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+
+
+def test_what_fits_into_a_pass_is_one_piece_untouched(speech):
+    (piece,) = cut(blocks(speech), CUTTING)
+    assert (piece.start_s, piece.overlap_s, piece.speech) == (0.0, 0.0, None)
+    assert np.array_equal(piece.waveform, speech)
+
+
+def test_pieces_end_where_nobody_speaks_and_are_where_they_say(speech):
+    sound = np.concatenate([speech, silence(0.8)] * 6)
+    pieces = list(cut(blocks(sound), CUTTING))
+    assert len(pieces) >= 4
+    for piece in pieces:
+        assert 3 < len(piece.waveform) / SAMPLE_RATE <= 15
+        first = round(piece.start_s * SAMPLE_RATE)
+        assert np.array_equal(piece.waveform, sound[first : first + len(piece.waveform)])
+        assert piece.overlap_s == 0
+        # A tenth of a second at each end is quiet.
+        assert np.abs(piece.waveform[-800:]).max() < 0.02
+    kept = sum(len(piece.waveform) for piece in pieces) / SAMPLE_RATE
+    assert kept > 6 * len(speech) / SAMPLE_RATE - 1
+
+
+def test_silence_gives_no_pieces_and_a_long_one_ends_a_piece(speech):
+    assert list(cut(blocks(silence(100)), CUTTING)) == []
+    pieces = list(cut(blocks(np.concatenate([silence(60), speech, silence(30), speech, silence(50)])), CUTTING))
+    starts = [piece.start_s for piece in pieces]
+    assert starts == pytest.approx([59.8, 59.8 + len(speech) / SAMPLE_RATE + 30], abs=0.8)
+    assert all(len(piece.waveform) <= len(speech) + 2 * SAMPLE_RATE for piece in pieces)
+
+
+def test_without_silences_pieces_are_of_about_the_longest_length_and_overlap(speech):
+    sound = np.tile(speech[int(0.5 * SAMPLE_RATE) : int(5 * SAMPLE_RATE)], 10)
+    pieces = list(cut(blocks(sound), Cutting(10.0, 15.0, 2.0, at_silences=False)))
+    assert all(14 <= len(piece.waveform) / SAMPLE_RATE <= 15 for piece in pieces[:-1])
+    for left, right in pairwise(pieces):
+        assert left.end_s - right.start_s == pytest.approx(right.overlap_s)
+        assert 1.4 <= right.overlap_s <= 2.6
+        # Not within a word: both ends are quieter than what is said.
+        assert np.sqrt((left.waveform[-512:] ** 2).mean()) < 0.2 * np.sqrt((sound**2).mean())
+    assert pieces[-1].end_s == pytest.approx(len(sound) / SAMPLE_RATE)
+
+
+def test_memory_is_one_piece_at_a_time(speech):
+    taken = 0
+
+    def counted():
+        nonlocal taken
+        for _ in range(1000):
+            taken += len(speech)
+            yield speech
+
+    first = next(iter(cut(counted(), CUTTING)))
+    assert first.start_s == 0.0
+    assert taken / SAMPLE_RATE < 40
+
+
+def test_quiet_sound_without_speech_is_silent_and_quiet_speech_is_not(speech):
+    hiss = np.random.default_rng(0).standard_normal(3 * SAMPLE_RATE).astype(np.float32) * 0.001
+    assert is_silent(silence(3))
+    assert is_silent(hiss)
+    assert not is_silent(0.02 * speech)
+    assert not is_silent(hiss * 100)
+
+
+def test_lengths_that_contradict_each_other_are_refused():
+    with pytest.raises(ValueError, match="overlap 20 s, target 10 s and longest 30 s"):
+        Cutting(10, 30, 20)

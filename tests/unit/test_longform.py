@@ -1,0 +1,218 @@
+"""Audio of any length through an engine that knows what is said at every second."""
+
+import asyncio
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from model.language import detection_from
+from model.prompt import Task
+from model.transcript import Segment, Transcript, Word
+from server.batching import Pass, PassResult, Timing
+from server.cutting import SAMPLE_RATE, Cutting
+from server.errors import QueueFull, TranscriptionFailed
+from server.longform import AT_ONCE, Progress, transcribe_audio
+
+SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
+CUTTING = Cutting(10.0, 15.0, 2.0)
+SPOKEN = soundfile.read(SAMPLES / "en.flac", dtype="float32")[0]
+SENTENCE = np.concatenate([SPOKEN, np.zeros(SAMPLE_RATE, np.float32)])
+SENTENCE_S = len(SENTENCE) / SAMPLE_RATE
+
+
+class Engine:
+    """Writes each pass as "w12.": the whole second of the long audio that it begins in, found by its samples."""
+
+    def __init__(self, sound: np.ndarray):
+        self.sound = sound
+        self.passes: list[Pass] = []
+        self.running = self.most_running = self.together = 0
+        self.text = lambda start_s, wanted: f"w{round(start_s)}."
+        self.delay_s = lambda start_s: 0.0
+
+    async def run(self, wanted: Pass, priority: int = 1) -> PassResult:
+        self.passes.append(wanted)
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        start_s = self.place(wanted.waveform)
+        try:
+            await asyncio.sleep(self.delay_s(start_s))
+            while self.most_running < self.together:
+                await asyncio.sleep(0.01)
+            return self.result(self.text(start_s, wanted), wanted)
+        finally:
+            self.running -= 1
+
+    def place(self, waveform: np.ndarray) -> float:
+        """Where it is in the long audio, in seconds."""
+        middle = waveform[len(waveform) // 2 :][:400]
+        size, found = len(middle), self.sound
+        starts = np.flatnonzero(found[: len(found) - size + 1] == middle[0])
+        at = next(int(i) for i in starts if np.array_equal(found[i : i + size], middle))
+        return (at - len(waveform) // 2) / SAMPLE_RATE
+
+    @staticmethod
+    def result(text: str, wanted: Pass) -> PassResult:
+        task = wanted.tasks[0]
+        detection = detection_from({"de": 0.8, "en": 0.2}) if task.language == "auto" else None
+        language = detection.language if detection else task.language
+        duration = len(wanted.waveform) / SAMPLE_RATE
+        words = tuple(Word(word, 0.5, 1.0) for word in text.split()) if task.timestamps == "word" else ()
+        segments = (Segment(0.0, duration, text, (1,), words),) if text else ()
+        transcript = Transcript(text, language, language, duration, segments, "model" if words else None)
+        return PassResult((transcript,), (), (), detection, Timing(encode_s=1.0))
+
+
+def marked(seconds: float) -> np.ndarray:
+    """Speech with pauses, each sample a little different from all others."""
+    sound = np.tile(SENTENCE, int(seconds / SENTENCE_S) + 1)[: int(seconds * SAMPLE_RATE)]
+    return sound + np.random.default_rng(0).uniform(-1e-4, 1e-4, len(sound)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def minute() -> np.ndarray:
+    return marked(48)
+
+
+async def test_a_short_audio_is_exactly_one_pass(minute):
+    sound = minute[: 10 * SAMPLE_RATE]
+    engine = Engine(sound)
+    done = await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING)
+    assert [len(wanted.waveform) for wanted in engine.passes] == [len(sound)]
+    assert done.transcript.text == "w0."
+    assert done.transcript.duration == 10.0
+
+
+async def test_pieces_run_side_by_side_a_bounded_number_and_come_in_order(minute):
+    engine = Engine(minute)
+    engine.together = AT_ONCE
+    told: list[Progress] = []
+    blocks = iter(np.array_split(minute, 50))
+    done = await transcribe_audio(engine, blocks, Task("en"), on_progress=told.append, cutting=CUTTING, total_s=48.0)
+    starts = [int(word[1:-1]) for word in done.transcript.text.split()]
+    assert starts == sorted(starts)
+    assert len(starts) == len(engine.passes) >= 4
+    assert engine.most_running == AT_ONCE
+    assert [s for p in told for s in p.segments] == list(done.transcript.segments)
+    assert [p.done_s for p in told] == sorted(p.done_s for p in told)
+    assert told[-1].done_s == pytest.approx(48.0)
+    assert done.timing.encode_s == len(engine.passes)
+    for word, segment in zip(starts, done.transcript.segments, strict=True):
+        assert segment.start == pytest.approx(word, abs=0.51)
+
+
+async def test_the_language_of_the_first_piece_is_that_of_the_rest(minute):
+    engine = Engine(minute)
+    done = await transcribe_audio(engine, minute, Task("auto"), cutting=CUTTING)
+    assert [wanted.tasks[0].language for wanted in engine.passes] == ["auto"] + ["de"] * (len(engine.passes) - 1)
+    assert done.transcript.language == "de"
+    assert done.detection is not None
+    each = await transcribe_audio(Engine(minute), minute, Task("auto"), detect_each=True)
+    assert {segment.language for segment in each.transcript.segments} == {"de"}
+
+
+async def test_silence_gives_no_words_and_no_pass():
+    sound = np.zeros(60 * SAMPLE_RATE, np.float32)
+    engine = Engine(sound)
+    for seconds in (5, 60):
+        done = await transcribe_audio(engine, sound[: seconds * SAMPLE_RATE], Task("en"), cutting=CUTTING)
+        assert (done.transcript.text, done.transcript.segments, done.transcript.duration) == ("", (), seconds)
+    assert engine.passes == []
+
+
+async def test_a_loop_is_decoded_again_with_a_wider_search_and_then_in_halves(minute):
+    stubborn = False
+
+    def text(start_s: float, wanted: Pass) -> str:
+        if wanted.options.beam_size and not stubborn:
+            return "as it was said."
+        return "so so so so so so so so" if len(wanted.waveform) > 8 * SAMPLE_RATE else f"half {start_s:.0f}."
+
+    sound = minute[: 14 * SAMPLE_RATE]
+    for expected in ("as it was said.", "half 0."):
+        engine = Engine(sound)
+        engine.text = text
+        done = await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING)
+        assert done.transcript.text.startswith(expected)
+        assert [wanted.options.beam_size for wanted in engine.passes][:2] == [None, 4]
+        stubborn = True
+    unguarded = await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING, loop_guard=False)
+    assert unguarded.transcript.text == "so so so so so so so so"
+
+
+async def test_speech_without_text_is_decoded_by_itself_and_else_said(minute, caplog):
+    engine = Engine(minute)
+    lost = False
+
+    def text(start_s: float, wanted: Pass) -> str:
+        whole = len(wanted.waveform) > 9.2 * SAMPLE_RATE
+        return "" if lost or whole else "found."
+
+    engine.text = text
+    done = await transcribe_audio(engine, minute, Task("en", timestamps="word"), cutting=CUTTING)
+    assert "found." in done.transcript.text
+    lost = True
+    done = await transcribe_audio(engine, minute, Task("en", timestamps="word"), cutting=CUTTING)
+    assert done.transcript.text == ""
+    assert len(done.uncovered) >= 4
+    assert "nothing was written for the speech from" in caplog.text
+
+
+async def test_a_full_queue_refuses_a_new_file_and_makes_one_under_way_wait(minute):
+    engine, refusals = Engine(minute), 0
+    run = engine.run
+
+    async def busy(wanted: Pass, priority: int = 1) -> PassResult:
+        nonlocal refusals
+        if len(engine.passes) >= free and refusals < 2:
+            refusals += 1
+            raise QueueFull("full")
+        return await run(wanted, priority)
+
+    engine.run = busy  # type: ignore[method-assign]
+    free = 2
+    done = await transcribe_audio(engine, minute, Task("en"), cutting=CUTTING)
+    assert (refusals, len(done.transcript.segments)) == (2, len(engine.passes))
+    free, refusals = 0, 0
+    with pytest.raises(QueueFull):
+        await transcribe_audio(Runner(busy), minute, Task("en"), cutting=CUTTING)
+
+
+class Runner:
+    def __init__(self, run):
+        self.run = run
+
+
+async def test_a_failure_or_a_cancellation_takes_the_other_pieces_out(minute):
+    engine = Engine(minute)
+    engine.delay_s = lambda start_s: 30.0 if start_s > 1 else 0.05
+    engine.text = lambda start_s, wanted: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        await transcribe_audio(engine, minute, Task("en"), cutting=CUTTING)
+    assert engine.running == 0
+    waiting = Engine(minute)
+    waiting.delay_s = lambda start_s: 30.0
+    work = asyncio.create_task(transcribe_audio(waiting, minute, Task("en"), cutting=CUTTING))
+    while not waiting.running:
+        await asyncio.sleep(0.01)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert waiting.running == 0
+
+
+async def test_what_reading_the_audio_raises_reaches_the_caller_and_the_event_loop_stays_free(minute):
+    threads = set()
+
+    def blocks():
+        for block in np.array_split(minute, 10):
+            threads.add(threading.current_thread())
+            yield block
+        raise TranscriptionFailed("broken")
+
+    with pytest.raises(TranscriptionFailed, match="broken"):
+        await transcribe_audio(Engine(minute), blocks(), Task("en"), cutting=CUTTING)
+    assert threading.main_thread() not in threads
