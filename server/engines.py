@@ -105,7 +105,7 @@ class Engines:
     async def loaded(self, name: str | None = None) -> ModelInfo:
         """What is running once the model is loaded, however long that takes. Raises what loading raised."""
         model = self.named(name)
-        self._begin(model)
+        self._begin(model, tell=False)
         return await model.engine.start()
 
     @asynccontextmanager
@@ -139,14 +139,14 @@ class Engines:
         settings = self._settings
         return Engine(lambda: self._resolve(source, progress), settings.max_queue, settings.max_rows)
 
-    def _begin(self, model: Served) -> None:
+    def _begin(self, model: Served, tell: bool = True) -> None:
         if model.state == "failed" and time.monotonic() - model.began_at > RETRY_LOADING_S:
             self._renew(model)
         if model.state == "idle":
             model.began_at = time.monotonic()
             # Only its first steps: starting the thread. What it raises is asked for by whoever needs the model.
             starting = asyncio.ensure_future(model.engine.start())
-            starting.add_done_callback(lambda done: _log_loading(model, done))
+            starting.add_done_callback(lambda done: _note_loading(model, done, tell))
 
     async def _ready(self, model: Served) -> Engine:
         self._begin(model)
@@ -200,10 +200,14 @@ def load_model(settings: Settings, source: str | None = None, progress: Progress
     return Canary.load(folder, dtype)
 
 
-def _log_loading(model: Served, done: "asyncio.Future") -> None:
-    # Read even where another tells of it, so that asyncio does not.
-    if not done.cancelled() and (error := done.exception()):
-        log.error("%s could not be loaded: %s", model.id, error)
-    elif not done.cancelled():
-        model.was_ready = True
+def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", tell: bool) -> None:
+    """Log how loading ended, unless another tells of it. The error is read in any case, or asyncio would complain."""
+    if done.cancelled():
+        return
+    if error := done.exception():
+        if tell:
+            log.error("%s could not be loaded: %s", model.id, error)
+        return
+    model.was_ready = True
+    if tell:
         log.info("%s is loaded, in %.1f s", model.id, done.result().load_s)

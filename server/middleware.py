@@ -83,8 +83,9 @@ class BodyLimit:
 
     # A client that is still sending when the connection closes may never see the answer.
     DRAIN_S = 2.0
-    # A body of which nothing comes for so long is given up.
-    STALL_S = 60.0
+    # A body is given up that has not come after so long, and a second more for each kilobyte that did.
+    PATIENCE_S = 60.0
+    SLOWEST = 1000
 
     def __init__(self, app: ASGIApp, max_bytes: int):
         self.app = app
@@ -95,16 +96,19 @@ class BodyLimit:
             return await self.app(scope, receive, send)
         headers = dict(scope["headers"])
         announced = int(headers.get(b"content-length", b"0"))
+        began = time.monotonic()
         seen, ended = 0, announced == 0 and b"transfer-encoding" not in headers
 
         async def receive_capped() -> Message:
             nonlocal seen, ended
             self._check(max(seen, announced))
+            # After the end there is nothing to come but the caller's leaving.
+            left_s = None if ended else max(0.0, began + self.PATIENCE_S + seen / self.SLOWEST - time.monotonic())
             try:
-                # after the end there is nothing to come but the caller's leaving
-                message = await asyncio.wait_for(receive(), None if ended else self.STALL_S)
+                async with asyncio.timeout(left_s):
+                    message = await receive()
             except TimeoutError:
-                raise BodyTooSlow(f"Nothing of the body came for {self.STALL_S:g} s.") from None
+                raise BodyTooSlow("The body comes too slowly.") from None
             seen += len(message.get("body", b""))
             ended = ended or not message.get("more_body")
             self._check(seen)

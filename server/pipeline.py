@@ -15,11 +15,13 @@ from model.transcript import Segment, Transcript
 
 from .audio import AudioLimits, Blocks, decode_blocks
 from .engine import Engine
-from .errors import ClientGone
+from .errors import ClientGone, RequestError
 from .longform import Progress, Transcription, transcribe_audio
 from .settings import Settings
 
 T = TypeVar("T")
+# How much of the decoder's length a context may take.
+CONTEXT_SHARE = 0.25
 Told = Callable[[Progress], None]
 
 
@@ -65,13 +67,12 @@ async def transcribe_file(
 ) -> Result:
     """The file's sound, decoded beside the event loop as it is needed, through the engine of `model`.
 
-    lenient: leave out a context that the model has no place for.
+    lenient: leave out what of a context the model has no place for.
     """
     state = request.app.state
     began = time.monotonic()
     async with state.engines.use(model) as engine:
-        if lenient and engine.info and engine.info.config.prompt_format == "canary":
-            task = replace(task, context="")
+        task = with_fitting_context(task, engine, lenient)
         engine.check(task)
         blocks = Blocks(decode_blocks(file, audio_limits(state.settings)))
         try:
@@ -85,6 +86,27 @@ async def transcribe_file(
         result.transcript.duration, result.total_s, result.audio_decode_s, transcription.timing
     )
     return result
+
+
+def with_fitting_context(task: Task, engine: Engine, lenient: bool) -> Task:
+    """The task with a context that leaves the text its room: if `lenient` its end, as much as fits.
+
+    Raises RequestError for one that is too long.
+    """
+    info = engine.info
+    if not task.context or not info or not info.tokenizer:
+        return task
+    if lenient and info.config.prompt_format == "canary":
+        return replace(task, context="")
+    # Special tokens are not for callers to write.
+    words = task.context.replace("<|", "< |").split()
+    language = task.target if task.target in info.config.languages else info.config.languages[0]
+    most = int(info.config.decoder.max_sequence_length * CONTEXT_SHARE)
+    while (tokens := len(info.tokenizer.encode(" ".join(words), language))) > most:
+        if not lenient:
+            raise RequestError(f"prompt: it has {tokens} tokens; possible: up to {most}.", "prompt")
+        words = words[max(1, len(words) // 8) :]
+    return replace(task, context=" ".join(words))
 
 
 def _in_some_language(transcription: Transcription, engine: Engine) -> Transcription:
