@@ -22,6 +22,16 @@ CONTAINERS = {"webm": "matroska", "mp4": "mov", "ogg": "ogg"}
 MAX_WAITING_BYTES = 1 << 20
 PROBED_BYTES = 1 << 16
 
+# Nothing but what is written to us is opened, and only what recorders write is decoded.
+OPTIONS = {
+    "probesize": str(PROBED_BYTES),
+    "analyzeduration": "0",
+    "fflags": "nobuffer",
+    "protocol_whitelist": "none",
+    "codec_whitelist": "opus,libopus,vorbis,aac,flac,mp3,mp3float,pcm_s16le,pcm_f32le",
+    "max_streams": "8",
+}
+
 Sink = Callable[[np.ndarray], Awaitable[None]]
 
 
@@ -116,8 +126,7 @@ class ContainerSound:
                 self._loop.call_soon_threadsafe(self._done.set)
 
     def _decode(self) -> None:
-        options = {"probesize": str(PROBED_BYTES), "analyzeduration": "0", "fflags": "nobuffer"}
-        with av.open(self._pipe, "r", format=self._demuxer, options=options) as container:
+        with av.open(self._pipe, "r", format=self._demuxer, container_options=OPTIONS) as container:
             if not container.streams.audio:
                 raise ValueError("no sound")
             resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)

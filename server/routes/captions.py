@@ -3,7 +3,23 @@
     client  start ─▶ sound, finalize, keepalive … ─▶ stop
     server  ready ─▶ speech_started, result, speech_stopped, lag, error … ─▶ done
 
-Sound is binary messages; everything else is JSON with a `type`. The messages are described in README.md.
+Sound is binary messages, of mono Int16LE or of a recorder's container; everything else is JSON with a `type`.
+Times are seconds from the session's first sound.
+
+    start           encoding (pcm_s16le, webm, mp4, ogg), sample_rate (for pcm_s16le), language (a code or auto),
+                    target_language, interim_results, endpointing_ms, model: all but the type may be left out
+    finalize        write out what was heard without waiting for a pause
+    keepalive       the session is not idle
+    stop            finalize, answer with done, and close
+
+    ready           session_id, model, language, target_language
+    speech_started  start                      speech_stopped  end
+    result          segment_id; text, whose first stable_chars characters stay; is_final: so does all of it;
+                    speech_final: the speaker stopped after it; start, end; language; words (of a final one);
+                    translation (with a target_language): language, text, stable_chars; null where there is none
+    lag             seconds that the captions are behind; 0 when they have caught up
+    error           code, message, fatal: it ends the session; param: the field at fault
+    done            duration
 """
 
 import asyncio
@@ -60,7 +76,7 @@ class Start(BaseModel):
 
 @router.websocket("/stream")
 async def stream(websocket: WebSocket) -> None:
-    """Live captions; the messages are described in README.md."""
+    """Live captions; the messages are described at the top of this file."""
     # A browser that brings a key as a protocol takes no for an answer unless another one is agreed on.
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
 

@@ -68,6 +68,7 @@ class Item:
         self.id = f"item_{secrets.token_hex(10)}"
         self.committed = False
         self.sent = ""
+        self.language: str | None = None
         self.seconds = 0.0
         self._finals: list[str] = []
 
@@ -77,6 +78,7 @@ class Item:
         if result.is_final:
             self._finals.append(result.text)
             self.seconds += result.end - result.start
+            self.language = self.language or result.language
         text = " ".join(part for part in certain if part)
         new, self.sent = text[len(self.sent) :], text
         return new
@@ -181,7 +183,12 @@ class Conversation:
 
     def completed(self, item: Item) -> None:
         usage = {"type": "duration", "seconds": round(item.seconds, 3)}
-        self.send(f"{TRANSCRIPTION}.completed", item_id=item.id, content_index=0, transcript=item.sent, usage=usage)
+        told = {
+            "transcript": item.sent,
+            "languages": [{"code": item.language}] if item.language else [],
+            "usage": usage,
+        }
+        self.send(f"{TRANSCRIPTION}.completed", item_id=item.id, content_index=0, **told)
 
     def _described(self) -> dict[str, Any]:
         about = {"id": self._id, "object": "realtime.transcription_session", "expires_at": 0, "include": None}
