@@ -1,5 +1,6 @@
 """Canary for Python users: a model by name, and audio in whatever form it is at hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Self, overload
 
@@ -9,9 +10,11 @@ import soxr
 import model.canary
 from convert.hub import resolve
 from model.generate import DecodingOptions
-from model.prompt import Task
+from model.prompt import AUTO, Task
 from model.transcript import Transcript
 from server import audio as sound
+from server.cutting import Piece, cut
+from server.longform import AT_ONCE, cutting_for_model, joined_transcript
 
 # A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
 Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
@@ -82,16 +85,40 @@ class Canary:
         beam_size: int | None = None,
         length_penalty: float | None = None,
     ) -> Transcript | list[Transcript]:
-        """One audio's transcript, or a list's, decoded together; with another `target_language`, its translation.
+        """One audio's transcript, or a list's, of any length; with another `target_language`, its translation.
 
-        timestamps: "none", "segment" or "word". Raises model.prompt.TaskError for what the model cannot be asked, and
-        server.errors.AudioError for sound that cannot be read.
+        language: "auto" finds it out; timestamps: "none", "segment" or "word". Raises model.prompt.TaskError for
+        what the model cannot be asked, and server.errors.AudioError for sound that cannot be read.
         """
         task = Task(language, target_language, pnc, timestamps, context)
         options = DecodingOptions(beam_size, length_penalty)
         many = audio if isinstance(audio, list) else [audio]
-        transcripts = self.model.transcribe([waveform(a) for a in many], task, options)
+        transcripts = self._transcripts([waveform(a) for a in many], task, options)
         return transcripts if isinstance(audio, list) else transcripts[0]
+
+    def _transcripts(self, waveforms: list[np.ndarray], task: Task, options: DecodingOptions) -> list[Transcript]:
+        """Each one's transcript: cut into pieces that a pass is good for, all of them decoded a few at a time."""
+        cutting = cutting_for_model(self.model.config)
+        pieces = [list(cut([w], cutting)) for w in waveforms]
+        tasks = [self._with_language(task, of) for of in pieces]
+        jobs = [(piece, task) for of, task in zip(pieces, tasks, strict=True) for piece in of]
+        written: list[Transcript] = []
+        for first in range(0, len(jobs), AT_ONCE):
+            some = jobs[first : first + AT_ONCE]
+            written += self.model.transcribe([piece.waveform for piece, _ in some], [task for _, task in some], options)
+        done = iter(written)
+        return [
+            joined_transcript([(piece, next(done)) for piece in of], task, len(w) / sound.SAMPLE_RATE, cutting)
+            for of, task, w in zip(pieces, tasks, waveforms, strict=True)
+        ]
+
+    def _with_language(self, task: Task, pieces: list[Piece]) -> Task:
+        if task.language != AUTO:
+            return task
+        if not pieces:
+            return replace(task, language=self.languages[0])
+        encoded = self.model.encodings([model.canary.at_least_a_second(pieces[0].waveform)])[0]
+        return replace(task, language=self.model.detect_language(encoded).language)
 
 
 def waveform(audio: Audio) -> np.ndarray:

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from model.config import CanaryConfig
 from model.generate import DecodingOptions
 from model.language import Detection
 from model.prompt import AUTO, Task
@@ -125,10 +126,28 @@ async def transcribe_audio(
 
 
 def cutting_for(engine: Runner) -> Cutting:
-    """Pieces as long as the engine's model is good for: 40 s, or what its decoder's sequence has room for."""
+    """Pieces as long as the engine's model is good for."""
     info = getattr(engine, "info", None)
-    decoder = getattr(info and info.config, "decoder", None)
-    return Cutting.up_to(min(40.0, decoder.max_sequence_length / TOKENS_PER_S)) if decoder else Cutting()
+    config = info and info.config
+    return cutting_for_model(config) if isinstance(config, CanaryConfig) else Cutting()
+
+
+def cutting_for_model(config: CanaryConfig) -> Cutting:
+    """Pieces of 40 s, or what the decoder's sequence has room for."""
+    return Cutting.up_to(min(40.0, config.decoder.max_sequence_length / TOKENS_PER_S))
+
+
+def joined_transcript(
+    pieces: list[tuple[Piece, Transcript]], task: Task, duration_s: float, cutting: Cutting
+) -> Transcript:
+    """One transcript of the pieces' own."""
+    joiner, segments = Joiner(cutting.overlap_s), ()
+    for piece, transcript in pieces:
+        placed = [moved(segment, piece.start_s) for segment in transcript.segments]
+        segments += joiner.add(placed, piece.start_s, piece.end_s, piece.overlap_s)
+    segments += joiner.finish()
+    source = next((t.timestamps_source for _, t in pieces if t.timestamps_source), None)
+    return Transcript(" ".join(s.text for s in segments), task.language, task.target, duration_s, segments, source)
 
 
 @dataclass(frozen=True)
