@@ -12,6 +12,7 @@ from model.canary import Canary, Encoded
 from model.generate import DecodingOptions, RunningBatch, Utterance
 
 from ..cli.serve import serve
+from ..longform import transcribe_audio
 from .stages import EndlessBatch
 
 
@@ -26,6 +27,8 @@ def pace(tokens_per_s: float) -> None:
     def running_batch(canary: Canary) -> RunningBatch:
         return EndlessBatch(canary)
 
+    # A random model's texts repeat themselves, and say nothing that would be worth another pass.
+    (transcribe_audio.__kwdefaults__ or {})["loop_guard"] = False
     Canary.utterance, Canary.running_batch = utterance, running_batch  # type: ignore[method-assign]
 
 
