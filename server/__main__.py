@@ -59,9 +59,9 @@ def serve(
     host: str | None = _setting("--host", help="By default 127.0.0.1."),
     port: int | None = _setting("--port", help="0 takes a free one. By default 8000."),
     api_keys: list[str] | None = _setting("--api-key", help="A key to ask for; better kept in CANARY_API_KEYS."),
-    public_without_key: Annotated[
-        bool, typer.Option("--public-without-key", help="Let others reach the server without a key.")
-    ] = False,
+    public_without_key: bool | None = _setting(
+        "--public-without-key", help="Let others reach the server without a key."
+    ),
     allowed_hosts: list[str] | None = _setting("--allowed-host", help="A host name that the server goes by."),
     allowed_origins: list[str] | None = _setting(
         "--allowed-origin", help="A web origin whose pages may use the server."
@@ -70,6 +70,10 @@ def serve(
     max_audio_s: float | None = _setting("--max-audio", help="The longest audio, in seconds."),
     max_sample_rate: int | None = _setting("--max-sample-rate", help="The highest sample rate."),
     max_channels: int | None = _setting("--max-channels", help="The most channels."),
+    pass_s: float | None = _setting("--pass", help="The longest piece that longer audio is cut into, in seconds."),
+    loop_guard: bool | None = _setting(
+        "--loop-guard/--no-loop-guard", help="Decode again what repeats itself, or was passed over. By default on."
+    ),
     max_queue: int | None = _setting("--max-queue", help="Passes that may wait for a model."),
     max_rows: int | None = _setting("--max-rows", help="Texts decoded side by side."),
     max_connections: int | None = _setting("--max-connections", help="Connections at once."),
@@ -89,7 +93,7 @@ def serve(
 
     What is not given here is taken from CANARY_MODEL, CANARY_HOST, CANARY_PORT … in the environment or in .env.
     """
-    given = {name: value for name, value in locals().items() if value is not None and value is not False}
+    given = {name: value for name, value in locals().items() if value is not None}
     from server.cli.serve import serve
 
     serve(**given)

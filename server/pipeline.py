@@ -14,6 +14,7 @@ from model.prompt import AUTO, Task
 from model.transcript import Segment, Transcript
 
 from .audio import AudioLimits, Blocks, decode_blocks
+from .cutting import Cutting
 from .engine import Engine
 from .errors import ClientGone, RequestError
 from .longform import Progress, Transcription, transcribe_audio
@@ -57,6 +58,11 @@ def audio_limits(settings: Settings) -> AudioLimits:
     return AudioLimits(settings.max_audio_s, settings.max_sample_rate, settings.max_channels)
 
 
+def chosen_cutting(settings: Settings) -> Cutting | None:
+    """The pieces that longer audio is cut into; None leaves them to the model."""
+    return Cutting.up_to(settings.pass_s) if settings.pass_s else None
+
+
 async def transcribe_file(
     request: Request,
     file: BinaryIO,
@@ -76,7 +82,14 @@ async def transcribe_file(
         engine.check(task)
         blocks = Blocks(decode_blocks(file, audio_limits(state.settings)))
         try:
-            transcription = await transcribe_audio(engine, blocks, task, on_progress=on_progress)
+            transcription = await transcribe_audio(
+                engine,
+                blocks,
+                task,
+                on_progress=on_progress,
+                cutting=chosen_cutting(state.settings),
+                loop_guard=state.settings.loop_guard,
+            )
         finally:
             await asyncio.to_thread(blocks.close)
         if transcription.transcript.language == AUTO:

@@ -62,6 +62,16 @@ class Settings(BaseSettings):
     max_sample_rate: int = Field(192_000, ge=16_000, description="The highest sample rate, in Hz.")
     max_channels: int = Field(8, ge=1, description="The most channels.")
 
+    pass_s: float | None = Field(
+        None,
+        ge=2,
+        le=40,
+        description="Longer audio is cut into pieces of at most so long; by default what the model is good for.",
+    )
+    loop_guard: bool = Field(
+        True, description="Decode what repeats itself without end, or was passed over, again in another way."
+    )
+
     max_queue: int = Field(32, ge=1, description="Passes that may wait for a model; the next one is answered 503.")
     max_rows: int = Field(16, ge=1, description="Texts, and hypotheses of a beam, that a model decodes side by side.")
     max_connections: int = Field(256, ge=1, description="Connections at once; the next one is answered 503.")

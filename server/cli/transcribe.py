@@ -25,7 +25,7 @@ from ..engines import load_model
 from ..errors import AudioError, RequestError, ServiceError
 from ..languages import language_code
 from ..longform import AT_ONCE, Progress, Transcription, transcribe_audio
-from ..pipeline import audio_limits
+from ..pipeline import audio_limits, chosen_cutting
 from ..settings import Settings
 from .failures import chosen_settings, complain, one_line_failures
 
@@ -187,6 +187,7 @@ async def _transcription(
                     wish.options,
                     priority=BULK,
                     on_progress=lambda progress: bar.tell(job, progress),
+                    cutting=None if wish.detect_each else chosen_cutting(settings),
                     loop_guard=wish.loop_guard,
                     detect_each=wish.detect_each,
                 )
