@@ -119,6 +119,7 @@ class Reader:
         elif former:
             assert former.is_final, "a segment began before the last one's end"
             assert result.segment > former.segment
+            assert result.start >= former.end, "sound was heard twice"
         if result.is_final:
             assert result.stable == len(result.text)
             assert [w.word for w in result.words] == result.text.split()

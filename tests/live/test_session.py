@@ -54,14 +54,15 @@ async def test_a_word_that_is_cut_by_the_end_of_what_was_heard_does_not_stay(pol
 @POLICIES
 async def test_a_full_stop_does_not_stay_until_a_word_follows_it(policy):
     """The decoder ends every sentence too early; what it goes on to hear takes the place of its full stops."""
-    script = said("one two three four five six")
+    script = said("one two three | four five six")
 
     class Hasty(ScriptedDecoder):
         async def __call__(self, window, tasks, given, last):
             heard = await super().__call__(window, tasks, given, last)
             return Heard(((*heard.tokens[0], Token(1, ".", len(window) / SAMPLE_RATE - 2)),), "en")
 
-    reader = await live(script, Hasty(script), policy=policy, settle_s=0.0)
+    reader = await live(script, Hasty(script), policy=policy, settle_s=0.0, endpointing=Endpointing(silence_s=2.0))
+    assert any(result.text.endswith("three.") for result in reader.results)
     assert reader.text == "one two three four five six."
 
 
@@ -135,6 +136,29 @@ async def test_what_is_cleared_is_not_written():
     await step_all(session, reader)
     assert "one" not in reader.text
     assert reader.text.endswith("four")
+
+
+async def test_what_is_cleared_while_it_is_being_decoded_is_not_written():
+    script = said("one two three four")
+    waveform = sound(script)
+    decoder = ScriptedDecoder(script)
+    session, reader = LiveSession(decoder, LiveOptions()), Reader()
+
+    async def cleared(*asked):
+        session.clear()
+        return await decoder(*asked)
+
+    session._decode = cleared
+    reader.read(session.hear(waveform, speech_probabilities(script, FRAME * 50)))
+    await step_all(session, reader)
+    assert len(decoder.windows) == 1
+    assert reader.results == []
+
+
+async def test_a_turn_soon_after_another_begins_after_its_end():
+    script = said("one two") + said("three four", start=1.45)
+    reader = await live(script, endpointing=Endpointing(silence_s=0.1, padding_s=0.3))
+    assert reader.text == "one two three four"
 
 
 async def test_silence_is_never_decoded_and_never_kept():
