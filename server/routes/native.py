@@ -40,6 +40,9 @@ class Fields(BaseModel):
         description="What is spoken: `de`, `de-DE` or `german`; `auto` finds it out from the sound.",
         examples=["de"],
     )
+    detect_each: bool = Field(
+        False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
+    )
     target_language: str | None = Field(
         None, description="Write the text in this language instead: from or to English.", examples=["en"]
     )
@@ -162,7 +165,9 @@ async def _respond(
     task = Task(language, target, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
     if fields.stream:
         return await event_stream(request, _events(request, upload, fields, task, model), _error_event)
-    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id))
+    result = await unless_disconnected(
+        request, transcribe_file(request, upload.file, task, model.id, detect_each=fields.detect_each)
+    )
     if fields.format == "json":
         return JSONResponse(_body(result, fields, task, model))
     assert fields.format
@@ -177,10 +182,10 @@ def _body(result: Result, fields: Fields, task: Task, model: Served) -> dict[str
     return {**body, "model": model.id, "timing": result.timing_dict()}
 
 
-async def _events(
-    request: Request, upload: Upload, fields: Fields, task: Task, model: Served
-) -> AsyncIterator[str]:
-    async for ready in progress_of(lambda tell: transcribe_file(request, upload.file, task, model.id, tell)):
+async def _events(request: Request, upload: Upload, fields: Fields, task: Task, model: Served) -> AsyncIterator[str]:
+    async for ready in progress_of(
+        lambda tell: transcribe_file(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
+    ):
         if isinstance(ready, Result):
             yield _event("done", _body(ready, fields, task, model))
         else:

@@ -77,9 +77,10 @@ def start_server() -> Iterator[Callable[..., httpx.Client]]:
         return client
 
     yield start
-    for client, server, thread in running:
+    for client, server, _ in running:
         client.close()
         server.should_exit = True
+    for _, _, thread in running:
         thread.join(30)
         assert not thread.is_alive()
 
