@@ -70,10 +70,11 @@ async def transcribe_file(
     model: str | None = None,
     on_progress: Told | None = None,
     lenient: bool = False,
+    detect_each: bool = False,
 ) -> Result:
     """The file's sound, decoded beside the event loop as it is needed, through the engine of `model`.
 
-    lenient: leave out what of a context the model has no place for.
+    lenient: leave out what of a context the model has no place for; detect_each: see `transcribe_audio`.
     """
     state = request.app.state
     began = time.monotonic()
@@ -87,8 +88,9 @@ async def transcribe_file(
                 blocks,
                 task,
                 on_progress=on_progress,
-                cutting=chosen_cutting(state.settings),
+                cutting=None if detect_each else chosen_cutting(state.settings),
                 loop_guard=state.settings.loop_guard,
+                detect_each=detect_each,
             )
         finally:
             await asyncio.to_thread(blocks.close)

@@ -40,9 +40,6 @@ class Fields(BaseModel):
         description="What is spoken: `de`, `de-DE` or `german`; `auto` finds it out from the sound.",
         examples=["de"],
     )
-    detect_each: bool = Field(
-        False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
-    )
     target_language: str | None = Field(
         None, description="Write the text in this language instead: from or to English.", examples=["en"]
     )
@@ -57,6 +54,9 @@ class Fields(BaseModel):
         None, description="By default what the `Accept` header asks for, or json.", examples=["json"]
     )
     stream: bool = Field(False, description="Send segments as they are ready, as server-sent events.")
+    detect_each: bool = Field(
+        False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
+    )
 
     @field_validator("language", "target_language")
     @classmethod
