@@ -1,6 +1,7 @@
 """WS /stream, spoken over a real websocket to a server with the toy model."""
 
 import asyncio
+import base64
 import io
 import json
 import socket
@@ -339,6 +340,25 @@ async def test_who_hangs_up_in_any_state_leaves_a_free_seat_behind(narrow, pcm, 
         await ws.send(pcm())
         await ws.send('{"type": "stop"}')
         assert any(message.get("is_final") for message in await until(ws, "done"))
+
+
+@pytest.mark.parametrize("state", ["connected", "speaking", "committed"])
+async def test_a_realtime_client_that_hangs_up_leaves_a_free_seat_behind(narrow, pcm, state):
+    async with seated(narrow) as ws:
+        await ws.send('{"type": "stop"}')
+        await until(ws, "done")
+    async with connect(f"{narrow}/v1/realtime", proxy=None) as ws:
+        assert (await told(ws))["type"] in ("session.created", "error")
+        with suppress(ConnectionClosed):
+            if state != "connected":
+                audio = base64.b64encode(pcm(rate=24_000)).decode()
+                await ws.send(json.dumps({"type": "input_audio_buffer.append", "audio": audio}))
+            if state == "committed":
+                await ws.send('{"type": "input_audio_buffer.commit"}')
+        ws.transport.abort()
+    async with seated(narrow) as ws:
+        await ws.send('{"type": "stop"}')
+        await until(ws, "done")
 
 
 async def test_a_client_that_never_reads_is_let_go_and_others_are_served_meanwhile(url, pcm, samples, monkeypatch):
