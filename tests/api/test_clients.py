@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+
+from tests.environments import python_with
 
 ROOT = Path(__file__).parents[2]
 CURL = shutil.which("curl") or "curl"
@@ -127,6 +130,20 @@ def test_every_format_gives_the_same_words(toy, samples, container, codec, rate)
     response = toy.post("/v1/audio/transcriptions", files=form, data={"model": "whisper-1", "language": "en"})
     assert response.status_code == 200, response.text
     assert response.json()["text"] == sample.text
+
+
+def test_litellm_itself_gets_text_words_subtitles_and_an_error_it_can_tell(toy, samples):
+    clients = ROOT / "tests" / "api" / "clients"
+    python = python_with(clients / "requirements.txt", "litellm-client")
+    command = [python, clients / "litellm_client.py", f"{toy.base_url}/v1", samples["en"].path]
+    environment = os.environ | {"NO_PROXY": "*", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stderr
+    plain, verbose, srt, refused = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert plain["text"] == verbose["text"] == samples["en"].text
+    assert [word["word"] for word in verbose["words"]] == samples["en"].text.split()
+    assert srt["text"].startswith("1\n00:00:00,")
+    assert "not" in refused["error"]
 
 
 def test_a_request_of_litellm_as_it_was_recorded(toy, samples):

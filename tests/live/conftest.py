@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import soundfile
 import soxr
 
 from tests.api.conftest import Sample, cache, samples, start_server  # noqa: F401  (fixtures)
+from tests.environments import python_with
 
 CLIENTS = Path(__file__).parent / "clients"
 
@@ -42,17 +42,9 @@ def pcm(samples) -> Callable[..., bytes]:  # noqa: F811
 
 
 @pytest.fixture(scope="session")
-def clients_python(request) -> Path:
-    """A Python that has LiveKit's and pipecat's plug-ins; its environment is made once and kept beside ours."""
-    folder = request.config.rootpath / ".venv" / "realtime-clients"
-    python, wanted = folder / "bin" / "python", (CLIENTS / "requirements.txt").read_text()
-    made = folder / "requirements.txt"
-    if not made.exists() or made.read_text() != wanted:
-        venv.create(folder, with_pip=True, clear=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-        subprocess.run([*install, "-r", CLIENTS / "requirements.txt"], check=True)
-        made.write_text(wanted)
-    return python
+def clients_python() -> Path:
+    """A Python that has LiveKit's and pipecat's plug-ins."""
+    return python_with(CLIENTS / "requirements.txt", "realtime-clients")
 
 
 @pytest.fixture
