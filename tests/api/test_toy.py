@@ -84,6 +84,8 @@ def test_serve_says_where_it_is_and_how_to_try_it_and_ctrl_c_ends_it_cleanly(cac
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A shell's background jobs ignore Ctrl-C, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert server.stderr
     with server:
