@@ -203,8 +203,10 @@ class Engine:
                 outcomes += batcher.step()
                 self._retire(outcomes)
                 self._rows = batcher.rows
+        except Exception:
+            log.critical("the engine's loop failed", exc_info=True)
         finally:
-            # Only a fault of the loop itself leaves anybody here: they are told, not left waiting.
+            # Only such a fault leaves anybody here: they are told, not left waiting.
             self._refuse_line()
             self._retire([(number, EngineStopped("The server is stopping.")) for number in list(self._running)])
 

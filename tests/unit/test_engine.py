@@ -50,7 +50,7 @@ class MockCanary:
     def utterance(self, key, encoded, prompt, options):
         return SimpleNamespace(key=key, number=encoded.number, left=self.steps)
 
-    def transcript(self, generated, waveform, task):
+    def transcript(self, generated, waveform, task, encoded):
         return Transcript(str(generated.tokens[0]), task.language, task.target, 1.0, ())
 
 
@@ -309,8 +309,7 @@ async def test_stopping_an_engine_that_never_started_is_no_error(model):
     await Engine(lambda: model).stop()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_fault_of_the_loop_itself_tells_whoever_runs_or_waits(model, monkeypatch):
+async def test_a_fault_of_the_loop_itself_tells_whoever_runs_or_waits(model, monkeypatch, caplog):
     engine = Engine(lambda: model)
     await engine.start()
     running, waiting = await line_of(engine, model, 1, 2)
@@ -320,3 +319,5 @@ async def test_a_fault_of_the_loop_itself_tells_whoever_runs_or_waits(model, mon
     for request in (running, waiting):
         with pytest.raises(EngineStopped):
             await request
+    await engine.stop()
+    assert "ZeroDivisionError" in caplog.text
