@@ -140,11 +140,12 @@ async def test_sound_faster_than_its_bound_waits(monkeypatch):
 
     monkeypatch.setattr(connection, "SpeechDetector", Deaf)
     monkeypatch.setattr(connection.asyncio, "sleep", sleep)
+    monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: 0.0))
     live = LiveConnection(LiveSession(ScriptedDecoder([]), LiveOptions()), None, Bounds(buffer_s=2.0, rate=4.0))  # type: ignore[arg-type]
     await live.hear(np.zeros(2 * 16_000, np.float32))
     assert not waited
     await live.hear(np.zeros(4 * 16_000, np.float32))
-    assert waited[-1] == pytest.approx(1.0, abs=0.1)
+    assert waited[-1] == pytest.approx(1.0)
 
 
 async def test_a_newer_guess_takes_the_place_of_one_that_was_not_sent():
