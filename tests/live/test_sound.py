@@ -1,6 +1,7 @@
 """A client's bytes to samples: companding, odd pieces, bounds, and clients that do not read."""
 
 import asyncio
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -178,7 +179,6 @@ async def test_who_does_not_read_is_given_up(monkeypatch):
 
 
 async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
-    from types import SimpleNamespace
 
     from server.live import decoder
 
