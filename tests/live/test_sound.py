@@ -139,8 +139,9 @@ async def test_sound_faster_than_its_bound_waits(monkeypatch):
     async def sleep(seconds: float) -> None:
         waited.append(seconds)
 
+    # Its own view of asyncio: servers of other tests sleep in this process too.
+    monkeypatch.setattr(connection, "asyncio", SimpleNamespace(**(vars(asyncio) | {"sleep": sleep})))
     monkeypatch.setattr(connection, "SpeechDetector", Deaf)
-    monkeypatch.setattr(connection.asyncio, "sleep", sleep)
     monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: 0.0))
     live = LiveConnection(LiveSession(ScriptedDecoder([]), LiveOptions()), None, Bounds(buffer_s=2.0, rate=4.0))  # type: ignore[arg-type]
     await live.hear(np.zeros(2 * 16_000, np.float32))
