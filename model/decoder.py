@@ -119,15 +119,7 @@ class Decoder(nn.Module):
         tokens: (R, S), padded on the right. Returns hidden states (R, S, M), and the layers' self-attention keys and
         values (R, H, S, d); what they hold at padding must not be attended to.
         """
-        S = tokens.shape[1]
-        x = self._embedded(tokens, self.position_encoding[:S])
-        causal = mx.tril(mx.ones((S, S), mx.bool_))
-        remembered = []
-        for i, layer in enumerate(self.layers):
-            q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
-            remembered.append((k, v))
-            x = x + layer.self_attn.attend(q, k, v, causal)
-            x = layer.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+        x, _, remembered = self._through(tokens, cross, len(self.layers))
         return self.final_layer_norm(x), remembered
 
     def cross_attention(self, tokens: mx.array, cross: CrossMemory, layer: int) -> mx.array:
@@ -135,17 +127,26 @@ class Decoder(nn.Module):
 
         Row i is from when token i was read, that is, the token after it written. Source: NeMo's AlignAtt policy.
         """
-        S = tokens.shape[1]
-        x = self._embedded(tokens, self.position_encoding[:S])
-        causal = mx.tril(mx.ones((S, S), mx.bool_))
-        for i, each in enumerate(self.layers[:layer]):
-            q, k, v = each.self_attn.project(each.layer_norm_1(x))
-            x = x + each.self_attn.attend(q, k, v, causal)
-            x = each.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+        x, causal, _ = self._through(tokens, cross, layer)
         last = self.layers[layer]
         q, k, v = last.self_attn.project(last.layer_norm_1(x))
         x = x + last.self_attn.attend(q, k, v, causal)
         return last.cross_attn.weights(last.layer_norm_2(x), cross.keys[layer], cross.inside).mean(axis=1)[0]
+
+    def _through(
+        self, tokens: mx.array, cross: CrossMemory, layers: int
+    ) -> tuple[mx.array, mx.array, list[tuple[mx.array, mx.array]]]:
+        """Tokens (R, S) through the first `layers`: hidden states, the causal mask, the layers' keys and values."""
+        S = tokens.shape[1]
+        x = self._embedded(tokens, self.position_encoding[:S])
+        causal = mx.tril(mx.ones((S, S), mx.bool_))
+        remembered = []
+        for i, layer in enumerate(self.layers[:layers]):
+            q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
+            remembered.append((k, v))
+            x = x + layer.self_attn.attend(q, k, v, causal)
+            x = layer.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+        return x, causal, remembered
 
     def step(
         self, tokens: mx.array, positions: mx.array, time: int, slots: list[KVSlots], cross: CrossMemory
