@@ -24,7 +24,7 @@ from model.prompt import Task, asks_for_times, language_query_tokens, prompt_tok
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
-from model.weights import load_weights
+from model.weights import lay_out_for_one_row, load_weights
 
 SAMPLE_RATE = 16000
 MIN_DURATION_S = 1.0
@@ -70,6 +70,8 @@ class Canary(nn.Module):
         canary = cls(config, load_tokenizer(folder, config.tokenizer))
         dtype = dtype or default_dtype()
         load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
+        if kernels.on_cpu():
+            lay_out_for_one_row(canary.decoder)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
         return canary

@@ -54,6 +54,17 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
     mx.eval(module.parameters())
 
 
+def lay_out_for_one_row(module: nn.Module) -> None:
+    """Turn the linear layers' weights in memory, (out, in) as before to whoever uses them.
+
+    One row times a matrix takes as long as reading the matrix, and BLAS reads (in, out) a fifth faster.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Embedding):
+            layer.weight = mx.contiguous(layer.weight.T).T
+            mx.eval(layer.weight)
+
+
 def _packed_layers(module: nn.Module, weights: dict[str, mx.array]) -> set[str]:
     """The linear layers whose weights come with scales."""
     return {
