@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
+from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,9 +13,11 @@ import pytest
 from model.generate import DecodingOptions, Generated
 from model.prompt import Task, TaskError
 from model.transcript import Transcript
-from server.batching import Pass
+from server.batching import Batcher, Pass
 from server.engine import Engine
 from server.errors import EngineStopped, QueueFull, TranscriptionFailed
+
+from .conftest import tiny_canary
 
 CONFIG = SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="canary2")
 
@@ -171,6 +175,67 @@ async def test_cancelling_what_runs_frees_its_rows_and_leaves_the_others(model):
     other.cancel()
     await until(lambda: engine.rows == 0)
     await engine.stop()
+
+
+async def test_cancelling_50_of_100_requests_frees_their_rows_within_a_step_and_changes_nobody_elses_tokens(
+    sounds, monkeypatch
+):
+    """A real model: eight lengths of sound, tasks of one and two texts, greedy and beams. Half are cancelled, one
+    before every step, as often while they wait as while they decode."""
+    tasks = ((Task("en"),), (Task("de", pnc=False),), (Task("de", "en", context="9 41 17"),), (Task("en"), Task("de")))
+    options = [DecodingOptions(width, 0.4, length) for width, length in ((1, 40), (1, 12), (3, 25), (1, 60))]
+    kinds = [Pass(*kind) for kind in product(sounds, tasks, options)]
+    random = np.random.default_rng(0)
+    passes = [kinds[i] for i in random.permutation(len(kinds))[:100]]
+    loop, requests = asyncio.get_running_loop(), []
+    # Rows by request number in each step; the step after which a request's rows must be free.
+    steps, cancelled_at, cancelled_waiting = [], {}, set()
+
+    async def cancel_one(rows):
+        is_open = [n for n, request in enumerate(requests, 1) if not request.done() and n not in cancelled_at]
+        decoding = [n for n in is_open if n in rows]
+        waiting = [n for n in is_open if n not in rows]
+        if len(cancelled_at) == 50 or not is_open:
+            return
+        number = int(random.choice(decoding if (len(steps) % 2 and decoding) or not waiting else waiting))
+        cancelled_at[number] = len(steps)
+        if number not in rows:
+            cancelled_waiting.add(number)
+        requests[number - 1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await requests[number - 1]
+
+    class Watched(Batcher):
+        def step(self):
+            rows = Counter(self._owner[owner.utterance.key] for owner in self._batch._owners)
+            assert rows.total() == self.rows <= 16
+            asyncio.run_coroutine_threadsafe(cancel_one(rows), loop).result(10)
+            steps.append(rows)
+            return super().step()
+
+    crowded = Engine(tiny_canary, max_queue=100)
+    lonely = Engine(tiny_canary)
+    await lonely.start()
+    alone = [await lonely.run(each) for each in passes]
+    await lonely.stop()
+
+    monkeypatch.setattr("server.engine.Batcher", Watched)
+    requests += [asyncio.ensure_future(crowded.run(each)) for each in passes]
+    await crowded.start()
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    await until(lambda: crowded.rows == 0)
+    await crowded.stop()
+
+    assert len(cancelled_at) == 50
+    assert 15 <= len(cancelled_waiting) <= 35
+    assert max(rows.total() for rows in steps) >= 10
+    for number, (found, true) in enumerate(zip(results, alone, strict=True), 1):
+        if number in cancelled_at:
+            assert isinstance(found, asyncio.CancelledError)
+            assert all(number not in rows for rows in steps[cancelled_at[number] + 1 :])
+            assert (number in cancelled_waiting) == all(number not in rows for rows in steps)
+        else:
+            assert [text.tokens for text in found.generated] == [text.tokens for text in true.generated]
 
 
 async def test_a_result_says_how_long_it_waited_and_ran(model):
