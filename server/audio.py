@@ -68,7 +68,7 @@ def decode_blocks(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLi
         some = False
         for block in capped(_file_blocks(file, limits), limits):
             some = some or len(block) > 0
-            yield _within_full_scale(block)
+            yield within_full_scale(block)
         if not some:
             raise AudioError("The file holds no sound: 0 samples.")
 
@@ -115,7 +115,8 @@ class Blocks:
             cast(Any, self._blocks).close()
 
 
-def _within_full_scale(block: np.ndarray) -> np.ndarray:
+def within_full_scale(block: np.ndarray) -> np.ndarray:
+    """Clipped to [-1, 1]. Raises AudioError for samples that are no numbers."""
     if not np.isfinite(block).all():
         raise AudioError("The sound has samples that are not numbers (NaN or infinity).")
     return np.clip(block, -1.0, 1.0)
@@ -206,10 +207,11 @@ def _check_header(sound: soundfile.SoundFile, limits: AudioLimits) -> None:
 
 def _process_blocks(file: BinaryIO, demuxer: str, limits: AudioLimits) -> Iterator[np.ndarray]:
     """Mono blocks (n,) float32 at 16 kHz from `decoding.py`, which is ended with the iterator."""
-    numbers = (limits.max_s, limits.min_rate, limits.max_rate, limits.max_channels)
-    command = [sys.executable, "-I", str(_DECODER), demuxer, *map(str, numbers)]
+    command = decoder_command(demuxer, limits)
     with _on_disk(file) as descriptor, tempfile.TemporaryFile() as said:
-        decoder = subprocess.Popen(command, stdin=descriptor, stdout=subprocess.PIPE, stderr=said, cwd="/")
+        decoder = subprocess.Popen(
+            command, stdin=descriptor, stdout=subprocess.PIPE, stderr=said, cwd="/", env=decoder_environment()
+        )
         try:
             yield from _samples(decoder)
             code = decoder.wait(_STALL_S)
@@ -219,7 +221,7 @@ def _process_blocks(file: BinaryIO, demuxer: str, limits: AudioLimits) -> Iterat
             cast(BinaryIO, decoder.stdout).close()
         if code:
             said.seek(0)
-            _raise_refusal(code, said.read().decode(errors="replace").strip(), demuxer)
+            _raise_refusal(code, said.read().decode(errors="replace"), demuxer)
 
 
 def _samples(decoder: subprocess.Popen[bytes]) -> Iterator[np.ndarray]:
@@ -239,13 +241,30 @@ def _samples(decoder: subprocess.Popen[bytes]) -> Iterator[np.ndarray]:
 
 
 def _raise_refusal(code: int, said: str, demuxer: str) -> None:
-    last = said.rpartition("\n")[2]
-    if code == _TOO_LONG:
-        raise AudioTooLong(last)
-    if code == _INVALID:
-        raise AudioError(f"{last.removesuffix('.')}; possible: {POSSIBLE}." if "possible" not in last else last)
+    refusal = decoder_refusal(code, said, demuxer) or _unreadable()
+    if isinstance(refusal, AudioTooLong) or "possible" in str(refusal):
+        raise refusal
+    raise AudioError(f"{str(refusal).removesuffix('.')}; possible: {POSSIBLE}.")
+
+
+def decoder_command(demuxer: str, limits: AudioLimits, live: bool = False) -> list[str]:
+    """Starts `decoding.py`, which says what goes in and what comes out."""
+    numbers = (limits.max_s, limits.min_rate, limits.max_rate, limits.max_channels)
+    return [sys.executable, "-I", str(_DECODER), demuxer, *map(str, numbers), *(["live"] if live else [])]
+
+
+def decoder_environment() -> dict[str, str]:
+    """numpy's threads, for which there is no use, would each take of the memory that it may have."""
+    return os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+
+
+def decoder_refusal(code: int, said: str, demuxer: str) -> AudioError | None:
+    """What a decoder that ended with `code` has to say to the caller; None where that is for the log."""
+    last = said.strip().rpartition("\n")[2]
+    if code in (_INVALID, _TOO_LONG):
+        return AudioTooLong(last) if code == _TOO_LONG else AudioError(last)
     log.info("the decoder of %s ended with %d: %s", demuxer, code, last[:200])
-    raise _unreadable()
+    return None
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """A process of its own that decodes what soundfile cannot: a demuxer that crashes or hangs takes only this down.
 
-Run by `server.audio` as `python decoding.py DEMUXER MAX_S MIN_RATE MAX_RATE MAX_CHANNELS`: the file is its standard
-input, 16 kHz mono float32 samples its standard output. Exit 0 is the end of the sound; with 3 (not sound we can read)
-and 4 (too long) the last line of standard error is for the caller. It imports nothing of this project.
+Run as `python decoding.py DEMUXER MAX_S MIN_RATE MAX_RATE MAX_CHANNELS [live]`: the file is its standard input, 16 kHz
+mono float32 samples its standard output. With `live` the input is a pipe that is still being written, and what it holds
+is handed on at once. Exit 0 is the end of the sound; with 3 (not sound we can read) and 4 (too long) the last line of
+standard error is for the caller. It imports nothing of this project.
 """
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -19,7 +21,10 @@ import numpy as np
 
 SAMPLE_RATE = 16_000
 INVALID, TOO_LONG = 3, 4
-MAX_MEMORY = 4 << 30
+# Address space: of a file, whose index may be long; of a live session, of which there may be many.
+FILE_MEMORY, LIVE_MEMORY = 4 << 30, 1 << 30
+# Seconds of computing without a sound to show for it, after which the system ends this process.
+MAX_COMPUTING_S = 30.0
 # Broken packets in a row that are passed over before the file is given up.
 MAX_BROKEN = 100
 
@@ -36,6 +41,8 @@ _OPTIONS = {
     "codec_whitelist": ",".join(sorted(_DECODERS)),
     "max_streams": "32",
 }
+# What comes from a recorder is not looked at for long before its sound is decoded.
+_LIVE_OPTIONS = {"probesize": str(1 << 16), "analyzeduration": "0", "fflags": "nobuffer"}
 
 
 class Refused(Exception):
@@ -45,18 +52,27 @@ class Refused(Exception):
 
 
 def main() -> None:
-    demuxer, *numbers = sys.argv[1:]
+    demuxer, *numbers = sys.argv[1:6]
+    live = sys.argv[6:] == ["live"]
     max_s, min_rate, max_rate, max_channels = map(float, numbers)
-    _limit_memory()
+    # Ctrl-C is for the server, which lets what it has begun come to its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory(LIVE_MEMORY if live else FILE_MEMORY)
     av.logging.set_level(None)
-    out = os.fdopen(1, "wb", closefd=False)
+    # unbuffered: a read gives what is there
+    file, out = os.fdopen(0, "rb", 0, closefd=False), os.fdopen(1, "wb", closefd=False)
+    options = _OPTIONS | _LIVE_OPTIONS if live else _OPTIONS
     written = 0
     try:
-        for block in blocks(sys.stdin.buffer, demuxer, min_rate, max_rate, max_channels):
+        _limit_computing()
+        for block in blocks(file, demuxer, options, min_rate, max_rate, max_channels):
             written += len(block)
             if written > max_s * SAMPLE_RATE + 1:
                 raise Refused(TOO_LONG, f"The audio is longer than {max_s:g} s, the most that is possible.")
             out.write(block.tobytes())
+            if live:
+                out.flush()
+            _limit_computing()
         out.flush()
     except BrokenPipeError:
         os._exit(0)
@@ -70,13 +86,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def blocks(file: BinaryIO, demuxer: str, min_rate: float, max_rate: float, max_channels: float) -> Iterator[np.ndarray]:
+def blocks(
+    file: BinaryIO, demuxer: str, options: dict[str, str], min_rate: float, max_rate: float, max_channels: float
+) -> Iterator[np.ndarray]:
     """(n,) float32 at 16 kHz: the mean of the channels."""
     resampler, shape = None, None
-    with av.open(_Unnamed(file), "r", format=demuxer, container_options=_OPTIONS) as container:
+    with av.open(_Unnamed(file), "r", format=demuxer, container_options=options) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
-            raise Refused(INVALID, "The file has no sound in it.")
+            raise Refused(INVALID, "There is no sound in it.")
         if stream.codec_context.name not in _DECODERS:
             raise Refused(INVALID, f"The sound is coded as {stream.codec_context.name[:20]}, which is not read.")
         for frame in _frames(container, stream):
@@ -85,7 +103,7 @@ def blocks(file: BinaryIO, demuxer: str, min_rate: float, max_rate: float, max_c
                 raise Refused(INVALID, f"The sample rate is {frame.sample_rate} Hz; possible: {possible}.")
             channels = frame.layout.nb_channels
             if channels > max_channels:
-                raise Refused(INVALID, f"The file has {channels} channels; possible: 1 to {max_channels:.0f}.")
+                raise Refused(INVALID, f"There are {channels} channels; possible: 1 to {max_channels:.0f}.")
             if resampler is None or shape != (frame.sample_rate, channels, frame.format.name):
                 # a stream may change in the middle
                 yield from _drained(resampler)
@@ -133,12 +151,17 @@ class _Unnamed:
             self.seek, self.tell = file.seek, file.tell
 
 
-def _limit_memory() -> None:
+def _limit_memory(most: int) -> None:
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY, MAX_MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_computing() -> None:
+    """Be ended by the system `MAX_COMPUTING_S` from now, of this process's own time: no code of ours has to run."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_COMPUTING_S)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from .session import LiveSession
 
 # Sound of one look by the detector: bounded, so that other connections get their turn.
 PIECE = SAMPLE_RATE
+# Segments, and ends asked for, that may wait for the model.
+MAX_WAITING = 100
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class LiveConnection:
         self._emit = emit
         self._bounds = bounds
         self._detector = SpeechDetector()
+        self._detecting = asyncio.Lock()
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
         self._began = time.monotonic()
@@ -44,18 +47,22 @@ class LiveConnection:
         """Take sound, (N,) float32 at 16 kHz; returns when there is room for more."""
         for at in range(0, len(samples), PIECE):
             piece = samples[at : at + PIECE]
-            # beside the event loop: a second of sound takes the detector some 30 ms
-            speech = await asyncio.to_thread(self._detector.feed, piece)
-            for event in self.session.hear(piece, speech):
-                await self._emit(event)
+            async with self._detecting:
+                # beside the event loop: a second of sound takes the detector some 30 ms
+                speech = await asyncio.to_thread(self._detector.feed, piece)
+                for event in self.session.hear(piece, speech):
+                    await self._emit(event)
             self._changed.set()
             await self._keep_to_bounds()
 
     async def finalize(self) -> None:
-        for event in self.session.finalize():
-            await self._emit(event)
-        self._detector.reset()
+        """Write out what was heard; returns when there is room for more."""
+        async with self._detecting:
+            for event in self.session.finalize():
+                await self._emit(event)
+            self._detector.reset()
         self._changed.set()
+        await self._keep_to_bounds()
 
     async def run(self) -> None:
         """Step the session whenever one is due; ends only by being cancelled, or by what a step raises."""
@@ -68,7 +75,7 @@ class LiveConnection:
             await self._changed.wait()
 
     async def _keep_to_bounds(self) -> None:
-        while self.session.behind_s > self._bounds.buffer_s:
+        while self.session.behind_s > self._bounds.buffer_s or self.session.waiting > MAX_WAITING:
             self._progress.clear()
             await self._progress.wait()
         allowed_s = self._bounds.buffer_s + (time.monotonic() - self._began) * self._bounds.rate

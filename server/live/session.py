@@ -180,6 +180,11 @@ class LiveSession:
         return (self._sound.end - looked_at) / SAMPLE_RATE
 
     @property
+    def waiting(self) -> int:
+        """Segments, and ends asked for, that are not written out."""
+        return len(self._line)
+
+    @property
     def due(self) -> bool:
         """Whether there is something to look at."""
         if not self._line:

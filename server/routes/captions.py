@@ -36,12 +36,14 @@ from ..engine import Engine
 from ..errors import AudioError, RequestError, invalid_field
 from ..languages import language_code
 from ..live.connection import Bounds, LiveConnection
+from ..live.container import CONTAINERS, ContainerSound
 from ..live.decoder import EngineDecoder
 from ..live.endpointing import Endpointing
 from ..live.events import Event, Finalized, Lag, Problem, Result, SpeechStarted, SpeechStopped
 from ..live.outbox import Outbox
 from ..live.session import LiveOptions, LiveSession
-from ..live.sound import CONTAINERS, ContainerSound, RawSound, Sound
+from ..live.sound import RawSound, Sound
+from ..pipeline import audio_limits
 from ..settings import Settings
 from .websockets import NORMAL, Fatal, converse, first_of, loaded_engine, seat
 
@@ -102,6 +104,8 @@ class Inbox:
         """Sound, or a message of a known type. Raises TimeoutError, WebSocketDisconnect, Fatal."""
         async with asyncio.timeout(timeout_s):
             while True:
+                # messages that came together are had without waiting: let others have their turn
+                await asyncio.sleep(0)
                 received = await self._websocket.receive()
                 if received["type"] == "websocket.disconnect":
                     raise WebSocketDisconnect(received.get("code", NORMAL))
@@ -177,9 +181,11 @@ class Captions:
         session = LiveSession(EngineDecoder(engine, word_times=True), options, engine.check)
         bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
         self._connection = LiveConnection(session, self._emit, bounds)
-        self._finalized = asyncio.Event()
+        # Ends asked for that are not written out.
+        self._ends = 0
+        self._written_out = asyncio.Event()
         self._sound: Sound = (
-            ContainerSound(start.encoding, self._connection.hear)
+            ContainerSound(start.encoding, self._connection.hear, audio_limits(settings))
             if start.encoding in CONTAINERS
             else RawSound(start.encoding, start.sample_rate or 0, self._connection.hear)
         )
@@ -195,10 +201,13 @@ class Captions:
                 "target_language": self._start.target_language,
             }
         )
+        await first_of(self._connection.run(), self._hear(), self._listen())
+
+    async def _hear(self) -> None:
         try:
-            await first_of(self._connection.run(), self._listen())
-        finally:
-            self._sound.close()
+            await self._sound.run()
+        except AudioError as error:
+            await self._break_off(error)
 
     async def _listen(self) -> None:
         while True:
@@ -209,7 +218,7 @@ class Captions:
             if isinstance(message, bytes):
                 await self._write(message)
             elif message["type"] == "finalize":
-                await self._connection.finalize()
+                await self._finalize()
             elif message["type"] == "stop":
                 return await self._stop()
             elif message["type"] == "start":
@@ -219,17 +228,24 @@ class Captions:
         try:
             await self._sound.write(sound)
         except AudioError as error:
-            raise Fatal(error.code, str(error)) from None
+            await self._break_off(error)
+
+    async def _finalize(self) -> None:
+        self._ends += 1
+        self._written_out.clear()
+        await self._connection.finalize()
+
+    async def _break_off(self, error: AudioError) -> None:
+        """The sound cannot be read any further: write out what was heard of it, and end the session with the reason."""
+        await self._finalize()
+        await self._written_out.wait()
+        raise Fatal(error.code, str(error))
 
     async def _stop(self) -> None:
         """Write out what is left, and say so."""
-        try:
-            await self._sound.end()
-        except AudioError as error:
-            raise Fatal(error.code, str(error)) from None
-        self._finalized.clear()
-        await self._connection.finalize()
-        await self._finalized.wait()
+        await self._sound.end()
+        await self._finalize()
+        await self._written_out.wait()
         self._outbox.put({"type": "done", "duration": round(self._connection.session.heard_s, 3)})
 
     async def _emit(self, event: Event) -> None:
@@ -245,7 +261,9 @@ class Captions:
             case Problem():
                 self._outbox.put(_error(event.code, event.message))
             case Finalized():
-                self._finalized.set()
+                self._ends -= 1
+                if not self._ends:
+                    self._written_out.set()
 
     def _show(self, result: Result) -> None:
         if not result.is_final and not self._start.interim_results:

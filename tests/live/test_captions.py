@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import socket
 import struct
@@ -10,13 +9,12 @@ import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 
-import av
-import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from tests.live.measure import Shown
+from tests.live.recorded import contained
 
 START = {"type": "start", "encoding": "pcm_s16le", "sample_rate": 16_000, "language": "en"}
 
@@ -128,35 +126,6 @@ async def test_a_recorders_container_is_decoded_while_it_comes(url, pcm, samples
     assert " ".join(finals) == samples["en"].text
 
 
-def contained(pcm: bytes, encoding: str) -> bytes:
-    """As a browser's recorder writes it: without a length, the mp4 in fragments."""
-    file = io.BytesIO()
-    options = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if encoding == "mp4" else {}
-    with av.open(_Unseekable(file), "w", format=encoding, options=options) as container:
-        stream = container.add_stream("aac" if encoding == "mp4" else "libopus", rate=48_000)
-        stream.layout = "mono"
-        samples = np.frombuffer(pcm, "<i2")[None]
-        frame = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-        frame.rate = 48_000
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-    return file.getvalue()
-
-
-class _Unseekable:
-    def __init__(self, file: io.BytesIO):
-        self.write = file.write
-
-
-async def test_sound_that_is_not_what_it_was_said_to_be_ends_the_session_with_a_reason(url):
-    async with opened(url, encoding="webm", sample_rate=None) as ws:
-        await ws.send(b"this is no webm" * 10_000)
-        await ws.send('{"type": "stop"}')
-        error = (await until(ws, "error"))[-1]
-        assert (error["code"], error["fatal"]) == ("invalid_audio", True)
-        assert "webm" in error["message"]
-
-
 async def test_finalize_writes_out_what_was_heard_without_a_pause(url, pcm):
     async with opened(url) as ws:
         await ws.send(pcm()[: 2 * 16_000 * 3])
@@ -166,6 +135,14 @@ async def test_finalize_writes_out_what_was_heard_without_a_pause(url, pcm):
             messages += await until(ws, "result")
         assert messages[-1]["text"].startswith("The woman sees")
         assert messages[-1]["speech_final"]
+
+
+async def test_what_is_said_between_a_finalize_and_the_stop_comes_before_done(url, pcm, samples):
+    async with opened(url) as ws:
+        for message in (pcm("en"), '{"type": "finalize"}', pcm("en"), '{"type": "stop"}'):
+            await ws.send(message)
+        finals = [m["text"] for m in await until(ws, "done") if m["type"] == "result" and m["is_final"]]
+        assert " ".join(finals) == " ".join([samples["en"].text] * 2)
 
 
 async def test_without_interim_results_there_are_only_final_ones(url, pcm, samples):

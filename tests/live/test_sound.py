@@ -15,7 +15,7 @@ from server.live.connection import Bounds, LiveConnection
 from server.live.decoder import token_texts
 from server.live.outbox import NotReading, Outbox
 from server.live.session import LiveOptions, LiveSession
-from server.live.sound import ContainerSound, RawSound
+from server.live.sound import RawSound
 from tests.live.scripted import ScriptedDecoder, said, sound, speech_probabilities
 
 CODECS = {"audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}
@@ -77,19 +77,6 @@ async def test_resampled_pieces_are_the_resampled_whole():
 def test_a_rate_out_of_bounds_is_named(rate):
     with pytest.raises(AudioError, match=str(rate)):
         RawSound("pcm_s16le", rate, Heard())
-
-
-async def test_a_container_that_is_closed_early_leaves_no_thread_waiting():
-    container = ContainerSound("webm", Heard())
-    await container.write(b"\x1a\x45\xdf\xa3")
-    container.close()
-    await asyncio.to_thread(container._thread.join, 10)
-    assert not container._thread.is_alive()
-
-
-async def test_an_empty_container_is_no_error():
-    container = ContainerSound("ogg", Heard())
-    await container.end()
 
 
 async def test_no_more_sound_is_taken_than_may_wait_for_the_model(monkeypatch):

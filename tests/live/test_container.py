@@ -1,0 +1,305 @@
+"""Containers of live sound: decoded as they come, by a process that may crash or hang, and that nothing is left of."""
+
+import asyncio
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+import pytest
+
+from server import audio
+from server.audio import AudioLimits
+from server.errors import AudioError
+from server.live import container
+from server.live.container import ContainerSound
+from tests.live.recorded import contained, tone
+from tests.live.test_captions import captioned, cut, opened, told, until
+
+ENCODINGS = pytest.mark.parametrize("encoding", ["webm", "mp4", "ogg"])
+# An EBML element to be passed over, of 64 KiB.
+VOID = b"\xec\x01\0\0\0\0\1\0\0" + bytes(1 << 16)
+
+
+@pytest.fixture
+def decoders(monkeypatch) -> list[Process]:
+    """Every decoder that is started; a test fails that leaves one behind."""
+    started: list[Process] = []
+    start = asyncio.create_subprocess_exec
+
+    async def recorded(*command, **options):
+        started.append(await start(*command, **options))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", recorded)
+    return started
+
+
+async def is_gone(decoder: Process) -> None:
+    """Waits until it has been ended and reaped. Fails if that takes long."""
+    async with asyncio.timeout(20):
+        while decoder.returncode is None:
+            await asyncio.sleep(0.01)
+    with pytest.raises(ProcessLookupError):
+        os.kill(decoder.pid, 0)
+
+
+class Decoded:
+    """A container that is being heard."""
+
+    def __init__(self, encoding: str, limits: AudioLimits = AudioLimits()):
+        self.samples = 0
+        self.taking = asyncio.Event()
+        self.taking.set()
+        self.sound = ContainerSound(encoding, self._take, limits)
+        self.running = asyncio.ensure_future(self.sound.run())
+
+    async def _take(self, samples: np.ndarray) -> None:
+        await self.taking.wait()
+        self.samples += len(samples)
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / 16_000
+
+    async def write(self, data: bytes, end: bool = False) -> None:
+        """Raises what comes of it, there or in the decoder."""
+        async with asyncio.timeout(60):
+            writing = asyncio.ensure_future(self._write(data, end))
+            try:
+                await asyncio.wait({writing, self.running}, return_when=asyncio.FIRST_COMPLETED)
+                if self.running.done():
+                    self.running.result()
+                await writing
+            finally:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+
+    async def _write(self, data: bytes, end: bool) -> None:
+        for piece in cut(data, 4001):
+            await self.sound.write(piece)
+        if end:
+            await self.sound.end()
+
+    async def heard(self, seconds: float) -> None:
+        async with asyncio.timeout(60):
+            while self.seconds < seconds:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def decoding(encoding: str, limits: AudioLimits = AudioLimits()) -> AsyncIterator[Decoded]:
+    decoded = Decoded(encoding, limits)
+    try:
+        yield decoded
+    finally:
+        decoded.running.cancel()
+        await asyncio.gather(decoded.running, return_exceptions=True)
+
+
+@ENCODINGS
+async def test_what_was_written_is_heard_before_more_comes(decoders, encoding):
+    data = contained(tone(10.0), encoding)
+    async with decoding(encoding) as decoded:
+        await decoded.write(data[: len(data) // 2])
+        # a page of ogg holds a second, and is known when the next begins
+        await decoded.heard(3.9 if encoding == "ogg" else 4.6)
+        await decoded.write(data[len(data) // 2 :], end=True)
+        assert decoded.seconds == pytest.approx(10, abs=0.05)
+    await is_gone(decoders[0])
+
+
+async def test_a_container_of_nothing_is_no_error(decoders):
+    async with decoding("ogg") as decoded:
+        await decoded.write(b"", end=True)
+        assert decoded.samples == 0
+
+
+@ENCODINGS
+async def test_a_corrupted_container_is_heard_up_to_where_it_breaks_off(decoders, encoding):
+    data = contained(tone(10.0), encoding)
+    half = len(data) // 2
+    junk = random.Random(1).randbytes(2_000_000)
+    async with decoding(encoding) as decoded:
+        # that it is an error is told at the latest when nothing more can be made of it
+        with suppress(AudioError):
+            await decoded.write(data[:half] + junk, end=True)
+        assert 3.9 <= decoded.seconds <= 6
+    await is_gone(decoders[0])
+
+
+@ENCODINGS
+async def test_what_is_not_what_it_was_said_to_be_is_named(decoders, encoding):
+    async with decoding(encoding) as decoded:
+        with pytest.raises(AudioError, match=encoding):
+            await decoded.write(b"this is no container" * 10_000, end=True)
+    await is_gone(decoders[0])
+
+
+async def test_what_comes_after_the_end_of_the_sound_is_refused(decoders, monkeypatch, tmp_path):
+    ending = tmp_path / "decoding.py"
+    ending.write_text("import sys\nsys.stdin.buffer.read(10)\nsys.stdout.buffer.write(bytes(64_000))\n")
+    monkeypatch.setattr(audio, "_DECODER", ending)
+    async with decoding("webm") as decoded:
+        await decoded.write(bytes(10))
+        await is_gone(decoders[0])
+        assert decoded.seconds == 1
+        with pytest.raises(AudioError, match="webm ended or broke off"):
+            await decoded.write(bytes(10))
+
+
+@pytest.mark.parametrize(
+    ("limits", "named"), [(AudioLimits(max_rate=44_100), "48000 Hz"), (AudioLimits(max_channels=0), "1 channels")]
+)
+async def test_the_caps_on_files_hold_here_too(limits, named):
+    async with decoding("webm", limits) as decoded:
+        with pytest.raises(AudioError, match=named):
+            await decoded.write(contained(tone(1.0), "webm"), end=True)
+
+
+async def test_bytes_without_end_and_without_sound_are_given_up(monkeypatch):
+    monkeypatch.setattr(container, "MAX_SILENT_BYTES", 1 << 20)
+    recorded = contained(tone(1.0), "webm")
+    # what comes before the first cluster
+    head = recorded[: recorded.index(b"\x1f\x43\xb6\x75")]
+    async with decoding("webm") as decoded:
+        with pytest.raises(AudioError, match="no sound in 1 MiB of webm"):
+            await decoded.write(head + VOID * 100)
+
+
+async def test_who_sends_faster_than_the_model_hears_has_to_wait():
+    async with decoding("ogg") as decoded:
+        decoded.taking.clear()
+        data = contained(tone(80.0), "ogg")
+        assert len(data) > 700_000
+        written = 0
+
+        async def write() -> None:
+            nonlocal written
+            for piece in cut(data, 10_000):
+                await decoded.sound.write(piece)
+                written += len(piece)
+
+        writing = asyncio.ensure_future(write())
+        # what the pipes hold has been written when nothing moves any more
+        before = -1
+        while written != before or not written:
+            before = written
+            await asyncio.sleep(0.2)
+        assert not writing.done()
+        assert written < 400_000
+        decoded.taking.set()
+        await asyncio.wait_for(writing, 60)
+        await decoded.write(b"", end=True)
+        assert decoded.seconds == pytest.approx(80, abs=0.1)
+
+
+@pytest.mark.parametrize("state", ["taking nothing", "after the end"])
+async def test_a_decoder_that_hangs_is_ended_with_an_error(decoders, monkeypatch, tmp_path, state):
+    hanging = tmp_path / "decoding.py"
+    hanging.write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.setattr(audio, "_DECODER", hanging)
+    monkeypatch.setattr(container, "STALL_S", 0.3)
+    async with decoding("webm") as decoded:
+        data = bytes(10 if state == "after the end" else 1 << 20)
+        with pytest.raises(AudioError, match="webm could not be decoded in time"):
+            await asyncio.gather(decoded.running, decoded.write(data, end=state == "after the end"))
+    await is_gone(decoders[0])
+    assert decoders[0].returncode == -signal.SIGKILL
+
+
+async def test_a_decoder_that_waits_for_sound_is_left_alone(monkeypatch):
+    monkeypatch.setattr(container, "STALL_S", 0.1)
+    data = contained(tone(2.0), "webm")
+    async with decoding("webm") as decoded:
+        await decoded.write(data[:5000])
+        await decoded.heard(0.2)
+        await asyncio.sleep(0.5)
+        monkeypatch.undo()
+        await asyncio.sleep(0.2)
+        await decoded.write(data[5000:], end=True)
+        assert decoded.seconds == pytest.approx(2, abs=0.05)
+
+
+async def test_ctrl_c_is_for_the_server_and_not_for_its_decoders(decoders):
+    data = contained(tone(2.0), "webm")
+    async with decoding("webm") as decoded:
+        await decoded.write(data[:5000])
+        await decoded.heard(0.2)
+        decoders[0].send_signal(signal.SIGINT)
+        await decoded.write(data[5000:], end=True)
+        assert decoded.seconds == pytest.approx(2, abs=0.05)
+
+
+def test_a_decoder_that_computes_without_end_is_ended_by_the_system():
+    code = (
+        f"import runpy; decoding = runpy.run_path({str(audio._DECODER)!r}); limit = decoding['_limit_computing']\n"
+        "limit.__globals__['MAX_COMPUTING_S'] = 0.1; limit()\n"
+        "while True: pass"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGVTALRM
+
+
+def test_a_decoder_of_live_sound_may_have_less_memory_than_one_of_files():
+    decoder = runpy.run_path(str(audio._DECODER))
+    code = (
+        f"import runpy; runpy.run_path({str(audio._DECODER)!r})['_limit_memory']({decoder['LIVE_MEMORY']})\n"
+        "bytearray(3 << 30)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert "MemoryError" in done.stderr
+    assert decoder["LIVE_MEMORY"] < decoder["FILE_MEMORY"]
+
+
+async def test_a_decoder_that_is_killed_ends_its_session_with_an_error_and_no_other(url, pcm, samples, decoders):
+    data = contained(pcm(rate=48_000), "webm")
+    async with opened(url, encoding="webm", sample_rate=None) as ws, opened(url) as other:
+        await ws.send(data[: len(data) * 2 // 3])
+        early = await until(ws, "result")
+        (decoder,) = decoders
+        decoder.kill()
+        messages = early + await until(ws, "error")
+        assert (messages[-1]["code"], messages[-1]["fatal"]) == ("invalid_audio", True)
+        # what had been heard is written out before that
+        assert [m["is_final"] for m in messages if m["type"] == "result"][-1]
+        assert not messages[-1]["message"].endswith(":")
+        await is_gone(decoder)
+        await other.send(pcm())
+        await other.send('{"type": "stop"}')
+        finals = [m["text"] for m in await until(other, "done") if m["type"] == "result" and m["is_final"]]
+        assert " ".join(finals) == samples["en"].text
+
+
+@pytest.mark.parametrize("ending", ["stop", "hang up", "start only"])
+async def test_no_decoder_is_left_after_its_session(url, pcm, decoders, ending):
+    async with opened(url, encoding="ogg", sample_rate=None) as ws:
+        async with asyncio.timeout(20):
+            while not decoders:
+                await asyncio.sleep(0.01)
+        if ending != "start only":
+            await ws.send(contained(pcm(rate=48_000), "ogg"))
+        if ending == "stop":
+            await ws.send(json.dumps({"type": "stop"}))
+            await until(ws, "done")
+        ws.transport.abort()
+    await is_gone(decoders[0])
+
+
+async def test_raw_sound_needs_no_process(url, pcm, decoders):
+    await captioned(url, cut(pcm(), 32_000))
+    assert decoders == []
+
+
+async def test_an_error_of_the_sound_is_told_although_the_client_says_nothing_more(url):
+    async with opened(url, encoding="webm", sample_rate=None) as ws:
+        await ws.send(b"this is no webm" * 10_000)
+        error = await told(ws)
+        assert (error["code"], error["fatal"]) == ("invalid_audio", True)
+        assert "webm" in error["message"]
