@@ -58,9 +58,9 @@ def load(archive: Path) -> Run:
             encoded = [Model._encode_audio(canary, mel) for mel in mels]
         with stages("decode"):
             rows = []
-            for mel, each in zip(mels, encoded, strict=True):
+            for mel, each, tokens in zip(mels, encoded, job.tokens, strict=True):
                 canary._encode_audio = lambda _, each=each: each
-                canary.generate(mel, max_tokens=job.tokens, dtype=mx.float32)
+                canary.generate(mel, max_tokens=tokens, dtype=mx.float32)
                 rows.append(tokenizer.tokens)
         return rows
 

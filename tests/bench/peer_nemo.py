@@ -27,11 +27,10 @@ def load(archive: Path) -> Run:
             pad=model.tokenizer.pad_id,
             bos=model.tokenizer.bos_id,
             eos=model.tokenizer.eos_id,
-            max_sequence_length=len(job.prompt) + job.tokens,
+            max_sequence_length=len(job.prompt) + max(job.tokens),
             max_delta_length=-1,
         )
-        audio = torch.from_numpy(job.waveforms).to(device)
-        lengths = torch.full((len(audio),), audio.shape[1], device=device)
+        audio, lengths = (torch.from_numpy(each).to(device) for each in job.padded())
         prompts = torch.tensor([job.prompt] * len(audio), device=device)
         with torch.inference_mode():
             with stages("features"):

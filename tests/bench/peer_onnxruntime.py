@@ -1,4 +1,4 @@
-"""onnxruntime's side of the comparison: NeMo's modules as `export_onnx.py` writes them, in float32."""
+"""onnxruntime's side of the comparison: NeMo's modules by `export_onnx.py`, in float32 or 8 bits."""
 
 import os
 from pathlib import Path
@@ -23,16 +23,18 @@ def load(folder: Path) -> Run:
     def run(job: Job, stages: Stages) -> list[list[int]]:
         rows = len(job.waveforms)
         with stages("features"):
-            mel = np.stack([log_mel(waveform, constants) for waveform in job.waveforms])
+            mels = [log_mel(waveform, constants) for waveform in job.waveforms]
+            most = max(mel.shape[1] for mel in mels)
+            mel = np.stack([np.pad(mel, [(0, 0), (0, most - mel.shape[1])]) for mel in mels])
         with stages("encode"):
-            frames = np.full(rows, job.waveforms.shape[1] // HOP, np.int64)
+            frames = np.array([len(waveform) // HOP for waveform in job.waveforms])
             vectors, steps = encoder.run(None, {mel_name: mel, length_name: frames})
             states = vectors.transpose(0, 2, 1) @ constants["weight"].T + constants["bias"]
             mask = (np.arange(states.shape[1]) < steps[:, None]).astype(np.float32)
         with stages("decode"):
             memory = np.zeros((memory_shape[0], rows, 0, memory_shape[3]), np.float32)
             tokens, written = np.array([job.prompt] * rows), []
-            for _ in range(job.tokens):
+            for _ in range(max(job.tokens)):
                 asked = {"tokens": tokens, "states": states, "mask": mask, "memory": memory}
                 scores, memory = decoder.run(None, asked)
                 scores[:, job.banned] = NEVER

@@ -23,14 +23,15 @@ def load(archive: Path) -> Run:
         banned = mx.zeros(own_bias.shape, own_bias.dtype)
         banned[mx.array(job.banned)] = NEVER
         canary.head.bias = own_bias + banned
-        encoded = canary.encodings(list(job.waveforms))
+        encoded = canary.encodings(job.waveforms)
         # On a CPU rows are encoded in turn, on a GPU together.
         turns = range(len(encoded)) if on_cpu() else range(1)
         stages.seconds["features"] = sum(encoded[i].features_s for i in turns)
         stages.seconds["encode"] = sum(encoded[i].encode_s for i in turns)
         with stages("decode"):
             batch = EndlessBatch(canary)
-            done = batch.join([Utterance(i, e.vectors, job.prompt, job.tokens) for i, e in enumerate(encoded)])
+            asked = zip(encoded, job.tokens, strict=True)
+            done = batch.join([Utterance(i, e.vectors, job.prompt, tokens) for i, (e, tokens) in enumerate(asked)])
             while batch.rows:
                 done += batch.step()
         return [generated.tokens for generated in sorted(done, key=lambda generated: generated.key)]

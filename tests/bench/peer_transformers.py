@@ -65,7 +65,7 @@ def load(archive: Path) -> Run:
         prompts = torch.tensor([job.prompt] * len(job.waveforms), device=device)
         with torch.inference_mode():
             with stages("features"):
-                features = extractor(list(job.waveforms), sampling_rate=16000, return_tensors="pt").to(device)
+                features = extractor(job.waveforms, sampling_rate=16000, return_tensors="pt").to(device)
             with stages("encode"):
                 encoded = model.model.encoder(features.input_features, attention_mask=features.attention_mask)
                 encoded.last_hidden_state = projection(encoded.last_hidden_state)
@@ -73,8 +73,8 @@ def load(archive: Path) -> Run:
                 tokens = model.generate(
                     encoder_outputs=encoded,
                     decoder_input_ids=prompts,
-                    max_new_tokens=job.tokens,
-                    min_new_tokens=job.tokens,
+                    max_new_tokens=max(job.tokens),
+                    min_new_tokens=max(job.tokens),
                     do_sample=False,
                 )
         return tokens[:, len(job.prompt) :].tolist()

@@ -1,7 +1,7 @@
 """This project beside others that run Canary: the same weights, sounds, threads and counts of tokens, turn by turn.
 
-    python tests/bench/peers.py --setup DIR                  # an environment for each peer, in DIR
-    python tests/bench/peers.py --environments DIR --model canary-180m-flash.nemo --threads 1
+    python -m tests.bench.peers --setup DIR                  # an environment for each peer, in DIR
+    python -m tests.bench.peers --environments DIR --model canary-180m-flash.nemo --output RESULTS
 
 Every side is a process of its own that stays loaded; a round gives each the same job in turn, so that whatever else the
 machine does falls on all of them. The median of the rounds counts. Run it with this project's own Python.
@@ -15,7 +15,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +28,63 @@ from convert.hub import resolve
 from model.config import read_config
 from model.prompt import Task, prompt_tokens
 from model.tokenizer import load_tokenizer
+from server.bench.load import MIXED_LENGTHS
 from server.bench.stages import TOKENS_PER_S, sound
 from server.cli.bench import THREAD_VARIABLES
+from tests.bench.summary import details, plot, table
 
 HERE = Path(__file__).parent
-PEERS = ("nemo", "transformers", "mlx-audio", "onnxruntime")
 STAGES = ("features", "encode", "decode")
+OURS = "canary-server"
+CASES = "10,35,16x10,4xmixed"
+# To warm up, shapes matter and the length of the text does not.
+WARM_UP_TOKENS = 4
+# A side that has worked so long on a case has been measured well enough.
+ENOUGH_S = 30.0
+
+
+@dataclass(frozen=True)
+class Peer:
+    """script: what runs in `environment`; batches: whether it decodes several audios together."""
+
+    environment: str
+    script: str
+    batches: bool = True
+    weights: str = "nemo"
+
+
+PEERS = {
+    "nemo": Peer("nemo", "peer_nemo.py"),
+    "transformers": Peer("transformers", "peer_transformers.py"),
+    "onnxruntime": Peer("onnxruntime", "peer_onnxruntime.py", weights="onnx"),
+    "onnxruntime-int8": Peer("onnxruntime", "peer_onnxruntime.py", weights="onnx-int8"),
+    "mlx-audio": Peer("mlx-audio", "peer_mlx_audio.py", batches=False),
+    "canary-mlx": Peer("canary-mlx", "peer_canary_mlx.py", batches=False),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Audios that are given together, by their seconds."""
+
+    name: str
+    lengths: tuple[float, ...]
+
+    @property
+    def tokens(self) -> list[int]:
+        """How many are written for each."""
+        return [round(TOKENS_PER_S * seconds) for seconds in self.lengths]
 
 
 @dataclass
 class Side:
-    """A running worker."""
+    """A running worker. `spent` and `answers` are of the case that is being measured."""
 
     name: str
     process: "subprocess.Popen[str]"
+    batches: bool = True
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    spent: float = 0.0
 
     def asked(self, job: dict[str, Any]) -> dict[str, Any]:
         assert self.process.stdin
@@ -53,88 +99,105 @@ class Side:
             raise SystemExit(f"{self.name} ended with {self.process.wait()}; what it said is above")
         return json.loads(line)
 
+    def measure(self, job: dict[str, Any]) -> None:
+        """Do the job once more, if it has not been done long enough already."""
+        if self.spent < ENOUGH_S and not any("error" in answer for answer in self.answers):
+            began = time.monotonic()
+            self.answers.append(self.asked(job))
+            self.spent += time.monotonic() - began
 
-def set_up(folder: Path) -> None:
-    """An environment for each peer, of the versions that its requirements pin."""
-    for peer in PEERS:
-        environment = folder / peer
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def set_up(folder: Path, peers: Iterable[Peer]) -> None:
+    """An environment for each of `peers`, of the versions that their requirements pin."""
+    for name in dict.fromkeys(peer.environment for peer in peers):
+        environment = folder / name
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-        requirements = HERE / f"requirements-{peer}.txt"
+        requirements = HERE / f"requirements-{name}.txt"
         subprocess.run([environment / "bin" / "pip", "install", "-r", requirements], check=True)
 
 
-def started(name: str, python: Path, archive: Path, environment: dict[str, str]) -> Side:
-    script = HERE / f"peer_{name.replace('-', '_')}.py"
-    command = [str(python), str(script), str(archive)]
+def started(name: str, python: Path, script: str, weights: Path, threads: int, batches: bool = True) -> Side:
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": "."}
+    command = [python, HERE / script, weights]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parents[1]
     )
-    return Side(name, process)
+    return Side(name, process, batches)
 
 
-def exported(environments: Path, archive: Path) -> Path:
-    """The folder of what onnxruntime runs, exported by NeMo once."""
-    folder = environments / "onnx" / f"{archive.stem}-{archive.stat().st_size}"
-    if not (folder / "decoder.onnx").exists():
-        command = [environments / "nemo" / "bin" / "python", HERE / "export_onnx.py", archive, folder]
-        subprocess.run(command, check=True, stdout=sys.stderr)
-    return folder
+def weights_for(peer: Peer, environments: Path, archive: Path) -> Path:
+    """What a peer loads: the archive itself, or what is made of it once."""
+    exported = environments / "onnx" / f"{archive.stem}-{archive.stat().st_size}"
+    packed = exported.with_name(exported.name + "-int8")
+    if peer.weights.startswith("onnx") and not (exported / "decoder.onnx").exists():
+        _run(environments / "nemo", "export_onnx.py", archive, exported)
+    if peer.weights == "onnx-int8" and not (packed / "decoder.onnx").exists():
+        _run(environments / "onnxruntime", "quantize_onnx.py", exported, packed)
+    return {"nemo": archive, "onnx": exported, "onnx-int8": packed}[peer.weights]
 
 
-def compared(sides: list[Side], archive: Path, audio_s: float, rows: int, rounds: int, scratch: Path) -> dict[str, Any]:
-    """Seconds by stage of each side, for `rows` audios of so many seconds decoded together."""
+def _run(environment: Path, script: str, *arguments: Path) -> None:
+    subprocess.run([environment / "bin" / "python", HERE / script, *arguments], check=True, stdout=sys.stderr)
+
+
+def case_of(text: str) -> Case:
+    """`10`: one audio of 10 s; `16x10`: sixteen of them; `4xmixed`: four of mixed lengths."""
+    rows, _, seconds = text.partition("x") if "x" in text else ("", "", text)
+    count = int(rows or 1)
+    if seconds == "mixed":
+        lengths = tuple(MIXED_LENGTHS[i % len(MIXED_LENGTHS)] for i in range(count))
+        return Case(f"{count} of {min(lengths):g} to {max(lengths):g} s", lengths)
+    name = f"{count} of {float(seconds):g} s" if rows else f"{float(seconds):g} s"
+    return Case(name, (float(seconds),) * count)
+
+
+def compared(case: Case, sides: list[Side], archive: Path, rounds: int, scratch: Path) -> dict[str, Any]:
+    """Seconds by stage of each side for a case; of sides that cannot decode several audios together only for one."""
     folder = resolve(archive, dtype="float32")
     config = read_config(folder)
     tokenizer = load_tokenizer(folder, config.tokenizer)
-    file = scratch / f"{audio_s:g}-{rows}.npy"
-    np.save(file, np.stack([sound(audio_s, seed) for seed in range(rows)]))
+    file = scratch / "sounds.npz"
+    np.savez(file, *(sound(seconds, seed) for seed, seconds in enumerate(case.lengths)))
     job = {
         "waveforms": str(file),
-        "tokens": round(TOKENS_PER_S * audio_s),
+        "tokens": case.tokens,
         "prompt": prompt_tokens(Task("en"), config, tokenizer),
         "banned": [tokenizer.end_id, tokenizer.pad_id],
     }
-    found: dict[str, list[dict[str, Any]]] = {side.name: [] for side in sides}
-    for round_ in range(rounds + 1):
-        for side in sides:
-            answer = side.asked(job)
-            if round_:  # the first is to warm up
-                found[side.name].append(answer)
-    first = found[sides[0].name][0]["tokens"]
+    asked = [side for side in sides if side.batches or len(case.lengths) == 1]
+    for side in asked:
+        side.answers, side.spent = [], 0.0
+        side.asked({**job, "tokens": [WARM_UP_TOKENS] * len(case.lengths)})
+    for _ in range(rounds):
+        for side in asked:
+            side.measure(job)
+    audio_s = sum(case.lengths)
     return {
-        "audio_s": audio_s,
-        "rows": rows,
-        "tokens": job["tokens"],
-        "sides": {name: _median(answers, first, audio_s * rows) for name, answers in found.items()},
+        "case": case.name,
+        "lengths": case.lengths,
+        "tokens": case.tokens,
+        "sides": {side.name: _median(side.answers, asked[0].answers[0], audio_s) for side in asked},
     }
 
 
-def _median(answers: list[dict[str, Any]], tokens: list[list[int]], audio_s: float) -> dict[str, float]:
+def _median(answers: list[dict[str, Any]], ours: dict[str, Any], audio_s: float) -> dict[str, Any]:
+    if error := next((answer["error"] for answer in answers if "error" in answer), None):
+        return {"error": error}
     result = {stage: statistics.median(answer[stage] for answer in answers) for stage in STAGES}
     result["total"] = statistics.median(sum(answer[stage] for stage in STAGES) for answer in answers)
     result["rtfx"] = audio_s / result["total"]
     result["cpu"] = statistics.median(answer["cpu"] for answer in answers)
-    pairs = [(ours, theirs) for a, b in zip(tokens, answers[0]["tokens"], strict=True) for ours, theirs in zip(a, b)]  # noqa: B905
-    result["same_tokens"] = sum(ours == theirs for ours, theirs in pairs) / len(pairs)
+    rows = zip(ours["tokens"], answers[0]["tokens"], strict=True)
+    # A row that was written on to the longest one's end is compared as far as ours goes.
+    pairs = [pair for a, b in rows for pair in zip(a, b)]  # noqa: B905
+    result["same_tokens"] = sum(a == b for a, b in pairs) / len(pairs)
+    result["rounds"] = len(answers)
     return result
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown; × is against the first side, by time."""
-    lines = [
-        "| audio, rows | | features s | encode s | decode s | RTFx | × | CPU s | same tokens |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for result in results:
-        name = f"{result['audio_s']:g} s × {result['rows']}, {result['tokens']} tokens"
-        ours = next(iter(result["sides"].values()))
-        for side, r in result["sides"].items():
-            lines.append(
-                f"| {name} | {side} | {r['features']:.3f} | {r['encode']:.2f} | {r['decode']:.2f} | {r['rtfx']:.1f} "
-                f"| {r['rtfx'] / ours['rtfx']:.2f} | {r['cpu']:.2f} | {100 * r['same_tokens']:.0f} % |"
-            )
-            name = ""
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -142,42 +205,48 @@ def main() -> None:
     options.add_argument("--setup", type=Path, metavar="DIR", help="make the peers' environments there, and no more")
     options.add_argument("--environments", type=Path, metavar="DIR", help="where they were made")
     options.add_argument("--model", type=Path, help="a .nemo archive")
-    options.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)} (default %(default)s)")
-    options.add_argument("--seconds", default="10,35", help="lengths of audio (default %(default)s)")
-    options.add_argument("--rows", default="1", help="audios at once (default %(default)s)")
+    options.add_argument("--peers", default=",".join(PEERS), help="default: %(default)s")
+    options.add_argument("--cases", default=CASES, help=f"{case_of.__doc__} Default: %(default)s")
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--threads", type=int, default=1)
-    options.add_argument("--json", type=Path)
+    options.add_argument("--output", type=Path, metavar="DIR", help="where peers.json, peers.md and peers.svg go")
     given = options.parse_args()
+    names = [name for name in given.peers.split(",") if name]
+    if unknown := [name for name in names if name not in PEERS]:
+        options.error(f"{unknown[0]!r} is none of {', '.join(PEERS)}")
     if given.setup:
-        set_up(given.setup)
+        set_up(given.setup, [PEERS[name] for name in names])
         return
     if not given.environments or not given.model:
         options.error("--environments and --model are needed to compare")
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(given.threads)), "PYTHONPATH": "."}
-    archive = given.model.resolve()
+    if given.output and find_spec("matplotlib") is None:
+        options.error("--output has a plot, which needs matplotlib: pip install matplotlib")
+    archive, environments = given.model.absolute(), given.environments.absolute()
+    cases = [case_of(text) for text in given.cases.split(",")]
     resolve(archive, dtype="float32")
-    sides = [started("ours", Path(sys.executable), archive, environment)]
-    environments = given.environments.absolute()
-    for peer in filter(None, given.peers.split(",")):
-        weights = exported(environments, archive) if peer == "onnxruntime" else archive
-        sides.append(started(peer, environments / peer / "bin" / "python", weights, environment))
+    made = {name: weights_for(PEERS[name], environments, archive) for name in names}
+    sides = [started(OURS, Path(sys.executable), "peer_ours.py", archive, given.threads)]
+    for name in names:
+        peer = PEERS[name]
+        python = environments / peer.environment / "bin" / "python"
+        sides.append(started(name, python, peer.script, made[name], given.threads, peer.batches))
     for side in sides:
         print(f"{side.name} loaded in {side.answer()['load_s']:.1f} s", file=sys.stderr)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        for rows in map(int, given.rows.split(",")):
-            for audio_s in map(float, given.seconds.split(",")):
-                results.append(compared(sides, archive, audio_s, rows, given.rounds, Path(scratch)))
-                print(table(results[-1:]), file=sys.stderr)
-    print(table(results))
-    if given.json:
-        measured = {"threads": given.threads, "platform": platform.platform(), "results": results}
-        given.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        for case in cases:
+            results.append(compared(case, sides, archive, given.rounds, Path(scratch)))
+            print(details(results[-1:]), file=sys.stderr, flush=True)
     for side in sides:
-        assert side.process.stdin
-        side.process.stdin.close()
-        side.process.wait()
+        side.end()
+    system = {"machine": platform.machine(), "cores": os.cpu_count()}
+    measured = {"model": archive.name, "threads": given.threads, "system": system, "results": results}
+    print(f"{table(results)}\n\n{details(results)}")
+    if given.output:
+        given.output.mkdir(parents=True, exist_ok=True)
+        (given.output / "peers.json").write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+        (given.output / "peers.md").write_text(f"{table(results)}\n\n{details(results)}\n", encoding="utf-8")
+        plot(measured, given.output / "peers.svg")
 
 
 if __name__ == "__main__":

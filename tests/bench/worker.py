@@ -8,6 +8,7 @@ import json
 import sys
 import tarfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,12 +23,21 @@ NEVER = -1e9
 
 @dataclass
 class Job:
-    """waveforms: (rows, N) float32 at 16 kHz; prompt: the decoder's first tokens; banned: those that end a text."""
+    """waveforms: each (N,) float32 at 16 kHz; tokens: how many to write for each; prompt: the decoder's first tokens;
+    banned: those that end a text. Who cannot end rows by themselves writes as many for all as the longest gets."""
 
-    waveforms: np.ndarray
-    tokens: int
+    waveforms: list[np.ndarray]
+    tokens: list[int]
     prompt: list[int]
     banned: list[int]
+
+    def padded(self) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, N) with zeros on the right, and the lengths (rows,)."""
+        lengths = np.array([len(waveform) for waveform in self.waveforms])
+        rows = np.zeros((len(lengths), lengths.max()), np.float32)
+        for row, waveform in zip(rows, self.waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        return rows, lengths
 
 
 @dataclass
@@ -48,7 +58,7 @@ Run = Callable[[Job, Stages], list[list[int]]]
 
 
 def work(load: Callable[[Path], Run]) -> None:
-    """Load the archive that the command line names, then do jobs until the input ends."""
+    """Load what the command line names, then do jobs until the input ends; a failed one's answer is its error."""
     # What libraries print must not get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     began = time.monotonic()
@@ -56,10 +66,15 @@ def work(load: Callable[[Path], Run]) -> None:
     print(json.dumps({"load_s": time.monotonic() - began}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        waveforms = np.load(asked.pop("waveforms"))
+        with np.load(asked.pop("waveforms")) as file:
+            waveforms = [file[name] for name in file.files]
         stages, began = Stages(), time.process_time()
-        tokens = run(Job(waveforms, **asked), stages)
-        answer = {**stages.seconds, "cpu": time.process_time() - began, "tokens": tokens}
+        try:
+            tokens = run(Job(waveforms, **asked), stages)
+            answer = {**stages.seconds, "cpu": time.process_time() - began, "tokens": tokens}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
