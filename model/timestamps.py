@@ -50,12 +50,14 @@ def sentences(
     """Words with their (start, end), grouped into segments that end where sentences do. Every token is in one."""
     segments: list[Segment] = []
     group: list[Word] = []
-    first = 0
+    first = stop = 0
     for written, (start, end) in zip(words, times, strict=True):
-        group.append(Word(written.text, start, end, _probability(written.tokens, generated, tokenizer)))
         last = written is words[-1]
+        begin, stop = stop, len(generated.tokens) if last else written.tokens.stop
+        tokens, known = tuple(generated.tokens[begin:stop]), tuple(_log_probs(range(begin, stop), generated))
+        probability = _probability(written.tokens, generated, tokenizer)
+        group.append(Word(written.text, start, end, probability, tokens, known))
         if last or written.text.endswith(SENTENCE_END):
-            stop = len(generated.tokens) if last else written.tokens.stop
             text = " ".join(word.word for word in group)
             segments.append(_segment(group[0].start, group[-1].end, text, generated, range(first, stop), tuple(group)))
             group, first = [], stop

@@ -1,20 +1,23 @@
 """What comes out: a transcript, its segments, its words. Times are seconds from the start of the audio."""
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Word:
     """One word as spoken; for a translation, as placed by the model on the source audio.
 
-    probability: the geometric mean of its tokens'; None where it is not known.
+    probability: the geometric mean of its tokens'; None where it is not known. tokens: the generated ids that wrote it,
+    times and other special tokens included, log_probs theirs; a segment's tokens are its words' one after the other.
     """
 
     word: str
     start: float
     end: float
     probability: float | None = None
+    tokens: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    log_probs: tuple[float, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from model.prompt import AUTO, Task
 from model.transcript import Transcript
 from server import audio as sound
 from server.cutting import Piece, cut
-from server.longform import AT_ONCE, cutting_for_model, joined_transcript
+from server.longform import AT_ONCE, cutting_for_model, joined_transcript, task_for
 
 # A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
 Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
@@ -101,7 +101,7 @@ class Canary:
         cutting = cutting_for_model(self.model.config)
         pieces = [list(cut([w], cutting)) for w in waveforms]
         tasks = [self._with_language(task, of) for of in pieces]
-        jobs = [(piece, task) for of, task in zip(pieces, tasks, strict=True) for piece in of]
+        jobs = [(piece, task_for(piece, task)) for of, task in zip(pieces, tasks, strict=True) for piece in of]
         written: list[Transcript] = []
         for first in range(0, len(jobs), AT_ONCE):
             some = jobs[first : first + AT_ONCE]

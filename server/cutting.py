@@ -53,12 +53,14 @@ class Piece:
     """A stretch of the audio that begins at `start_s`; its first `overlap_s` are also the end of the one before.
 
     speech: (start, end) of what is said in it, in seconds of the whole audio; None where nobody listened.
+    within_sound: whether it shares some of its sound with a neighbour, so that what both write there is merged.
     """
 
     start_s: float
     waveform: np.ndarray
     overlap_s: float = 0.0
     speech: tuple[tuple[float, float], ...] | None = None
+    within_sound: bool = False
 
     @property
     def end_s(self) -> float:
@@ -144,7 +146,7 @@ class _Held:
             end = self._quietest(last - second, last)
             wanted = end - int(self._cutting.overlap_s / FRAME_S)
             keep = self._quietest(wanted - second // 2, wanted + second // 2) * FRAME
-            yield from self._piece(end * FRAME)
+            yield from self._piece(end * FRAME, within_sound=True)
             self._overlap = end * FRAME - keep
         self._sound, self._chances = self._sound[keep:].copy(), self._chances[keep // FRAME :]
         self._start += keep
@@ -155,17 +157,21 @@ class _Held:
         window = self._sound[first * FRAME : last * FRAME].reshape(-1, FRAME)
         return first + int((window**2).mean(axis=1).argmin())
 
-    def _piece(self, end: int) -> Iterator[Piece]:
+    def _piece(self, end: int, within_sound: bool = False) -> Iterator[Piece]:
         """The first `end` samples, without the silence at both ends; nothing if nobody speaks in them."""
         chances = self._chances[: -(-end // FRAME)]
         said = np.flatnonzero(chances >= NO_SPEECH)
+        # What the overlap has before a long silence, the piece before this one heard to its end.
+        for begin, stop in _runs(chances < NO_SPEECH):
+            if begin * FRAME < self._overlap and (stop - begin) * FRAME_S >= LONG_PAUSE_S:
+                said = said[said >= stop]
         if not len(said):
             return
-        first = max(0, int(said[0]) * FRAME - int(MARGIN_S * SAMPLE_RATE)) if not self._overlap else 0
+        first = max(0, int(said[0]) * FRAME - int(MARGIN_S * SAMPLE_RATE))
         last = min(end, (int(said[-1]) + 1) * FRAME + int(MARGIN_S * SAMPLE_RATE)) if end < self._longest else end
         speech = speech_spans(chances, self._start / SAMPLE_RATE)
-        start_s = (self._start + first) / SAMPLE_RATE
-        yield Piece(start_s, self._sound[first:last].copy(), self._overlap / SAMPLE_RATE, speech)
+        start_s, overlap_s = (self._start + first) / SAMPLE_RATE, max(0, self._overlap - first) / SAMPLE_RATE
+        yield Piece(start_s, self._sound[first:last].copy(), overlap_s, speech, within_sound or overlap_s > 0)
 
     def _long_pause(self) -> int | None:
         """The sample to cut at in the first long silence within a piece's length."""

@@ -93,7 +93,10 @@ def merged(
     else:
         keep = sum(bit.at_s < centre for bit in ours)
         skip = sum(bit.at_s < centre for bit in theirs)
-    return _words_of(left, 0, keep), _words_of(right, skip, len(theirs))
+    return (
+        kept_words(left, [place < keep for place in range(len(ours))]),
+        kept_words(right, [place >= skip for place in range(len(theirs))]),
+    )
 
 
 def bits(segments: Sequence[Segment]) -> list[Bit]:
@@ -146,29 +149,32 @@ def _key(word: str) -> str:
     return "".join(c for c in word.casefold() if c.isalnum()) or word
 
 
-def _words_of(segments: Sequence[Segment], first: int, stop: int) -> list[Segment]:
-    """The segments with their words first … stop, counted over all of them."""
-    kept, at = [], 0
+def kept_words(segments: Sequence[Segment], kept: Sequence[bool]) -> list[Segment]:
+    """The segments with those of their words, counted over all of them, that are to be kept."""
+    found, at = [], 0
     for segment in segments:
         words = [word.word for word in segment.words] or segment.text.split()
-        low, high = max(first - at, 0), min(stop - at, len(words))
+        places = [i for i in range(len(words)) if kept[at + i]]
         at += len(words)
-        if low == 0 and high == len(words):
-            kept.append(segment)
-        elif low < high:
-            kept.append(_part(segment, words, low, high))
-    return kept
+        if len(places) == len(words):
+            found.append(segment)
+        elif places:
+            found.append(_part(segment, words, places))
+    return found
 
 
-def _part(segment: Segment, words: list[str], low: int, high: int) -> Segment:
-    """Words low … high of a segment. Which tokens wrote them is not told any more."""
-    timed = segment.words[low:high]
+def _part(segment: Segment, words: list[str], places: list[int]) -> Segment:
+    """Some words of a segment. Without times, which of its tokens wrote them is not told."""
+    timed = tuple(segment.words[i] for i in places) if segment.words else ()
+    tokens = tuple(token for word in timed for token in word.tokens)
+    known = [p for word in timed for p in word.log_probs]
     length = (segment.end - segment.start) / len(words)
     return replace(
         segment,
-        start=timed[0].start if timed else segment.start + low * length,
-        end=timed[-1].end if timed else segment.start + high * length,
-        text=" ".join(words[low:high]),
-        tokens=(),
+        start=timed[0].start if timed else segment.start + places[0] * length,
+        end=timed[-1].end if timed else segment.start + (places[-1] + 1) * length,
+        text=" ".join(words[i] for i in places),
+        tokens=tokens,
         words=timed,
+        avg_logprob=sum(known) / len(known) if known else segment.avg_logprob,
     )

@@ -7,7 +7,7 @@ does not grow with the length.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,13 +17,13 @@ from model.config import CanaryConfig
 from model.generate import DecodingOptions
 from model.language import Detection
 from model.prompt import AUTO, Task
-from model.transcript import Segment, Transcript
+from model.transcript import Segment, Transcript, Word
 
 from .batching import Pass, PassResult, Timing
-from .cutting import MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
+from .cutting import LONG_PAUSE_S, MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from .engine import INTERACTIVE
 from .errors import QueueFull
-from .joining import Joiner
+from .joining import Joiner, kept_words
 from .loops import is_loop
 from .vad import SpeechDetector
 
@@ -118,8 +118,7 @@ async def transcribe_audio(
         for _, working in running:
             working.cancel()
         await asyncio.gather(*(working for _, working in running), return_exceptions=True)
-    last = work.joiner.finish()
-    work.segments += last
+    last = work.finish()
     if on_progress and last:
         on_progress(Progress(work.duration_s, total_s, last))
     return work.transcription()
@@ -143,11 +142,36 @@ def joined_transcript(
     """One transcript of the pieces' own."""
     joiner, segments = Joiner(cutting.overlap_s), ()
     for piece, transcript in pieces:
-        placed = [moved(segment, piece.start_s) for segment in transcript.segments]
+        placed = said(piece, [moved(segment, piece.start_s) for segment in transcript.segments])
         segments += joiner.add(placed, piece.start_s, piece.end_s, piece.overlap_s)
-    segments += joiner.finish()
-    source = next((t.timestamps_source for _, t in pieces if t.timestamps_source), None)
+    segments = as_asked(segments + joiner.finish(), task)
+    source = next((t.timestamps_source for _, t in pieces if t.timestamps_source and task.timestamps != "none"), None)
     return Transcript(" ".join(s.text for s in segments), task.language, task.target, duration_s, segments, source)
+
+
+def task_for(piece: Piece, task: Task) -> Task:
+    """The task as a piece is given it: what is merged needs the times of its words, asked for or not."""
+    return replace(task, timestamps="word") if piece.within_sound and task.timestamps == "none" else task
+
+
+def as_asked(segments: tuple[Segment, ...], task: Task) -> tuple[Segment, ...]:
+    """Without the words' times where only the merge needed them."""
+    return tuple(replace(s, words=()) for s in segments) if task.timestamps == "none" else segments
+
+
+def said(piece: Piece, segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """The segments without words that are in the midst of a long silence: a decoder may make up some there."""
+    if piece.speech is None:
+        return tuple(segments)
+    edges = [piece.start_s, *(at for span in piece.speech for at in span), piece.end_s]
+    gaps = zip(edges[::2], edges[1::2], strict=True)
+    silences = [(begin, end) for begin, end in gaps if end - begin >= LONG_PAUSE_S]
+
+    def is_said(word: Word) -> bool:
+        return not any(begin <= word.start and word.end <= end for begin, end in silences)
+
+    kept = [is_said(word) for segment in segments for word in segment.words]
+    return tuple(segments) if all(kept) else tuple(kept_words([s for s in segments if s.words], kept))
 
 
 @dataclass(frozen=True)
@@ -192,6 +216,7 @@ class _Work:
         if piece.speech is None and await asyncio.to_thread(is_silent, piece.waveform):
             return Outcome(())
         outcome = await self._pass(piece, self.options, is_first)
+        outcome = replace(outcome, segments=said(piece, outcome.segments))
         if self.loop_guard and is_loop(_text(outcome)):
             outcome = await self._without_loop(piece, outcome)
         uncovered = await asyncio.to_thread(_uncovered, piece, outcome.segments)
@@ -208,7 +233,9 @@ class _Work:
         for start, end in spans:
             first, stop = (round((at - piece.start_s) * SAMPLE_RATE) for at in (start - MARGIN_S, end + MARGIN_S))
             first = max(0, first)
-            part = Piece(piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop])
+            part = Piece(
+                piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop], within_sound=piece.within_sound
+            )
             segments += (await self._pass(part, self.options)).segments
         return replace(outcome, segments=tuple(sorted(segments, key=lambda segment: segment.start)))
 
@@ -226,14 +253,15 @@ class _Work:
         halves = Cutting(half_s, half_s + 1, min(1.0, half_s / 2))
         joiner, segments, outcome = Joiner(halves.overlap_s), (), looped
         for half in await asyncio.to_thread(lambda: list(cut([piece.waveform], halves))):
-            part = Piece(piece.start_s + half.start_s, half.waveform, half.overlap_s)
+            within_sound = half.within_sound or piece.within_sound
+            part = Piece(piece.start_s + half.start_s, half.waveform, half.overlap_s, within_sound=within_sound)
             outcome = await self._pass(part, self.options)
             segments += joiner.add(outcome.segments, part.start_s, part.end_s, part.overlap_s)
         return replace(looped, segments=segments + joiner.finish())
 
     async def _pass(self, piece: Piece, options: DecodingOptions, is_first: bool = False) -> Outcome:
         task = self.task
-        wanted = Pass(piece.waveform, (task,), options)
+        wanted = Pass(piece.waveform, (task_for(piece, task),), options)
         while True:
             try:
                 result = await self.engine.run(wanted, self.priority)
@@ -256,12 +284,21 @@ class _Work:
                 self.detection = outcome.detection
                 if not self.detect_each:
                     self.task = replace(self.task, language=outcome.detection.language)
-        self.source = self.source or outcome.source
+        if self.task.timestamps != "none":
+            self.source = self.source or outcome.source
         self.timing = _added(self.timing, outcome.timing)
         self.uncovered += outcome.uncovered
         new = self.joiner.add(outcome.segments, piece.start_s, piece.end_s, piece.overlap_s)
-        self.segments += new
-        return new
+        return self._final(new)
+
+    def finish(self) -> tuple[Segment, ...]:
+        """The segments that were held back for what might follow."""
+        return self._final(self.joiner.finish())
+
+    def _final(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        segments = as_asked(segments, self.task)
+        self.segments += segments
+        return segments
 
     def transcription(self) -> Transcription:
         task = self.task

@@ -29,7 +29,7 @@ def silence(seconds: float) -> np.ndarray:
 
 def test_what_fits_into_a_pass_is_one_piece_untouched(speech):
     (piece,) = cut(blocks(speech), CUTTING)
-    assert (piece.start_s, piece.overlap_s, piece.speech) == (0.0, 0.0, None)
+    assert (piece.start_s, piece.overlap_s, piece.speech, piece.within_sound) == (0.0, 0.0, None, False)
     assert np.array_equal(piece.waveform, speech)
 
 
@@ -41,7 +41,7 @@ def test_pieces_end_where_nobody_speaks_and_are_where_they_say(speech):
         assert 3 < len(piece.waveform) / SAMPLE_RATE <= 15
         first = round(piece.start_s * SAMPLE_RATE)
         assert np.array_equal(piece.waveform, sound[first : first + len(piece.waveform)])
-        assert piece.overlap_s == 0
+        assert (piece.overlap_s, piece.within_sound) == (0, False)
         # A tenth of a second at each end is quiet.
         assert np.abs(piece.waveform[-800:]).max() < 0.02
     kept = sum(len(piece.waveform) for piece in pieces) / SAMPLE_RATE
@@ -60,12 +60,22 @@ def test_without_silences_pieces_are_of_about_the_longest_length_and_overlap(spe
     sound = np.tile(speech[int(0.5 * SAMPLE_RATE) : int(5 * SAMPLE_RATE)], 10)
     pieces = list(cut(blocks(sound), Cutting(10.0, 15.0, 2.0, at_silences=False)))
     assert all(14 <= len(piece.waveform) / SAMPLE_RATE <= 15 for piece in pieces[:-1])
+    assert all(piece.within_sound for piece in pieces)
     for left, right in pairwise(pieces):
         assert left.end_s - right.start_s == pytest.approx(right.overlap_s)
         assert 1.4 <= right.overlap_s <= 2.6
         # Not within a word: both ends are quieter than what is said.
         assert np.sqrt((left.waveform[-512:] ** 2).mean()) < 0.2 * np.sqrt((sound**2).mean())
     assert pieces[-1].end_s == pytest.approx(len(sound) / SAMPLE_RATE)
+
+
+def test_what_an_overlap_has_before_a_long_silence_is_left_to_the_piece_before(speech):
+    # The first piece ends within the silence, up to a second before the 15th; what it shares ends with a word's end.
+    said = speech[int(0.5 * SAMPLE_RATE) : int(6.9 * SAMPLE_RATE)]
+    sound = np.concatenate([said, said, silence(5), said])
+    first, second = cut(blocks(sound), Cutting(10.0, 15.0, 2.0, at_silences=False))
+    assert first.end_s == pytest.approx(12.8 + 0.5, abs=0.2)
+    assert (second.start_s, second.overlap_s) == (pytest.approx(17.8 - 0.5, abs=0.2), 0.0)
 
 
 def test_memory_is_one_piece_at_a_time(speech):

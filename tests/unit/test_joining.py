@@ -21,10 +21,13 @@ TEXT = " ".join(SENTENCES).split()
 def heard(words: list[str], first: int, stop: int, timed: bool = True, wrong: dict[int, str] | None = None) -> Segment:
     """Words first … stop of the audio, half a second each, as one pass writes them."""
     placed = tuple(
-        Word((wrong or {}).get(i, words[i]), i * 0.5 + 0.03 * (i % 3), i * 0.5 + 0.4) for i in range(first, stop)
+        Word((wrong or {}).get(i, words[i]), i * 0.5 + 0.03 * (i % 3), i * 0.5 + 0.4, None, (i, 100), (-0.1 * i, -0.2))
+        for i in range(first, stop)
     )
     text = " ".join(word.word for word in placed)
-    return Segment(first * 0.5, stop * 0.5, text, (), placed if timed else ())
+    tokens = tuple(token for word in placed for token in word.tokens)
+    known = [p for word in placed for p in word.log_probs]
+    return Segment(first * 0.5, stop * 0.5, text, tokens, placed if timed else (), sum(known) / len(known))
 
 
 @pytest.mark.parametrize("timed", [True, False])
@@ -69,6 +72,16 @@ def test_random_overlaps_lose_and_double_nothing():
             (first + overlap) * 0.5,
         )
         assert " ".join(s.text for s in [*ours, *theirs]).split() == words, wrong
+
+
+def test_a_sentence_merged_from_two_sides_has_the_tokens_and_the_probability_of_its_words():
+    joiner = Joiner(overlap_s=1.0)
+    joiner.add([heard(TEXT, 0, 5)], 0.0, 2.5, 0.0)
+    joiner.add([heard(TEXT, 3, 6)], 1.5, 3.0, 1.0)
+    (whole,) = joiner.finish()
+    assert whole.text == "The man buys three red houses."
+    assert whole.tokens == (0, 100, 1, 100, 2, 100, 3, 100, 4, 100, 5, 100)
+    assert whole.avg_logprob == pytest.approx((-0.1 * (0 + 1 + 2 + 3 + 4 + 5) - 6 * 0.2) / 12)
 
 
 def test_a_sentence_that_a_cut_went_through_is_one_segment_again():

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,41 @@ async def test_the_language_of_the_first_piece_is_that_of_the_rest(minute):
     assert done.detection is not None
     each = await transcribe_audio(Engine(minute), minute, Task("auto"), detect_each=True)
     assert {segment.language for segment in each.transcript.segments} == {"de"}
+
+
+async def test_words_are_timed_for_the_merge_alone_where_nobody_asked_for_times():
+    sound = marked(24)
+    for at_silences, asked in ((True, "none"), (False, "word")):
+        engine = Engine(sound)
+        rules = replace(CUTTING, at_silences=at_silences)
+        done = await transcribe_audio(engine, sound, Task("en"), cutting=rules)
+        assert {wanted.tasks[0].timestamps for wanted in engine.passes} == {asked}
+        assert {segment.words for segment in done.transcript.segments} == {()}
+        assert (done.timestamps_source, done.transcript.timestamps_source) == (None, None)
+        timed = await transcribe_audio(Engine(sound), sound, Task("en", timestamps="word"), cutting=rules)
+        assert {len(segment.words) for segment in timed.transcript.segments} == {1}
+        assert timed.timestamps_source == "model"
+
+
+async def test_words_in_the_midst_of_a_long_silence_were_not_said():
+    sound = np.concatenate([SPOKEN, np.zeros(4 * SAMPLE_RATE, np.float32), SPOKEN])
+    silence_s = len(SPOKEN) / SAMPLE_RATE
+
+    class Inventive(Engine):
+        """Writes a word every half second from its second on."""
+
+        @staticmethod
+        def result(text: str, wanted: Pass) -> PassResult:
+            duration = len(wanted.waveform) / SAMPLE_RATE
+            words = tuple(Word(f"{i}", 1 + i / 2, 1.4 + i / 2) for i in range(int(2 * duration) - 3))
+            segment = Segment(words[0].start, words[-1].end, " ".join(w.word for w in words), (1,), words)
+            return PassResult((Transcript("", "en", "en", duration, (segment,), "model"),), (), (), None, Timing())
+
+    rules = Cutting(10.0, 15.0, 2.0, at_silences=False)
+    done = await transcribe_audio(Inventive(sound), sound, Task("en", timestamps="word"), cutting=rules)
+    starts = [word.start for segment in done.transcript.segments for word in segment.words]
+    inside = [at for at in starts if silence_s + 0.2 < at < silence_s + 3.6]
+    assert (inside, len(starts) > 10) == ([], True)
 
 
 async def test_silence_gives_no_words_and_no_pass():

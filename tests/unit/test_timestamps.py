@@ -54,6 +54,7 @@ def test_segments_end_where_sentences_do_and_hold_every_token():
     assert [token for s in found for token in s.tokens] == ids
     for segment in found:
         assert " ".join(word.word for word in segment.words) == segment.text
+        assert tuple(token for word in segment.words for token in word.tokens) == segment.tokens
 
 
 def test_a_word_whose_start_or_end_is_missing_is_kept_with_the_times_around_it():
