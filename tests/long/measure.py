@@ -1,6 +1,6 @@
 """Figures for long audio: errors against the sentences alone, seams, word times, languages, memory and time.
 
-python -m tests.long.measure errors --seconds 3600
+python -m tests.long.measure errors --seconds 3600 --languages en de --ways silences overlaps --times word none
 python -m tests.long.measure languages
 python -m tests.long.measure size --minutes 10 60 240
 """
@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import random
 import resource
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,10 @@ import numpy as np
 from convert.hub import resolve
 from model.canary import Canary
 from model.prompt import Task
-from server.cutting import cut
+from server.cutting import SAMPLE_RATE
 from server.engine import Engine
-from server.longform import Transcription, cutting_for, transcribe_audio
-from tests.long.talk import Talk, normal, pairs, talk, word_error_rate
+from server.longform import Progress, Transcription, cutting_for, transcribe_audio
+from tests.long.talk import Pairs, Talk, normal, pairs, talk, word_error_rate
 from tests.toy.grammar import LANGUAGES, sentence
 from tests.toy.speech import speak
 
@@ -31,51 +32,102 @@ async def errors(engine: Engine, options: argparse.Namespace) -> None:
     for language in options.languages:
         said = talk(language, options.seconds)
         words = normal(said.words)
-        for times in ("word", "none"):
-            alone = [
-                word
-                for waveform, _ in said.sentences
-                for word in (await engine.transcribe(waveform, Task(language, timestamps=times))).text.split()
-            ]
-            print(f"{language}, times {times}: {len(words)} words, alone {word_error_rate(words, normal(alone)):.2%}")
-            cutting = cutting_for(engine)
-            for name, rules in (("silences", cutting), ("overlaps", replace(cutting, at_silences=False))):
+        for times in options.times:
+            task = Task(language, timestamps=times)
+            began = time.monotonic()
+            alone = await sentences_alone(engine, said, task)
+            rate = word_error_rate(words, normal(alone))
+            print(f"{language}, times {times}: {len(words)} words, alone {rate:.2%} in {since(began)}", flush=True)
+            for way in options.ways:
+                cutting = replace(cutting_for(engine), at_silences=way == "silences")
+                told = Told(f"  {way}", len(said.waveform) / SAMPLE_RATE)
                 began = time.monotonic()
-                done = await transcribe_audio(engine, said.waveform, Task(language, timestamps=times), cutting=rules)
-                took = time.monotonic() - began
+                done = await transcribe_audio(engine, said.waveform, task, on_progress=told, cutting=cutting)
+                took = since(began)
                 found = normal(done.transcript.text.split())
-                seams = [piece.start_s for piece in cut([said.waveform], rules)][1:]
-                doubled, lost = at_seams(said, done, seams) if times == "word" else ("", "")
+                aligned = pairs(words, found)
+                wrong = sum(i is None or j is None or words[i] != found[j] for i, j in aligned)
+                seams = f"{len(told.ends_s)} pieces"
+                if times == "word":
+                    doubled, lost = at_seams(said, done, aligned, told.ends_s, cutting.overlap_s)
+                    seams += f", at their seams {doubled} words doubled, {lost} lost"
                 print(
-                    f"  {name}: {word_error_rate(words, found):.2%} in {took:.0f} s, {len(seams)} seams, "
-                    f"doubled {doubled}, lost {lost}, uncovered {len(done.uncovered)}; {time_errors(said, done)}",
+                    f"  {way}: {wrong / len(words):.2%} in {took}, {seams}, uncovered {len(done.uncovered)}; "
+                    f"{time_errors(said, done, aligned)}",
                     flush=True,
                 )
+                if options.show:
+                    print("\n".join(shown(said, found, aligned, told.ends_s)), flush=True)
 
 
-def at_seams(said: Talk, done: Transcription, seams: list[float]) -> tuple[int, int]:
-    """Words too many and too few within 1.5 s of a seam, by alignment."""
+async def sentences_alone(engine: Engine, said: Talk, task: Task) -> list[str]:
+    """The words of every sentence, each given to the model by itself, as many at a time as its batch has rows."""
+    turn = asyncio.Semaphore(16)
+
+    async def words(waveform: np.ndarray) -> list[str]:
+        async with turn:
+            return (await engine.transcribe(waveform, task)).text.split()
+
+    return [word for each in await asyncio.gather(*(words(w) for w, _ in said.sentences)) for word in each]
+
+
+class Told:
+    """Takes in how far a transcription is, prints it now and then, and keeps where the pieces end."""
+
+    def __init__(self, name: str, total_s: float):
+        self.ends_s: list[float] = []
+        self._name, self._total_s, self._due_s = name, total_s, 300.0
+
+    def __call__(self, progress: Progress) -> None:
+        self.ends_s.append(progress.done_s)
+        if progress.done_s >= self._due_s:
+            print(f"{self._name}: {progress.done_s:.0f} of {self._total_s:.0f} s", file=sys.stderr, flush=True)
+            self._due_s += 300.0
+
+
+def since(began: float) -> str:
+    return f"{time.monotonic() - began:.0f} s"
+
+
+def at_seams(said: Talk, done: Transcription, aligned: Pairs, ends_s: list[float], overlap_s: float) -> tuple[int, int]:
+    """Words too many and too few where one piece ends and the next begins, by alignment."""
     written = [word for segment in done.transcript.segments for word in segment.words]
     doubled = lost = 0
-    near = np.array(seams)
-    for i, j in pairs(normal(said.words), normal([word.word for word in written])):
+    near = np.array(ends_s[:-1] or [-9.0])
+    for i, j in aligned:
+        if i is not None and j is not None:
+            continue
         at = said.spoken[i][1] if i is not None else written[j].start  # type: ignore[index]
-        if (i is None or j is None) and len(near) and np.abs(near - at).min() < 1.5:
+        if ((near - overlap_s - 1 < at) & (at < near + 1)).any():
             doubled, lost = doubled + (i is None), lost + (j is None)
     return doubled, lost
 
 
-def time_errors(said: Talk, done: Transcription) -> str:
+def time_errors(said: Talk, done: Transcription, aligned: Pairs) -> str:
     written = [word for segment in done.transcript.segments for word in segment.words]
     if not written:
         return "no times"
     found = []
-    reference, hypothesis = normal(said.words), normal([word.word for word in written])
-    for i, j in pairs(reference, hypothesis):
-        if i is not None and j is not None and reference[i] == hypothesis[j]:
+    for i, j in aligned:
+        if i is not None and j is not None and normal([said.words[i]]) == normal([written[j].word]):
             found += [abs(said.spoken[i][1] - written[j].start), abs(said.spoken[i][2] - written[j].end)]
     e = 1000 * np.array(found)
     return f"{done.timestamps_source}: median {np.median(e):.0f} ms, within 200 ms {np.mean(e <= 200):.1%}"
+
+
+def shown(said: Talk, found: list[str], aligned: Pairs, ends_s: list[float]) -> list[str]:
+    """A line for each wrong word: when it was said, how far off the nearest end of a piece is, what became of it."""
+    lines = []
+    words, at = normal(said.words), 0.0
+    for n, (i, j) in enumerate(aligned):
+        at = said.spoken[i][1] if i is not None else at
+        if i is not None and j is not None and words[i] == found[j]:
+            continue
+        around = [found[k] for _, k in aligned[max(0, n - 3) : n + 4] if k is not None]
+        end = min((end - at for end in ends_s), key=abs, default=0.0)
+        became = f"{words[i] if i is not None else '+'} → {found[j] if j is not None else '-'}"
+        lines.append(f"    {at:8.1f} s, piece ends {end:+5.1f} s: {became:24} … {' '.join(around)} …")
+    return lines
 
 
 async def languages(engine: Engine, options: argparse.Namespace) -> None:
@@ -127,6 +179,9 @@ async def main() -> None:
     parser.add_argument("--model", default="toy")
     parser.add_argument("--languages", nargs="+", default=list(LANGUAGES))
     parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--ways", nargs="+", choices=("silences", "overlaps"), default=["silences", "overlaps"])
+    parser.add_argument("--times", nargs="+", choices=("word", "none"), default=["word", "none"])
+    parser.add_argument("--show", action="store_true", help="Print every word that is wrong.")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 60, 240])
     options = parser.parse_args()

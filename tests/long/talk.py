@@ -12,6 +12,9 @@ from tests.toy.speech import SAMPLE_RATE, VOICES, WordTime, silence, speak
 # Between sentences, in seconds: none (as between words), short, as trained, long and very long.
 PAUSES_S = (0.08, 0.15, 0.3, 0.6, 0.9, 2.0, 5.0)
 
+Pairs = list[tuple[int | None, int | None]]
+"""An alignment: places in the reference and in the hypothesis, None for a word that the other side lacks."""
+
 
 @dataclass(frozen=True, eq=False)
 class Talk:
@@ -50,22 +53,22 @@ def normal(words: list[str]) -> list[str]:
     return [word.casefold().strip(".,?!¿¡") for word in words]
 
 
-def pairs(reference: list[str], hypothesis: list[str]) -> list[tuple[int | None, int | None]]:
+def pairs(reference: list[str], hypothesis: list[str]) -> Pairs:
     """The alignment of least edits: (place, place), None for a word that the other side lacks."""
-    rows, columns = len(reference) + 1, len(hypothesis) + 1
-    cost = np.zeros((rows, columns), np.int32)
-    cost[0] = np.arange(columns)
-    for i in range(1, rows):
-        wrong = np.array([word != reference[i - 1] for word in hypothesis], np.int32)
-        best = np.minimum(cost[i - 1, :-1] + wrong, cost[i - 1, 1:] + 1)
-        # An insertion costs one more than what is to its left: a running minimum.
-        offset = np.arange(1, columns)
+    known = {word: number for number, word in enumerate({*reference, *hypothesis})}
+    ours, theirs = (np.array([known[word] for word in words], np.int32) for words in (reference, hypothesis))
+    cost = np.zeros((len(ours) + 1, len(theirs) + 1), np.int32)
+    offset = np.arange(len(theirs) + 1, dtype=np.int32)
+    cost[0] = offset
+    for i in range(1, len(cost)):
         cost[i, 0] = i
-        cost[i, 1:] = np.minimum(np.minimum.accumulate(best - offset), i) + offset
-    return list(reversed(list(_back(cost, reference, hypothesis))))
+        cost[i, 1:] = np.minimum(cost[i - 1, :-1] + (theirs != ours[i - 1]), cost[i - 1, 1:] + 1)
+        # An insertion costs one more than what is to its left: a running minimum.
+        cost[i] = np.minimum.accumulate(cost[i] - offset) + offset
+    return list(reversed(list(_back(cost, ours, theirs))))
 
 
-def _back(cost: np.ndarray, reference: list[str], hypothesis: list[str]) -> Iterator[tuple[int | None, int | None]]:
+def _back(cost: np.ndarray, reference: np.ndarray, hypothesis: np.ndarray) -> Iterator[tuple[int | None, int | None]]:
     i, j = len(reference), len(hypothesis)
     while i or j:
         if i and j and cost[i, j] == cost[i - 1, j - 1] + (reference[i - 1] != hypothesis[j - 1]):
