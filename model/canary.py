@@ -15,7 +15,7 @@ from model import kernels
 from model.aligner import Aligner
 from model.alignment import attention_times
 from model.config import ALIGNER_DIR, CONFIG_FILE, WEIGHTS_FILE, CanaryConfig, read_config
-from model.decoder import Decoder, Head
+from model.decoder import CrossMemory, Decoder, Head
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
@@ -126,19 +126,32 @@ class Canary(nn.Module):
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
 
     def detect_language(self, encoded: Encoded) -> Detection:
-        """The spoken language: what the model would write after a prompt that stops before it."""
-        tokens = language_query_tokens(self.config, self.tokenizer)
-        if self.config.prompt_format == "canary2":
-            tokens = [*tokens, int(self._next_log_probs(encoded, tokens).argmax())]
-        ids = {code: self.tokenizer.special_id(f"<|{code}|>") for code in self.config.languages}
-        scores = self._next_log_probs(encoded, tokens)[list(ids.values())]
-        chances = np.exp(scores - scores.max())
-        return detection_from(dict(zip(ids, (chances / chances.sum()).tolist(), strict=True)))
-
-    def _next_log_probs(self, encoded: Encoded, tokens: list[int]) -> np.ndarray:
-        """(V,) after `tokens`."""
+        """The spoken language, by what the model itself would put in the prompt's place for it."""
+        codes = self.config.languages
         vectors = encoded.vectors[None]
-        return np.array(self.logits(mx.array([tokens]), vectors, mx.array([vectors.shape[1]]))[0, -1])
+        memory = self.decoder.cross_memory(vectors, mx.array([vectors.shape[1]]))
+        if self.config.prompt_format == "canary":
+            scores = self._scores_of_prompts([self.prompt(Task(code)) for code in codes], memory)
+        else:
+            tokens = language_query_tokens(self.tokenizer)
+            tokens = [*tokens, int(self._log_probs([tokens], memory)[0, -1].argmax())]
+            ids = [self.tokenizer.special_id(f"<|{code}|>") for code in codes]
+            scores = self._log_probs([tokens], memory)[0, -1, ids]
+        chances = np.exp(scores - scores.max())
+        return detection_from(dict(zip(codes, (chances / chances.sum()).tolist(), strict=True)))
+
+    def _scores_of_prompts(self, prompts: list[list[int]], memory: CrossMemory) -> np.ndarray:
+        """(R,) log-probabilities of prompts of one length, each with the text token that is likeliest to follow it."""
+        log_probs = self._log_probs(prompts, memory)
+        written = np.take_along_axis(log_probs[:, :-1], np.array(prompts)[:, 1:, None], axis=2)
+        return written.sum(axis=(1, 2)) + log_probs[:, -1].max(axis=1)
+
+    def _log_probs(self, tokens: list[list[int]], memory: CrossMemory) -> np.ndarray:
+        """(R, S, V) of what follows each of R rows of S tokens; `memory` is of the one audio that all are about."""
+        R = len(tokens)
+        keys, values = ([mx.repeat(x, R, axis=0) for x in layers] for layers in (memory.keys, memory.values))
+        hidden, _ = self.decoder.prefill(mx.array(tokens), CrossMemory(keys, values, memory.inside))
+        return np.array(self.head(hidden, self.decoder.token_embedding))
 
     def cross_attention(self, encoded: Encoded, prompt: list[int], tokens: list[int]) -> np.ndarray:
         """Which encoder steps each of `tokens`, written after `prompt`, was written from: (len(tokens), T)."""

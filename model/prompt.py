@@ -84,12 +84,9 @@ def prompt_tokens(task: Task, config: CanaryConfig, tokenizer: Tokenizer) -> lis
     return [tokenizer.special_id(_CONTEXT), *context, *tokenizer.encode_prompt(head)]
 
 
-def language_query_tokens(config: CanaryConfig, tokenizer: Tokenizer) -> list[int]:
-    """A prompt cut where the model goes on with the spoken language (`canary`), or the emotion and then it (`canary2`).
-
-    The latter is NeMo's `user_partial`.
-    """
-    return tokenizer.encode_prompt(BEGIN if config.prompt_format == "canary" else f"{_CONTEXT}{BEGIN}")
+def language_query_tokens(tokenizer: Tokenizer) -> list[int]:
+    """A `canary2` prompt cut where the emotion and the spoken language come next: NeMo's `user_partial`."""
+    return tokenizer.encode_prompt(f"{_CONTEXT}{BEGIN}")
 
 
 def asks_for_times(task: Task, config: CanaryConfig) -> bool:
