@@ -74,6 +74,13 @@ def serve(
     loop_guard: bool | None = _setting(
         "--loop-guard/--no-loop-guard", help="Decode again what repeats itself, or was passed over. By default on."
     ),
+    subtitle_line_length: int | None = _setting("--subtitle-line-length", help="Characters in a line. By default 42."),
+    subtitle_lines: int | None = _setting("--subtitle-lines", help="Lines of a subtitle. By default 2."),
+    subtitle_min_s: float | None = _setting("--subtitle-min", help="Seconds that a subtitle stays at least."),
+    subtitle_max_s: float | None = _setting("--subtitle-max", help="Seconds that a subtitle stays at most."),
+    subtitle_reading_speed: float | None = _setting(
+        "--subtitle-reading-speed", help="Characters that are read in a second."
+    ),
     max_queue: int | None = _setting("--max-queue", help="Passes that may wait for a model."),
     max_rows: int | None = _setting("--max-rows", help="Texts decoded side by side."),
     max_connections: int | None = _setting("--max-connections", help="Connections at once."),
@@ -135,6 +142,11 @@ def transcribe(
     loop_guard: Annotated[
         bool, typer.Option("--loop-guard/--no-loop-guard", help="Decode again what repeats itself, or was passed over.")
     ] = True,
+    line_length: Annotated[
+        int | None,
+        typer.Option("--subtitle-line-length", help="Characters in a line of srt and vtt. By default 42."),
+    ] = None,
+    lines: Annotated[int | None, typer.Option("--subtitle-lines", help="Lines of a subtitle. By default 2.")] = None,
 ) -> None:
     """Transcribe or translate files.
 
@@ -162,6 +174,8 @@ def transcribe(
         resume=resume,
         loop_guard=loop_guard,
         detect_each=detect_each,
+        line_length=line_length,
+        lines=lines,
     )
     if failed:
         raise typer.Exit(1)

@@ -70,6 +70,17 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
+def written(transcript: Transcript, format: Literal["text", "srt", "vtt"], rules: SubtitleRules) -> str:
+    """The transcript in one of the formats that are text."""
+    match format:
+        case "srt":
+            return to_srt(transcript, rules)
+        case "vtt":
+            return to_vtt(transcript, rules)
+        case _:
+            return to_text(transcript)
+
+
 def to_text(transcript: Transcript) -> str:
     return transcript.text + "\n"
 

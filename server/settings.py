@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         True, description="Decode what repeats itself without end, or was passed over, again in another way."
     )
 
+    subtitle_line_length: int = Field(42, ge=1, description="The most characters in a line of srt and vtt.")
+    subtitle_lines: int = Field(2, ge=1, description="The most lines of a subtitle.")
+    subtitle_min_s: float = Field(1.0, ge=0, description="How long a subtitle stays at least, if none follows.")
+    subtitle_max_s: float = Field(7.0, gt=0, description="How long a subtitle stays at most.")
+    subtitle_reading_speed: float = Field(17.0, gt=0, description="Characters of subtitles that are read in a second.")
+
     max_queue: int = Field(32, ge=1, description="Passes that may wait for a model; the next one is answered 503.")
     max_rows: int = Field(16, ge=1, description="Texts, and hypotheses of a beam, that a model decodes side by side.")
     max_connections: int = Field(256, ge=1, description="Connections at once; the next one is answered 503.")

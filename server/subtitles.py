@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from model.transcript import Segment
 
+from .settings import Settings
+
 _CLAUSE_END = (",", ";", ":", "–", "—")
 # A silence between two words that rather ends a cue.
 _PAUSE_S = 0.6
@@ -21,6 +23,17 @@ class SubtitleRules:
     min_s: float = 1.0
     max_s: float = 7.0
     chars_per_s: float = 17.0
+
+    @classmethod
+    def chosen(cls, settings: Settings, line_length: int | None = None, lines: int | None = None) -> "SubtitleRules":
+        """The settings' rules, what a request says of a cue's shape before them."""
+        return cls(
+            line_length or settings.subtitle_line_length,
+            lines or settings.subtitle_lines,
+            settings.subtitle_min_s,
+            settings.subtitle_max_s,
+            settings.subtitle_reading_speed,
+        )
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,12 @@ from .. import formats
 from ..audio import decode_blocks
 from ..engine import BULK, Engine
 from ..engines import load_model
-from ..errors import AudioError, RequestError, ServiceError
+from ..errors import RequestError, ServiceError
 from ..languages import language_code
 from ..longform import AT_ONCE, Progress, Transcription, transcribe_audio
 from ..pipeline import audio_limits, chosen_cutting
 from ..settings import Settings
+from ..subtitles import SubtitleRules
 from .failures import chosen_settings, complain, one_line_failures
 
 # What is taken from a folder, where nobody named the file.
@@ -55,7 +56,8 @@ class Wish:
     task: Task
     source: str
     options: DecodingOptions
-    format: str
+    format: formats.Format
+    rules: SubtitleRules
     loop_guard: bool
     detect_each: bool
 
@@ -70,17 +72,21 @@ def transcribe_files(
     pnc: bool,
     beam_size: int | None,
     dtype: str | None,
-    format: str,
+    format: formats.Format,
     output_dir: Path | None = None,
     resume: bool = False,
     loop_guard: bool = True,
     detect_each: bool = False,
+    line_length: int | None = None,
+    lines: int | None = None,
 ) -> int:
     """Write each file's transcript, in the order given; returns how many files failed.
 
     files: files, folders (all sound in them) and patterns.
     """
-    settings = chosen_settings(model=[model] if model else None, dtype=dtype)
+    settings = chosen_settings(
+        model=[model] if model else None, dtype=dtype, subtitle_line_length=line_length, subtitle_lines=lines
+    )
     try:
         task = Task(
             AUTO if detect_each else language_code(language or settings.default_language),
@@ -97,7 +103,9 @@ def transcribe_files(
         )
     if resume:
         jobs = [job for job in jobs if not job.is_done]
-    wish = Wish(task, _language_source(task, language), DecodingOptions(beam_size), format, loop_guard, detect_each)
+    rules = SubtitleRules.chosen(settings)
+    source = _language_source(task, language)
+    wish = Wish(task, source, DecodingOptions(beam_size), format, rules, loop_guard, detect_each)
     if not jobs:
         return missing
     with one_line_failures():
@@ -150,7 +158,8 @@ async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:
             raise typer.BadParameter(str(error)) from None
         failed = 0
         async for job, done in _in_order(engine, jobs, wish, settings):
-            if done is None:
+            if isinstance(done, str):
+                complain(done)
                 failed += 1
             else:
                 _write(_text(done, job, wish, named=len(jobs) > 1), job)
@@ -161,14 +170,16 @@ async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:
 
 async def _in_order(
     engine: Engine, jobs: list[Job], wish: Wish, settings: Settings
-) -> AsyncIterator[tuple[Job, Transcription | None]]:
-    """(job, transcription) in order, None for a file that failed, which is said."""
+) -> AsyncIterator[tuple[Job, Transcription | str]]:
+    """(job, transcription) in order; of a file that failed, what to say of it."""
     turn = asyncio.Semaphore(FILES_AT_ONCE)
     with _Bar(jobs) as bar:
         working = [asyncio.create_task(_transcription(engine, job, wish, settings, turn, bar)) for job in jobs]
         try:
             for job, work in zip(jobs, working, strict=True):
-                yield job, await work
+                done = await work
+                bar.clear()
+                yield job, done
         finally:
             for work in working:
                 work.cancel()
@@ -176,7 +187,7 @@ async def _in_order(
 
 async def _transcription(
     engine: Engine, job: Job, wish: Wish, settings: Settings, turn: asyncio.Semaphore, bar: "_Bar"
-) -> Transcription | None:
+) -> Transcription | str:
     async with turn:
         try:
             with contextlib.closing(decode_blocks(job.path, audio_limits(settings))) as blocks:  # type: ignore[type-var]
@@ -192,10 +203,7 @@ async def _transcription(
                     detect_each=wish.detect_each,
                 )
         except (ServiceError, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) else error
-            bar.clear()
-            complain(f"{job.path}: {said}" if isinstance(error, AudioError | OSError) else f"{job.path}: {error}")
-            return None
+            return f"{job.path}: {error.strerror if isinstance(error, OSError) else error}"
         finally:
             bar.finish(job)
 
@@ -206,12 +214,10 @@ def _text(done: Transcription, job: Job, wish: Wish, named: bool) -> str:
         case "json":
             told = formats.to_dict(transcript, wish.source, done.detection, done.uncovered)
             return json.dumps({"file": str(job.path), **told}, ensure_ascii=False) + "\n"
-        case "srt":
-            return formats.to_srt(transcript)
-        case "vtt":
-            return formats.to_vtt(transcript)
-        case _:
+        case "text":
             return f"{job.path}: {transcript.text}\n" if named and not job.output else f"{transcript.text}\n"
+        case _:
+            return formats.written(transcript, wish.format, wish.rules)
 
 
 def _write(text: str, job: Job) -> None:

@@ -17,6 +17,8 @@ from ..errors import RequestError, answer, invalid_field
 from ..languages import language_code
 from ..pipeline import Result, event_stream, language_source, progress_of, transcribe_file, unless_disconnected
 from ..schemas import Transcript, error_responses
+from ..settings import Settings
+from ..subtitles import SubtitleRules
 
 router = APIRouter(tags=["native"])
 
@@ -53,6 +55,10 @@ class Fields(BaseModel):
     format: formats.Format | None = Field(
         None, description="By default what the `Accept` header asks for, or json.", examples=["json"]
     )
+    line_length: int | None = Field(
+        None, ge=1, le=1000, description="For srt and vtt: the most characters in a line. By default 42."
+    )
+    lines: int | None = Field(None, ge=1, le=10, description="For srt and vtt: the most lines of a cue. By default 2.")
     stream: bool = Field(False, description="Send segments as they are ready, as server-sent events.")
     detect_each: bool = Field(
         False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
@@ -138,7 +144,9 @@ async def transcribe(request: Request, upload: UploadDep, engines: EnginesDep, s
     """
     fields = Fields.read(request, upload)
     language = fields.language or settings.default_language
-    return await _respond(request, upload, fields, engines.named(fields.model), language, fields.target_language)
+    return await _respond(
+        request, settings, upload, fields, engines.named(fields.model), language, fields.target_language
+    )
 
 
 @router.post("/translate", openapi_extra=_openapi(), responses=_RESPONSES)
@@ -154,11 +162,17 @@ async def translate(request: Request, upload: UploadDep, engines: EnginesDep, se
         others = sorted(set(info.config.languages if info else ()) - {language})
         asked = "target_language is too" if fields.target_language else "target_language must be given"
         raise RequestError(f"{spoken}, and {asked}; possible: {', '.join(others)}", "target_language")
-    return await _respond(request, upload, fields, model, language, target)
+    return await _respond(request, settings, upload, fields, model, language, target)
 
 
 async def _respond(
-    request: Request, upload: Upload, fields: Fields, model: Served, language: str, target: str | None
+    request: Request,
+    settings: Settings,
+    upload: Upload,
+    fields: Fields,
+    model: Served,
+    language: str,
+    target: str | None,
 ) -> Response:
     # Cues without times would be one cue of the whole length.
     timestamps = fields.timestamps or ("segment" if fields.format in ("srt", "vtt") else "none")
@@ -171,8 +185,9 @@ async def _respond(
     if fields.format == "json":
         return JSONResponse(_body(result, fields, task, model))
     assert fields.format
-    write = {"text": formats.to_text, "srt": formats.to_srt, "vtt": formats.to_vtt}[fields.format]
-    return Response(write(result.transcript), media_type=formats.MEDIA_TYPES[fields.format])
+    rules = SubtitleRules.chosen(settings, fields.line_length, fields.lines)
+    text = formats.written(result.transcript, fields.format, rules)
+    return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
 
 
 def _body(result: Result, fields: Fields, task: Task, model: Served) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from ..errors import RequestError, answer, invalid_field
 from ..languages import language_code
 from ..pipeline import Result, event_stream, progress_of, transcribe_file, unless_disconnected
 from ..schemas import Model, Models, OpenAITranscription, OpenAIVerboseTranscription, error_responses
+from ..settings import Settings
+from ..subtitles import SubtitleRules
 from ..verbose_json import to_openai_json, to_verbose_json
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -129,7 +131,7 @@ async def transcriptions(request: Request, upload: UploadDep, engines: EnginesDe
     if fields.stream:
         return await event_stream(request, _events(request, upload, task, model), _error_event)
     result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
-    return _written(result, fields, "transcribe", words)
+    return _written(result, fields, settings, "transcribe", words)
 
 
 @router.post("/audio/translations", openapi_extra=_form(TranslationFields), responses=_responses(_TEXTS))
@@ -140,7 +142,7 @@ async def translations(request: Request, upload: UploadDep, engines: EnginesDep,
     task = _task(fields, settings.default_language, target, False)
     model = engines.named(fields.model)
     result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
-    return _written(result, fields, "translate", False)
+    return _written(result, fields, settings, "translate", False)
 
 
 def _task(fields: Fields, default_language: str, target: str | None, words: bool) -> Task:
@@ -153,7 +155,7 @@ def _task(fields: Fields, default_language: str, target: str | None, words: bool
     )
 
 
-def _written(result: Result, fields: Fields, task: str, words: bool) -> Response:
+def _written(result: Result, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
     transcript = result.transcript
     match fields.response_format:
         case "json":
@@ -161,8 +163,8 @@ def _written(result: Result, fields: Fields, task: str, words: bool) -> Response
         case "verbose_json":
             return JSONResponse(to_verbose_json(transcript, task, words))
         case other:
-            write = {"text": formats.to_text, "srt": formats.to_srt, "vtt": formats.to_vtt}[other]
-            return Response(write(transcript), media_type=formats.MEDIA_TYPES[other])
+            text = formats.written(transcript, other, SubtitleRules.chosen(settings))
+            return Response(text, media_type=formats.MEDIA_TYPES[other])
 
 
 async def _events(request: Request, upload: Upload, task: Task, model: Served) -> AsyncIterator[str]:

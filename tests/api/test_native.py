@@ -87,6 +87,22 @@ def test_each_format_has_its_media_type(client, wav):
     assert answer("vtt") == ("text/vtt; charset=utf-8", cue)
 
 
+def test_the_shape_of_subtitles_is_the_settings_unless_a_request_says_another(serve_mock, wav):
+    client = serve_mock(subtitle_line_length=5)
+
+    def lines(**fields: str) -> list[str]:
+        text = client.post("/transcribe", params={"format": "srt", **fields}, content=wav()).text
+        return [line for line in text.splitlines() if line and "-->" not in line]
+
+    assert lines() == ["1", "1 s &", "<segment>."]
+    assert lines(line_length="42") == ["1", "1 s & <segment>."]
+    assert lines(lines="1") == ["1", "1 s &", "2", "<segment>."]
+    openai = {"files": {"file": wav()}, "data": {"response_format": "vtt"}}
+    assert "\n1 s &amp;\n&lt;segment&gt;.\n" in client.post("/v1/audio/transcriptions", **openai).text
+    refused = client.post("/transcribe?format=srt&lines=0", content=wav())
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "lines")
+
+
 def test_translation_goes_to_english_unless_another_target_is_given(client, wav):
     body = client.post("/translate?language=de", content=wav()).json()
     assert (body["language"], body["target_language"]) == ("de", "en")

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from model.prompt import Task, check_task
 from model.transcript import Segment, Transcript, Word
 from server.__main__ import main
 from server.batching import Pass, PassResult, Timing
-from server.errors import TranscriptionFailed
+from server.errors import AudioError, TranscriptionFailed
 
 
 class MockEngine:
@@ -50,7 +51,7 @@ class MockEngine:
             raise TranscriptionFailed("The model failed on this audio.")
         task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}"
         detection = detection_from({"de": 0.9, "en": 0.1}) if task.language == "auto" else None
-        words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()))
+        words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()) if task.timestamps != "none")
         segment = Segment(0.0, 2.0, text, (5, 6), words)
         language = detection.language if detection else task.language
         transcript = Transcript(text, language, task.target_language or language, 2.0, (segment,))
@@ -83,8 +84,11 @@ def test_text_is_printed_alone_for_one_file_and_after_its_name_for_several(engin
     assert run("transcribe", sound("a.wav", 0.1), sound("b.wav", 0.2)).stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
 
 
+WITH_WORDS = ("--format", "json", "--timestamps", "word")
+
+
 def test_json_is_one_object_a_line_in_the_order_of_the_files(engine):
-    result = run("transcribe", sound("b.wav", 0.2), sound("a.wav", 0.1), "--format", "json", "--language", "de")
+    result = run("transcribe", sound("b.wav", 0.2), sound("a.wav", 0.1), *WITH_WORDS, "--language", "de")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines[0] == {
         "file": "b.wav",
@@ -178,6 +182,21 @@ def test_a_file_that_fails_is_named_in_one_line_and_the_others_are_done(engine):
     assert missing == "canary: missing.wav: No such file or directory"
 
 
+def test_what_failed_is_said_in_the_order_of_the_files_however_long_it_took(engine, monkeypatch):
+    from server.cli import transcribe
+
+    def decode_slowly(path, limits):
+        if path.name == "slow.wav":
+            time.sleep(0.2)
+            raise AudioError("slow")
+        raise FileNotFoundError(2, "No such file")
+        yield
+
+    monkeypatch.setattr(transcribe, "decode_blocks", decode_slowly)
+    result = run("transcribe", "slow.wav", "missing.wav")
+    assert result.stderr == "canary: slow.wav: slow\ncanary: missing.wav: No such file\n"
+
+
 def test_files_that_all_fail_do_not_reach_the_model(engine):
     assert run("transcribe", "missing.wav").exit_code == 1
     assert engine.calls == []
@@ -194,6 +213,9 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     assert run("transcribe", sound("a.wav", 0.1), "-f", "srt").stdout == "1\n00:00:00,000 --> 00:00:02,000\nloud 0.1\n"
     assert engine.calls[-1].tasks[0].timestamps == "segment"
     assert run("transcribe", "a.wav", "-f", "vtt").stdout.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:02.000\n")
+    narrow = ("transcribe", "a.wav", "-f", "srt", "--subtitle-line-length", "5")
+    assert run(*narrow).stdout.endswith("\nloud\n0.1\n")
+    assert run(*narrow, "--subtitle-lines", "1").stdout.endswith("\n2\n00:00:01,000 --> 00:00:02,000\n0.1\n")
     several = run("transcribe", "a.wav", sound("b.wav", 0.1), "-f", "srt")
     assert several.exit_code == 2
     assert "srt is written for one file; 2 were given" in several.stderr
