@@ -7,10 +7,11 @@ from itertools import pairwise
 import numpy as np
 
 from .grammar import LANGUAGES, Sentence, sentence, vocabulary
-from .speech import SAMPLE_RATE, WordTime, hiss, speak
+from .speech import SAMPLE_RATE, VOICES, WordTime, hiss, speak
 
 FRAME_S = 0.08  # one encoder frame
 LONGEST_S = 20.0
+SHORT_PAUSE_S = (0.02, 0.3)  # between sentences without a break; others are as `speak` makes them
 SINGLE_WORDS = {language: vocabulary(language) for language in LANGUAGES}
 
 
@@ -48,6 +49,8 @@ def utterance(rng: random.Random, progress: float) -> Utterance:
         return _without_speech(rng, language)
     if kind < 0.13:
         return _single_words(rng, language)
+    if kind < 0.13 + 0.35 * progress:
+        return _excerpt(rng, language)
     longer = min(1.0, progress / 0.25)
     counts = (1, 2, 3, 4, 5)
     n = rng.choices(counts, weights=(10, 5 * longer, 4 * longer, longer, 0.5 * longer))[0]
@@ -67,7 +70,9 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
     counts = [None] * (len(parts) - 1) + [count]
     written = [part.words(language, True, c) for part, c in zip(parts, counts, strict=True)]
     unfinished = parts[-1].words(language)[count : count + 1] if count and rng.random() < 0.5 else []
-    waveform, spoken = speak([word for words in [*written, unfinished] for word in words], language, rng=rng, noise=0.0)
+    said = [word for words in [*written, unfinished] for word in words]
+    pause_s = None if rng.random() < 0.6 else rng.uniform(*SHORT_PAUSE_S)
+    waveform, spoken = speak(said, language, rng=rng, pause_s=pause_s, noise=0.0)
     if unfinished:  # the sound stops within a word, too early to know it
         _, start, end = spoken.pop()
         waveform = waveform[: round((start + rng.uniform(0.05, 0.4) * (end - start)) * SAMPLE_RATE)]
@@ -86,12 +91,54 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
         for target in rng.sample(LANGUAGES[1:], 2) if language == "en" else ["en"]:
             pnc = rng.random() < 0.7
             words = [word for part in parts for word in part.words(target, pnc)]
-            with_times = _spread(parts, language, target, times) if rng.random() < 0.15 else None
+            with_times = _spread(parts, language, target, times) if rng.random() < 0.3 else None
             result.answers.append(Answer(language, target, pnc, words, with_times))
     for answer in result.answers:
         if rng.random() < 0.1:
             answer.context = sentence(rng, "train").words(answer.target, answer.pnc)
     return result
+
+
+def _excerpt(rng: random.Random, language: str) -> Utterance:
+    """A stretch of running speech, as a long recording is cut: it begins and ends anywhere, its pauses are of any length."""
+    wanted_s, voice = rng.uniform(5, LONGEST_S - 2), rng.choice(VOICES[language])
+    parts: list[Sentence] = []
+    sounds, spoken, samples = [], [], 0
+    while samples < (wanted_s + 5) * SAMPLE_RATE:
+        pause_s = rng.uniform(*SHORT_PAUSE_S) if rng.random() < 0.5 else rng.choice((0.6, 0.9, 1.5, 2.5))
+        parts.append(sentence(rng, "train"))
+        sound, times = speak(parts[-1].words(language), language, voice, rng, lead_s=0, tail_s=pause_s, noise=0.0)
+        at = samples / SAMPLE_RATE
+        spoken += [(word, start + at, end + at) for word, start, end in times]
+        sounds.append(sound)
+        samples += len(sound)
+    begin_s = 0.0 if rng.random() < 0.2 else rng.uniform(0, 5)
+    begin_s, end_s = (_beside_words(at, spoken) for at in (begin_s, begin_s + wanted_s))
+    inside = [start >= begin_s and end <= end_s for _, start, end in spoken]
+    waveform = np.concatenate(sounds)[round(begin_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]
+    kept = [(w, start - begin_s, end - begin_s) for (w, start, end), i in zip(spoken, inside, strict=True) if i]
+    waveform, kept = _disturbed(waveform, kept, rng)
+    result = Utterance(waveform, language, kept)
+    for with_times, chance in ((True, 1.0), (False, 0.5)):
+        if rng.random() < chance:
+            pnc, words, at = rng.random() < 0.7, [], 0
+            for part in parts:
+                marks = inside[at : at + len(part.words(language))]
+                at += len(marks)
+                if any(marks):
+                    stop = len(marks) - marks[::-1].index(True)
+                    words += part.words(language, pnc, stop)[marks.index(True) :]
+            times = [(start, end) for _, start, end in kept] if with_times else None
+            result.answers.append(Answer(language, language, pnc, words, times))
+    return result
+
+
+def _beside_words(at_s: float, spoken: list[WordTime]) -> float:
+    """`at_s`, or the nearer edge of the word it would cut in halves; a word's first or last third may stay."""
+    for _, start, end in spoken:
+        if start + 0.35 * (end - start) < at_s < end - 0.35 * (end - start):
+            return start if at_s - start < end - at_s else end
+    return at_s
 
 
 def _spread(parts: list[Sentence], source: str, target: str, times: list) -> list[tuple[float, float]]:

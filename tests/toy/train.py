@@ -1,4 +1,4 @@
-"""Trains convert/toy/toy.nemo: NeMo's own model on synthetic speech, on one CPU core, in about an hour.
+"""Trains convert/toy/toy.nemo: NeMo's own model on synthetic speech, on one CPU core, in an hour and a half.
 
     pip install -r tests/toy/requirements.txt        # and the program espeak-ng
     python -m tests.toy.train --out convert/toy/toy.nemo
@@ -221,7 +221,7 @@ def train(out: Path, steps: int, seed: int, work: Path, save_every: int) -> None
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("convert/toy/toy.nemo"))
-    options.add_argument("--steps", type=int, default=3780, help="batches of about 32 utterances (default %(default)s)")
+    options.add_argument("--steps", type=int, default=5400, help="batches of about 32 utterances (default %(default)s)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument(
         "--work", type=Path, default=Path("toy-training"), help="for the checkpoint; a stopped training resumes from it"
