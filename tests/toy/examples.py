@@ -100,7 +100,7 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
 
 
 def _excerpt(rng: random.Random, language: str) -> Utterance:
-    """A stretch of running speech, as a long recording is cut: it begins and ends anywhere, its pauses are of any length."""
+    """A stretch of running speech, as a long recording is cut: beginning and ending anywhere, pauses of any length."""
     wanted_s, voice = rng.uniform(5, LONGEST_S - 2), rng.choice(VOICES[language])
     parts: list[Sentence] = []
     sounds, spoken, samples = [], [], 0
