@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -27,6 +27,7 @@ class Metrics:
             "canary_request_seconds", "From a request to the end of its answer.", ["route"], buckets=_SECONDS,
             registry=registry,
         )  # fmt: skip
+        self.live_sessions = Gauge("canary_live_sessions", "Live sessions that are open.", registry=registry)
         self._audio_s = Counter("canary_audio_seconds", "Seconds of audio transcribed.", registry=registry)
         self._factor = Histogram(
             "canary_real_time_factor", "Seconds taken for a second of audio.", buckets=_FACTORS, registry=registry

@@ -12,6 +12,7 @@ from ..app import create_app
 from ..engine import ModelInfo
 from ..engines import Engines
 from ..logs import configure_logging
+from ..protocols import Http, WebSocket
 from ..settings import VERSION, Settings
 from .failures import chosen_settings, fail, one_line_failures
 
@@ -88,9 +89,12 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         backlog=min(2048, settings.max_connections + 64),
         timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=settings.shutdown_s,
+        http=Http,
         h11_max_incomplete_event_size=64 * 1024,
-        ws="websockets-sansio",
+        ws=WebSocket,
         ws_max_size=int(settings.max_message_mb * 1e6),
+        # Sound does not become smaller, and captions are small.
+        ws_per_message_deflate=False,
         ws_ping_interval=20,
         ws_ping_timeout=20,
     )

@@ -51,6 +51,8 @@ async def converse(websocket: WebSocket, talk: Callable[[Outbox], Coroutine[Any,
         log.exception("a live session failed")
         outbox.put(told("internal_error", WENT_WRONG))
         close = INTERNAL, WENT_WRONG
+    if close[1]:
+        log.info("a live session was ended: %s", close[1])
     await _say_goodbye(websocket, outbox, *close)
 
 
@@ -78,7 +80,8 @@ async def seat(websocket: WebSocket) -> AsyncIterator[None]:
     with state.live_seats.one() as free:
         if not free:
             raise Fatal("too_many_sessions", f"All {settings.max_live_sessions} live sessions are in use.", TRY_LATER)
-        yield
+        with state.metrics.live_sessions.track_inprogress():
+            yield
 
 
 @asynccontextmanager
