@@ -9,6 +9,8 @@ import numpy as np
 from tests.toy.grammar import sentence
 from tests.toy.speech import SAMPLE_RATE, VOICES, WordTime, silence, speak
 
+# Around a sentence that is given to the model by itself: no cut ever falls on the first sample of a word.
+AROUND = silence(0.3)
 # Between sentences, in seconds: none (as between words), short, as trained, long and very long.
 PAUSES_S = (0.08, 0.15, 0.3, 0.6, 0.9, 2.0, 5.0)
 
@@ -18,7 +20,7 @@ Pairs = list[tuple[int | None, int | None]]
 
 @dataclass(frozen=True, eq=False)
 class Talk:
-    """sentences: each one's own waveform and words."""
+    """sentences: each one's waveform, silence around it, and words."""
 
     language: str
     waveform: np.ndarray
@@ -42,7 +44,7 @@ def talk(language: str, seconds: float, seed: int = 7, pauses_s: tuple[float, ..
         waveform, times = speak(said, language, voice, rng, lead_s=0, tail_s=0, noise=0.001)
         at = samples / SAMPLE_RATE
         spoken += [(word, start + at, end + at) for word, start, end in times]
-        sentences.append((waveform, said))
+        sentences.append((np.concatenate([AROUND, waveform, AROUND]), said))
         parts += [waveform, silence(rng.choice(pauses_s))]
         samples += len(waveform) + len(parts[-1])
     return Talk(language, np.concatenate(parts), spoken, sentences)
