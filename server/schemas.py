@@ -126,6 +126,9 @@ class OpenAIVerboseTranscription(BaseModel):
     text: str
     segments: list[VerboseSegment]
     words: list[Word] | None = None
+    timestamps_source: str | None = Field(
+        default=None, description="What the times are from: `model`, `aligner` or `cross_attention`; not OpenAI's."
+    )
     usage: Usage
 
 

@@ -31,6 +31,8 @@ def to_verbose_json(transcript: Transcript, task: str, words: bool) -> dict[str,
         "segments": [_segment(number, segment, words) for number, segment in enumerate(transcript.segments)],
         "usage": usage(transcript),
     }
+    if transcript.timestamps_source:
+        body["timestamps_source"] = transcript.timestamps_source
     if words:
         body["words"] = [_word(word) for segment in transcript.segments for word in segment.words]
     return body
