@@ -7,6 +7,7 @@ retire, so a request joins the running batch at the next token and leaves it at 
 
 import asyncio
 import bisect
+import gc
 import logging
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from model.allocator import give_back_freed_memory
 from model.config import CanaryConfig
 from model.generate import DecodingOptions
 from model.prompt import Task, TaskError, check_task
@@ -190,6 +192,13 @@ class Engine:
 
     def _serve(self) -> None:
         try:
+            self._work()
+        finally:
+            _give_memory_back()
+
+    def _work(self) -> None:
+        """Load the model and run it until the end. Nothing of it is left when this returns."""
+        try:
             canary = self._load()
         except BaseException as error:
             self._info.set_exception(error)
@@ -260,6 +269,15 @@ class Engine:
             else:
                 timing = replace(outcome.timing, queue_s=request.queue_s)
                 request.future.set_result(replace(outcome, timing=timing))
+
+
+def _give_memory_back() -> None:
+    """Of what this thread has let go, MLX and the allocator keep some for the next; there is no next."""
+    import mlx.core as mx
+
+    gc.collect()
+    mx.clear_cache()
+    give_back_freed_memory()
 
 
 def _for_the_caller(error: Exception) -> Exception:

@@ -1,5 +1,7 @@
 """Several models: loaded on first use, let go when idle; and what is said while they are not there."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,6 +91,51 @@ def test_a_model_in_use_is_not_let_go(serve_models, mock, loads, wav):
     asking.join(20)
     assert answers[0].status_code == 200
     assert len(loads) == loaded
+
+
+# Prints the megabytes of a process with nothing, a model, and no model any more. 200 MB are added to the toy's 5.
+UNLOADED = """
+import asyncio, threading
+import mlx.core as mx, numpy as np
+from model.prompt import Task
+from server.engines import Engines, load_model
+from server.settings import Settings
+
+def megabytes():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+def heavy(source, progress):
+    canary = load_model(settings, source, progress)
+    canary.ballast = [mx.random.normal((500_000,)) for _ in range(100)]
+    mx.eval(canary.ballast)
+    return canary
+
+async def main():
+    before = megabytes()
+    engines = Engines(settings, heavy)
+    engines.start()
+    async with engines.use() as engine:
+        await engine.transcribe(np.random.default_rng(1).standard_normal(200_000).astype(np.float32), Task("en"))
+        loaded = megabytes()
+    while any(thread.name == "model" for thread in threading.enumerate()):
+        await asyncio.sleep(0.05)
+    print(before, loaded, megabytes())
+    await engines.stop(5)
+
+settings = Settings(_env_file=None, model="toy", idle_unload_s=0.2)
+load_model(settings)
+asyncio.run(main())
+"""
+
+
+def test_the_memory_of_a_model_that_is_let_go_is_the_systems_again(cache):
+    if sys.platform != "linux":  # there nothing is kept that would have to be given back
+        return
+    done = subprocess.run([sys.executable, "-c", UNLOADED], capture_output=True, text=True, timeout=120, check=True)
+    before, loaded, unloaded = map(float, done.stdout.split())
+    assert loaded - before > 200
+    assert unloaded - before < 30
 
 
 def test_while_the_model_is_loaded_the_server_answers_and_says_how_far_it_is(serve_models, held, wav):
