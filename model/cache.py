@@ -1,4 +1,4 @@
-"""What the decoder remembers: self-attention keys and values by row, and cross-attention ones by utterance.
+"""What the decoder remembers of each row: self-attention keys and values, and cross-attention ones.
 
 A running batch has R rows. Rows are joined at the end and leave by the last row taking their place, so the rows in use
 are always the first R. Buffers grow in steps of a few sizes, so that shapes repeat.
@@ -20,12 +20,12 @@ class KVSlots:
         self._empty = mx.zeros((0, n_heads, 0, d_head), dtype)
         self.keys = self.values = self._empty
 
-    def join(self, at: int, keys: mx.array, values: mx.array) -> None:
-        """Put rows (n, H, T, d) at rows at … at+n-1, making room where there is none."""
-        n, _, T, _ = keys.shape
-        self.make_room(at + n, T)
-        self.keys[at : at + n, :, :T] = keys
-        self.values[at : at + n, :, :T] = values
+    def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
+        """Put a row (1, H, T, d) at rows at … at+copies-1, making room where there is none."""
+        T = keys.shape[2]
+        self.make_room(at + copies, T)
+        self.keys[at : at + copies, :, :T] = keys
+        self.values[at : at + copies, :, :T] = values
 
     def make_room(self, rows: int, time: int) -> None:
         """Room for `rows` rows of `time` positions."""
@@ -48,10 +48,11 @@ class KVSlots:
         """Views (rows, H, time, d) of what is in use."""
         return self.keys[:rows, :, :time], self.values[:rows, :, :time]
 
-    def move(self, source: int, target: int) -> None:
-        """Copy row `source` over row `target`, which has left."""
-        self.keys[target] = self.keys[source]
-        self.values[target] = self.values[source]
+    def leave(self, row: int, last: int) -> None:
+        """Row `row` leaves, and row `last` takes its place."""
+        if row != last:
+            self.keys[row] = self.keys[last]
+            self.values[row] = self.values[last]
 
     def reorder(self, rows: mx.array, sources: mx.array) -> None:
         """Row rows[i] becomes what row sources[i] was: (n,) each."""
@@ -61,6 +62,33 @@ class KVSlots:
     def clear(self) -> None:
         """Give the memory back."""
         self.keys = self.values = self._empty
+
+
+class KVRows:
+    """The same for rows that do not grow, each as long as its audio: nothing is padded, and equal rows are kept once.
+
+    For a CPU, which goes through rows one by one and gains nothing from their lying in one buffer.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[mx.array, mx.array]] = []
+
+    def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
+        """Put a row (1, H, T, d) at rows at … at+copies-1, which are the last."""
+        assert at == len(self._rows)
+        self._rows += [(mx.contiguous(keys), mx.contiguous(values))] * copies
+
+    def read(self, rows: int, time: int) -> tuple[list[mx.array], list[mx.array]]:
+        """(1, H, T, d) of each row, T its own."""
+        return [k for k, _ in self._rows], [v for _, v in self._rows]
+
+    def leave(self, row: int, last: int) -> None:
+        """Row `row` leaves, and row `last`, the last, takes its place."""
+        self._rows[row] = self._rows[last]
+        self._rows.pop()
+
+    def clear(self) -> None:
+        self._rows.clear()
 
 
 def _doubled(n: int, least: int) -> int:

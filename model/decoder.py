@@ -1,14 +1,18 @@
 """Transformer decoder and its head. NeMo's TransformerDecoderNM (pre-norm, fixed positions) and TokenClassifier."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from model import kernels
-from model.cache import KVSlots
+from model.cache import KVRows, KVSlots
 from model.config import DecoderConfig
+
+# Keys or values of R rows: (R, H, T, d_head), or one (1, H, T, d_head) a row with T its own.
+Rows = mx.array | list[mx.array]
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,16 @@ class CrossAttention(nn.Module):
         self.linear_q = nn.Linear(config.hidden_size, config.hidden_size)
         self.linear_out = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def __call__(self, x: mx.array, keys: mx.array, values: mx.array, inside: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, keys: Rows, values: Rows, inside: mx.array) -> mx.array:
         q = _heads(self.linear_q(x), self._n_heads)
         scale = 1 / math.sqrt(q.shape[-1])
-        return self.linear_out(_joined(kernels.attention(q, keys, values, scale, inside)))
+        if isinstance(keys, mx.array):
+            assert isinstance(values, mx.array)
+            attended = kernels.attention(q, keys, values, scale, inside)
+        else:
+            assert isinstance(values, list)
+            attended = kernels.attention_by_row(q, keys, values, scale)
+        return self.linear_out(_joined(attended))
 
     def weights(self, x: mx.array, keys: mx.array, inside: mx.array) -> mx.array:
         """(R, S, M) → (R, H, S, T), summing to 1 over the audio's steps."""
@@ -86,7 +96,7 @@ class DecoderLayer(nn.Module):
         self.dense_in = nn.Linear(M, config.inner_size)
         self.dense_out = nn.Linear(config.inner_size, M)
 
-    def after_self_attention(self, x: mx.array, keys: mx.array, values: mx.array, inside: mx.array) -> mx.array:
+    def after_self_attention(self, x: mx.array, keys: Rows, values: Rows, inside: mx.array) -> mx.array:
         x = x + self.cross_attn(self.layer_norm_2(x), keys, values, inside)
         return x + self.dense_out(nn.relu(self.dense_in(self.layer_norm_3(x))))
 
@@ -149,11 +159,18 @@ class Decoder(nn.Module):
         return x, causal, remembered
 
     def step(
-        self, tokens: mx.array, positions: mx.array, time: int, slots: list[KVSlots], cross: CrossMemory
+        self,
+        tokens: mx.array,
+        positions: mx.array,
+        time: int,
+        slots: list[KVSlots],
+        cross: Sequence[KVSlots | KVRows],
+        inside: mx.array,
     ) -> mx.array:
         """One token a row: tokens, positions (R,), all positions < time → hidden states (R, M).
 
-        The token's keys and values are written to `slots` (one a layer).
+        The token's keys and values are written to `slots`; `cross` holds those of the audio, `inside` (R, 1, 1, T) is
+        true at its steps. Both have one a layer.
         """
         R = tokens.shape[0]
         x = self._embedded(tokens[:, None], self.position_encoding[positions][:, None])
@@ -162,14 +179,18 @@ class Decoder(nn.Module):
             q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
             slots[i].write(positions, k, v)
             x = x + layer.self_attn.attend(q, *slots[i].read(R, time), past)
-            x = layer.after_self_attention(x, cross.keys[i], cross.values[i], cross.inside)
+            x = layer.after_self_attention(x, *cross[i].read(R, inside.shape[-1]), inside)
         return self.final_layer_norm(x).squeeze(1)
 
     def empty_slots(self) -> list[KVSlots]:
-        """Slots for one kind of attention, a layer each."""
+        """Slots for self-attention, a layer each."""
         d_head = self._config.hidden_size // self._config.num_attention_heads
         dtype = self.token_embedding.weight.dtype
         return [KVSlots(self._config.num_attention_heads, d_head, dtype) for _ in self.layers]
+
+    def empty_cross_slots(self) -> Sequence[KVSlots | KVRows]:
+        """Slots for cross-attention, a layer each: padded to one length on a GPU."""
+        return [KVRows() for _ in self.layers] if kernels.on_cpu() else self.empty_slots()
 
     def _embedded(self, tokens: mx.array, positions: mx.array) -> mx.array:
         # The stored sinusoid is already divided by √M; the token part is not scaled.

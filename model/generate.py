@@ -11,7 +11,7 @@ import numpy as np
 from model import kernels
 from model.beam import Beam
 from model.cache import TIME_STEP, rounded_up
-from model.decoder import CrossMemory, Decoder, Head
+from model.decoder import Decoder, Head
 
 MAX_BEAM = 32
 
@@ -126,7 +126,7 @@ class RunningBatch:
         self._ends = (end_id, pad_id)
         self._silent = [end_id] if no_speech_id is None else [end_id, no_speech_id]
         self._self = decoder.empty_slots()
-        self._cross = decoder.empty_slots()
+        self._cross = decoder.empty_cross_slots()
         # By row: whose it is, and how many encoder steps its audio has.
         self._owners: list[_Greedy | _Searched] = []
         self._lengths: list[int] = []
@@ -155,10 +155,11 @@ class RunningBatch:
             if (result := self._result(owner)) is not None:
                 finished.append(result)
                 continue
-            copies = mx.array([i] * owner.width)
+            row, T = slice(i, i + 1), lengths[i]
             for layer, (k, v) in enumerate(remembered):
-                self._self[layer].join(self.rows, k[copies], v[copies])
-                self._cross[layer].join(self.rows, cross.keys[layer][copies], cross.values[layer][copies])
+                self._self[layer].join(self.rows, k[row], v[row], owner.width)
+                keys, values = cross.keys[layer][row, :, :T], cross.values[layer][row, :, :T]
+                self._cross[layer].join(self.rows, keys, values, owner.width)
             owner.rows = list(range(self.rows, self.rows + owner.width))
             self._owners += [owner] * owner.width
             self._lengths += [lengths[i]] * owner.width
@@ -215,9 +216,9 @@ class RunningBatch:
         order = list(range(self.rows))
         for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
             last = self.rows - 1
+            for slots in (*self._self, *self._cross):
+                slots.leave(row, last)
             if row != last:
-                for slots in (*self._self, *self._cross):
-                    slots.move(last, row)
                 mover = self._owners[last]
                 mover.rows[mover.rows.index(last)] = row
                 self._owners[row], self._lengths[row], order[row] = mover, self._lengths[last], order[last]
@@ -247,10 +248,8 @@ class RunningBatch:
         T = rounded_up(max(self._lengths), TIME_STEP)
         for slots in self._self:
             slots.make_room(self.rows, time)
-        kv = [slots.read(self.rows, T) for slots in self._cross]
         inside = (mx.arange(T) < mx.array(self._lengths)[:, None])[:, None, None]
-        cross = CrossMemory([k for k, _ in kv], [v for _, v in kv], inside)
-        hidden = self._decoder.step(tokens, mx.array(positions), time, self._self, cross)
+        hidden = self._decoder.step(tokens, mx.array(positions), time, self._self, self._cross, inside)
         return self._head(hidden, self._decoder.token_embedding)
 
     def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:

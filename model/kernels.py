@@ -54,10 +54,31 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
     scores = (q * scale) @ k.swapaxes(-1, -2)
     if mask is not None:
         scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
-    weights = exp(scores - scores.max(axis=-1, keepdims=True))
-    # Dividing after the product: d columns instead of T. The sum as a product, since MLX's own is slow on a CPU.
-    total = weights @ mx.ones((weights.shape[-1], 1), weights.dtype)
+    weights, total = _softmax_parts(scores)
     return (weights @ v) / total
+
+
+def attention_by_row(q: mx.array, keys: list[mx.array], values: list[mx.array], scale: float) -> mx.array:
+    """The same on a CPU for rows of different lengths: q (R, H, S, d); keys, values (1, H, T, d) a row, T its own."""
+    T = max(k.shape[2] for k in keys)
+    scores = [q_row @ k.swapaxes(-1, -2) for q_row, k in zip(mx.split(q * scale, len(keys)), keys, strict=True)]
+    weights, total = _softmax_parts(mx.concatenate([_lengthened(row, T) for row in scores]))
+    rows = mx.split(weights, len(values))
+    attended = [row[..., : v.shape[2]] @ v for row, v in zip(rows, values, strict=True)]
+    return mx.concatenate(attended) / total
+
+
+def _lengthened(scores: mx.array, length: int) -> mx.array:
+    """(…, T) → (…, length), so that nothing attends to what is added."""
+    missing = length - scores.shape[-1]
+    return mx.pad(scores, [(0, 0)] * 3 + [(0, missing)], constant_values=-mx.inf) if missing else scores
+
+
+def _softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
+    """e**scores, scaled so as not to overflow, and what to divide by: after the product, so d columns instead of T."""
+    weights = exp(scores - scores.max(axis=-1, keepdims=True))
+    # As a product, since MLX's own sum is slow on a CPU.
+    return weights, weights @ mx.ones((weights.shape[-1], 1), weights.dtype)
 
 
 def depthwise_1d(x: mx.array, weight: mx.array) -> mx.array:

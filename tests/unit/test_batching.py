@@ -94,6 +94,24 @@ def test_random_mixes_that_join_and_leave_at_random_times_change_nobodys_tokens(
     assert batcher.rows == 0
 
 
+def test_rows_padded_to_one_length_as_on_a_gpu_write_the_same_tokens(canary, passes, alone, monkeypatch):
+    monkeypatch.setattr(type(canary.decoder), "empty_cross_slots", lambda decoder: decoder.empty_slots())
+    kinds = [(7, 0, 0), (0, 3, 2), (3, 2, 1), (6, 1, 2)]
+    outcomes = run(Batcher(canary, 16), [(i, passes(kind)) for i, kind in enumerate(kinds)])
+    assert {ticket: written(result) for ticket, result in outcomes} == {i: alone(kind) for i, kind in enumerate(kinds)}
+
+
+def test_what_a_cpu_remembers_of_an_audio_is_no_longer_than_it_and_is_let_go_with_its_rows(canary, passes, sounds):
+    batcher = Batcher(canary, 16)
+    batcher.join([(0, passes((7, 0, 0))), (1, passes((0, 0, 2)))])
+    keys, _ = batcher._batch._cross[0].read(batcher.rows, 0)
+    assert [k.shape[2] for k in keys] == [canary.encodings([sounds[i]])[0].vectors.shape[0] for i in (7, 0, 0, 0)]
+    # The hypotheses of one beam share it.
+    assert keys[1] is keys[2] is keys[3]
+    batcher.cancel(0)
+    assert [k.shape[2] for k in batcher._batch._cross[0].read(batcher.rows, 0)[0]] == [13, 13, 13]
+
+
 def test_a_prefix_is_gone_on_from_and_comes_first_in_the_transcript(canary, passes, sounds):
     whole = run(Batcher(canary, 8), [(0, passes((1, 0, 0)))])[0][1]
     (tokens,) = written(whole)
