@@ -26,6 +26,13 @@ class CrossMemory:
     values: list[mx.array]
     inside: mx.array
 
+    def of_rows(self, rows: list[int]) -> "CrossMemory":
+        """That of the rows of these numbers, which may come more than once."""
+        if rows == list(range(self.inside.shape[0])):
+            return self
+        chosen = mx.array(rows)
+        return CrossMemory([k[chosen] for k in self.keys], [v[chosen] for v in self.values], self.inside[chosen])
+
 
 def _heads(x: mx.array, n_heads: int) -> mx.array:
     """(R, S, M) → (R, H, S, M/H)."""

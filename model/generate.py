@@ -142,12 +142,15 @@ class RunningBatch:
         Returns what that ended: those that their first token did, and those that a step under way did.
         """
         finished = self._settled()
-        encoded, lengths = _padded_encodings(utterances)
-        cross = self._decoder.cross_memory(encoded, mx.array(lengths))
+        # What is written of one audio, its text and translations, looks at one memory.
+        audios = {id(u.encoded): u.encoded for u in utterances}
+        of_audio = [list(audios).index(id(u.encoded)) for u in utterances]
+        encoded, lengths = _padded(list(audios.values()))
+        memory = self._decoder.cross_memory(encoded, mx.array(lengths))
         prompts = [u.prompt for u in utterances]
         S = max(map(len, prompts))
         tokens = mx.array([p + [self._ends[1]] * (S - len(p)) for p in prompts])
-        hidden, remembered = self._decoder.prefill(tokens, cross)
+        hidden, remembered = self._decoder.prefill(tokens, memory.of_rows(of_audio))
         last = hidden[mx.arange(len(prompts)), mx.array([len(p) - 1 for p in prompts])]
         scores = np.array(self._head(last, self._decoder.token_embedding))
         for i, utterance in enumerate(utterances):
@@ -155,14 +158,14 @@ class RunningBatch:
             if (result := self._result(owner)) is not None:
                 finished.append(result)
                 continue
-            row, T = slice(i, i + 1), lengths[i]
+            audio, T = of_audio[i], lengths[of_audio[i]]
             for layer, (k, v) in enumerate(remembered):
-                self._self[layer].join(self.rows, k[row], v[row], owner.width)
-                keys, values = cross.keys[layer][row, :, :T], cross.values[layer][row, :, :T]
+                self._self[layer].join(self.rows, k[i : i + 1], v[i : i + 1], owner.width)
+                keys, values = (x[layer][audio : audio + 1, :, :T] for x in (memory.keys, memory.values))
                 self._cross[layer].join(self.rows, keys, values, owner.width)
             owner.rows = list(range(self.rows, self.rows + owner.width))
             self._owners += [owner] * owner.width
-            self._lengths += [lengths[i]] * owner.width
+            self._lengths += [T] * owner.width
         return finished
 
     def step(self) -> list[Generated]:
@@ -286,11 +289,11 @@ class RunningBatch:
                 slots.reorder(mx.array(rows), sources)
 
 
-def _padded_encodings(utterances: list[Utterance]) -> tuple[mx.array, list[int]]:
-    """(n, T, M) zero-padded on the right, and the lengths."""
-    lengths = [u.encoded.shape[0] for u in utterances]
+def _padded(audios: list[mx.array]) -> tuple[mx.array, list[int]]:
+    """Encodings (T, M) as (n, T, M), zero-padded on the right, and their lengths."""
+    lengths = [audio.shape[0] for audio in audios]
     T = max(lengths)
-    padded = [mx.pad(u.encoded, [(0, T - n), (0, 0)]) for u, n in zip(utterances, lengths, strict=True)]
+    padded = [mx.pad(audio, [(0, T - n), (0, 0)]) for audio, n in zip(audios, lengths, strict=True)]
     return mx.stack(padded), lengths
 
 

@@ -112,6 +112,19 @@ def test_what_a_cpu_remembers_of_an_audio_is_no_longer_than_it_and_is_let_go_wit
     assert [k.shape[2] for k in batcher._batch._cross[0].read(batcher.rows, 0)[0]] == [13, 13, 13]
 
 
+def test_a_text_and_its_translation_share_one_cross_memory(canary, passes, monkeypatch):
+    made = []
+    cross_memory = type(canary.decoder).cross_memory
+    monkeypatch.setattr(
+        type(canary.decoder), "cross_memory", lambda *args: made.append(args[1].shape[0]) or cross_memory(*args)
+    )
+    ((_, result),) = run(Batcher(canary, 16), [(0, passes((5, 3, 0)))])
+    assert made == [1]
+    monkeypatch.undo()
+    single = [Pass(passes((5, 3, 0)).waveform, (task,), OPTIONS[0]) for task in TASKS[3]]
+    assert written(result) == [written(run(Batcher(canary, 16), [(0, each)])[0][1])[0] for each in single]
+
+
 def test_a_prefix_is_gone_on_from_and_comes_first_in_the_transcript(canary, passes, sounds):
     whole = run(Batcher(canary, 8), [(0, passes((1, 0, 0)))])[0][1]
     (tokens,) = written(whole)
