@@ -28,6 +28,8 @@ from model.weights import lay_out_for_one_row, load_weights
 
 SAMPLE_RATE = 16000
 MIN_DURATION_S = 1.0
+# Freed arrays, in bytes, that MLX keeps for the next ones of their size. On a CPU malloc keeps them already.
+GPU_CACHE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Canary(nn.Module):
         """
         folder = Path(folder)
         config = read_config(folder)
+        mx.set_cache_limit(0 if kernels.on_cpu() else GPU_CACHE)
         canary = cls(config, load_tokenizer(folder, config.tokenizer))
         dtype = dtype or default_dtype()
         load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
