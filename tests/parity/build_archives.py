@@ -21,6 +21,8 @@ from nemo.utils.app_state import AppState
 from omegaconf import OmegaConf
 from sentencepiece import sentencepiece_model_pb2
 
+from tests.toy.combined import with_aligner
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -108,7 +110,8 @@ def build(shape: Shape, path: Path, workdir: Path) -> None:
     if shape.aligner:
         aligner = EncDecCTCModelBPE(cfg=OmegaConf.create(_aligner_config(model.cfg, tokenizer))).eval()
         _make_lively(aligner, shape.seed + 1)
-        _embed(aligner, path, workdir)
+        aligner.save_to(str(workdir / "aligner.nemo"))
+        with_aligner(path, workdir / "aligner.nemo", workdir / "both.nemo").replace(path)
 
 
 def set_end(model: EncDecMultiTaskModel, vector: torch.Tensor, bias: float) -> None:
@@ -382,17 +385,3 @@ def _quieten_special_tokens(model: EncDecMultiTaskModel) -> None:
             if re.fullmatch(r"<.+>", piece):
                 bias[token] -= 4.0
         bias[size:] = -30.0
-
-
-def _embed(aligner: EncDecCTCModelBPE, path: Path, workdir: Path) -> None:
-    """Repack the archive at `path` with the aligner's members, named as in canary-1b-v2's."""
-    aligner.save_to(str(workdir / "aligner.nemo"))
-    folder = workdir / "both"
-    with tarfile.open(workdir / "aligner.nemo") as archive:
-        archive.extractall(folder, filter="data")
-    for name in ("model_config.yaml", "model_weights.ckpt"):
-        (folder / name).rename(folder / f"timestamps_asr_{name}")
-    with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
-    with tarfile.open(path, "w:") as archive:
-        archive.add(folder, arcname="./")

@@ -46,25 +46,24 @@ def new_model(folder: Path) -> EncDecMultiTaskModel:
 def _make_tokenizers(folder: Path) -> None:
     """The special tokens', and one for each language trained on sentences of the grammar."""
     CanaryTokenizer.build_special_tokenizer(special_tokens(), folder / "spl_tokens", force_rebuild=True)
+    slim(folder / "spl_tokens" / "tokenizer.model")
+    for language in LANGUAGES:
+        make_pieces(folder / language, (language,), PIECES)
+
+
+def make_pieces(folder: Path, languages: tuple[str, ...], size: int) -> None:
+    """A tokenizer of `size` pieces for sentences of the grammar in all of `languages`."""
     rng = random.Random(0)
     sentences = [sentence(rng, "train") for _ in range(4000)]
-    for language in LANGUAGES:
-        text = folder / language / "text.txt"
-        text.parent.mkdir()
-        text.write_text("\n".join(s.text(language, pnc=i % 3 > 0) for i, s in enumerate(sentences)))
-        create_spt_model(
-            str(text),
-            vocab_size=PIECES,
-            sample_size=-1,
-            do_lower_case=False,
-            tokenizer_type="bpe",
-            output_dir=str(text.parent),
-        )
-    for model in folder.glob("*/tokenizer.model"):
-        _slim(model)
+    text = folder / "text.txt"
+    folder.mkdir(parents=True)
+    lines = (s.text(language, pnc=i % 3 > 0) for language in languages for i, s in enumerate(sentences))
+    text.write_text("\n".join(lines))
+    create_spt_model(str(text), size, -1, False, tokenizer_type="bpe", output_dir=str(folder))
+    slim(folder / "tokenizer.model")
 
 
-def _slim(model: Path) -> None:
+def slim(model: Path) -> None:
     """Takes out the Unicode normalisation table (240 kB that no word of the grammar needs) and the training's paths."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
     proto.normalizer_spec.name, proto.normalizer_spec.precompiled_charsmap = "identity", b""

@@ -2,6 +2,8 @@
 
     python -m tests.toy.score convert/toy/toy.nemo                    # by this project's own model
     python -m tests.toy.score convert/toy/toy.nemo --backend nemo     # by NeMo, where that is installed
+    python -m tests.toy.score tests/toy/models/v1.nemo                # times read off the cross-attention
+    python -m tests.toy.score tests/toy/models/v1.nemo --aligner tests/toy/models/aligner.nemo
 
 Prints a Markdown table; `--json FILE` also writes the figures.
 """
@@ -13,9 +15,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from convert.convert import ConversionConfig, convert
+
+from .combined import with_aligner
 from .grammar import LANGUAGES, Sentence, sentence
 from .speech import SAMPLE_RATE, UNSEEN_VOICES, VOICES, WordTime, hiss, speak
 
@@ -120,7 +126,6 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
 def mlx_backend(path: Path) -> Backend:
     """This project's own model, as a user of Python meets it; in float32, so that it can be compared with NeMo's."""
     from model.canary import at_least_a_second
-    from model.generate import DecodingOptions
     from server import Canary
 
     canary = Canary.from_pretrained(path, dtype="float32")
@@ -132,11 +137,8 @@ def mlx_backend(path: Path) -> Backend:
         return [Heard(t.text, [(w.word, w.start, w.end) for s in t.segments for w in s.words]) for t in transcripts]
 
     def languages(waveforms):
-        model = canary.model
-        prompt = [model.tokenizer.special_id(token) for token in ("<|startofcontext|>", "<|startoftranscript|>")]
-        encoded = model.encodings([at_least_a_second(w) for w in waveforms])
-        answers = model.generate(encoded, [prompt] * len(waveforms), DecodingOptions(max_new_tokens=2))
-        return [model.tokenizer.language_of(answer.tokens[-1]) or "" for answer in answers]
+        encoded = canary.model.encodings([at_least_a_second(w) for w in waveforms])
+        return [canary.model.detect_language(e).language for e in encoded]
 
     return Backend(transcribe, languages)
 
@@ -202,10 +204,12 @@ def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
             "language found": float(np.mean([f == language for f in found])),
         }
     for source, target in PAIRS:
-        answers = backend.transcribe([item.waveform for item in singles[source]], source, target, True, False)
+        sounds = [item.waveform for item in singles[source]]
+        plain, timed = (backend.transcribe(sounds, source, target, True, times) for times in (False, True))
         rows[f"{source} → {target}"] = {
-            "exact": exact(singles[source], answers, target),
-            "WER": word_error_rate(singles[source], answers, target),
+            "exact": exact(singles[source], plain, target),
+            "WER": word_error_rate(singles[source], plain, target),
+            "exact, with times": exact(singles[source], timed, target),
         }
     for name, sentences, voices in (("three sentences", 3, VOICES), ("unseen voices", 1, UNSEEN_VOICES)):
         for language in LANGUAGES:
@@ -260,8 +264,15 @@ def main() -> None:
     options.add_argument("--backend", choices=list(BACKENDS), default="mlx")
     options.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
     options.add_argument("--json", type=Path)
+    options.add_argument("--aligner", type=Path, help="an archive to take the word times from")
     given = options.parse_args()
-    rows = scores(BACKENDS[given.backend](given.model), given.count)
+    with TemporaryDirectory() as folder:
+        path = given.model
+        if given.aligner:
+            both = with_aligner(given.model, given.aligner, Path(folder) / "both.nemo")
+            path = convert(ConversionConfig(source=both, output=Path(folder) / "both"))
+        backend = BACKENDS[given.backend](path)
+    rows = scores(backend, given.count)
     print(table(rows))
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Trains convert/toy/toy.nemo: NeMo's own model on synthetic speech, on one CPU core, in an hour and a half.
+"""Trains convert/toy/toy.nemo: NeMo's own model on synthetic speech, on one CPU core, in about an hour.
 
     pip install -r tests/toy/requirements.txt        # and the program espeak-ng
     python -m tests.toy.train --out convert/toy/toy.nemo
@@ -41,19 +41,9 @@ class Tokens:
 
     def of(self, answer: Answer) -> tuple[list[int], int, int]:
         """Prompt, text and end; the place of <|startoftranscript|>; and how many ids belong to the prompt."""
-        context = [i for word in answer.context for i in self._word(word, answer.target)]
-        prompt = [
-            "<|startoftranscript|>",
-            "<|emo:undefined|>",
-            f"<|{answer.source}|>",
-            f"<|{answer.target}|>",
-            "<|pnc|>" if answer.pnc else "<|nopnc|>",
-            "<|noitn|>",
-            "<|notimestamp|>" if answer.times is None else "<|timestamp|>",
-            "<|nodiarize|>",
-        ]
-        ids = [self.special["<|startofcontext|>"], *context, *(self.special[token] for token in prompt)]
-        begin = 1 + len(context)
+        before = self._before(answer)
+        prompt = [self.special[token] for token in self._prompt(answer)]
+        ids = [*before, *prompt]
         for i, word in enumerate(answer.words):
             pieces = self._word(word, answer.target)
             if answer.times is None:
@@ -63,7 +53,23 @@ class Tokens:
                 ids += [start, *pieces, end]
         if not answer.words:
             ids.append(self.special["<|nospeech|>"])
-        return [*ids, self.tokenizer.eos_id], begin, begin + len(prompt)
+        return [*ids, self.tokenizer.eos_id], len(before), len(before) + len(prompt)
+
+    def _before(self, answer: Answer) -> list[int]:
+        context = [i for word in answer.context for i in self._word(word, answer.target)]
+        return [self.special["<|startofcontext|>"], *context]
+
+    def _prompt(self, answer: Answer) -> list[str]:
+        return [
+            "<|startoftranscript|>",
+            "<|emo:undefined|>",
+            f"<|{answer.source}|>",
+            f"<|{answer.target}|>",
+            "<|pnc|>" if answer.pnc else "<|nopnc|>",
+            "<|noitn|>",
+            "<|notimestamp|>" if answer.times is None else "<|timestamp|>",
+            "<|nodiarize|>",
+        ]
 
     def _word(self, word: str, language: str) -> list[int]:
         if (word, language) not in self.known:
@@ -106,14 +112,25 @@ def pool_of_batches(seed: int, pool: int, progress: float) -> list[list[Utteranc
     return batches
 
 
-def step_loss(model, helpers: Helpers, tokens: Tokens, batch: list[Utterance], helper_weight: float):
-    """The decoder's mean loss per token, and that with the helpers' added."""
+def sounds(batch: list[Utterance]) -> dict[str, torch.Tensor]:
+    """The waveforms as NeMo's models take them, padded to one length."""
     audio = torch.zeros(len(batch), max(len(u.waveform) for u in batch))
     for row, item in enumerate(batch):
         audio[row, : len(item.waveform)] = torch.from_numpy(item.waveform)
-    lengths = torch.tensor([len(u.waveform) for u in batch])
-    _, encoded_lengths, states, mask = model.forward(input_signal=audio, input_signal_length=lengths)
+    return {"input_signal": audio, "input_signal_length": torch.tensor([len(u.waveform) for u in batch])}
 
+
+def step_loss(model, helpers: Helpers, tokens: Tokens, batch: list[Utterance], helper_weight: float):
+    """The decoder's mean loss per token, and that with the helpers' added."""
+    loss, encoded_lengths = decoder_loss(model, tokens, batch)
+    if helper_weight > 0:
+        return loss, loss + helper_weight * helpers.loss(helpers.encoded, encoded_lengths, batch)
+    return loss, loss
+
+
+def decoder_loss(model, tokens: Tokens, batch: list[Utterance]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mean over all answers' tokens, and how many encoder frames each utterance has."""
+    _, encoded_lengths, states, mask = model.forward(**sounds(batch))
     owner = [row for row, item in enumerate(batch) for _ in item.answers]
     coded = [tokens.of(answer) for item in batch for answer in item.answers]
     # Answers with times are three times as long as those without: two decoder runs waste less on padding.
@@ -139,10 +156,7 @@ def step_loss(model, helpers: Helpers, tokens: Tokens, batch: list[Utterance], h
         log_probs = model.log_softmax(hidden_states=decoded[scored][None])[0]
         total = total + torch.nn.functional.nll_loss(log_probs, ids[:, 1:][scored], reduction="sum")
         count += int(scored.sum())
-    loss = total / count
-    if helper_weight > 0:
-        return loss, loss + helper_weight * helpers.loss(helpers.encoded, encoded_lengths, batch)
-    return loss, loss
+    return total / count, encoded_lengths
 
 
 def keep_freed_memory() -> None:
@@ -153,9 +167,9 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def rate_factor(step: int, steps: int) -> float:
+def rate_factor(step: int, steps: int, warm_up: int = WARM_UP) -> float:
     """Warm-up, then a straight line down to nearly nothing."""
-    return min((step + 1) / WARM_UP, max(0.005, (steps - step) / (steps - WARM_UP)))
+    return min((step + 1) / warm_up, max(0.005, (steps - step) / (steps - warm_up)))
 
 
 def train(out: Path, steps: int, seed: int, work: Path, save_every: int) -> None:
@@ -221,7 +235,7 @@ def train(out: Path, steps: int, seed: int, work: Path, save_every: int) -> None
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--out", type=Path, default=Path("convert/toy/toy.nemo"))
-    options.add_argument("--steps", type=int, default=5400, help="batches of about 32 utterances (default %(default)s)")
+    options.add_argument("--steps", type=int, default=3780, help="batches of about 32 utterances (default %(default)s)")
     options.add_argument("--seed", type=int, default=0)
     options.add_argument(
         "--work", type=Path, default=Path("toy-training"), help="for the checkpoint; a stopped training resumes from it"

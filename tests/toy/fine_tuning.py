@@ -1,0 +1,95 @@
+"""What the toy's relatives share: the toy taken up, trained a little further for something else, and saved small."""
+
+import argparse
+import tarfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from nemo.collections.asr.models import ASRModel, EncDecMultiTaskModel
+from nemo.utils import logging as nemo_logging
+from omegaconf import DictConfig, OmegaConf
+
+from .examples import Utterance
+from .speech import load_spoken
+from .train import BATCHES_PER_POOL, keep_freed_memory, pool_of_batches, rate_factor
+
+WARM_UP = 30
+REPORT_EVERY = 60
+
+Loss = Callable[[list[Utterance]], torch.Tensor]
+New = Callable[[Path, Path], tuple[ASRModel, Loss]]
+
+
+def unpacked(archive: Path, folder: Path) -> DictConfig:
+    """The archive's files in `folder`, and its configuration with their paths in it."""
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    written = (folder / "model_config.yaml").read_text()
+    return OmegaConf.create(written.replace("nemo:", f"{folder.absolute()}/"))
+
+
+def restored(archive: Path) -> EncDecMultiTaskModel:
+    """The trained toy, as NeMo reads it."""
+    return EncDecMultiTaskModel.restore_from(str(archive), map_location="cpu")
+
+
+def train_relative(description: str | None, new: New, steps: int, rate: float) -> None:
+    """The command of a training script. new: from the toy's archive, in a folder of its own, a model and its loss."""
+    options = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    options.add_argument("toy", type=Path)
+    options.add_argument("out", type=Path)
+    options.add_argument("--steps", type=int, default=steps, help="of about 32 utterances (default %(default)s)")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--spoken", type=Path, default=Path("toy-training/spoken.npz"), help="words train.py kept")
+    given = options.parse_args()
+    nemo_logging.setLevel(nemo_logging.ERROR)
+    torch.set_num_threads(1)
+    torch.manual_seed(given.seed)
+    keep_freed_memory()
+    load_spoken(given.spoken)
+    with TemporaryDirectory() as folder:
+        model, loss_of = new(given.toy, Path(folder))
+        fine_tune(model, loss_of, given.steps, rate, given.seed)
+        save(model, given.out)
+
+
+def fine_tune(model: ASRModel, loss_of: Loss, steps: int, rate: float, seed: int) -> None:
+    """`steps` batches of the toy's own training examples; prints the loss as it goes."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    background = ThreadPoolExecutor(1)  # makes the next pool meanwhile
+    upcoming = background.submit(pool_of_batches, seed, 0, 1.0)
+    began, recent, batches = time.process_time(), [], []
+    model.train()
+    for step in range(steps):
+        if not batches:
+            batches = upcoming.result()
+            upcoming = background.submit(pool_of_batches, seed, step // BATCHES_PER_POOL + 1, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * rate_factor(step, steps, WARM_UP)
+        loss = loss_of(batches.pop())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        recent.append(loss.item())
+        if (step + 1) % REPORT_EVERY == 0:
+            mean = np.mean(recent[-REPORT_EVERY:])
+            print(f"step {step + 1:5d}  loss {mean:.4f}  {time.process_time() - began:.0f} CPU s", flush=True)
+    upcoming.cancel()
+    background.shutdown()
+
+
+def save(model: ASRModel, out: Path) -> None:
+    """By NeMo, weights in 16 bits; what computes the features stays in 32, as quiet sounds need it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name, part in model.named_children():
+        if name != "preprocessor":
+            part.half()
+    model.eval()
+    model.save_to(str(out))
