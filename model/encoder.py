@@ -62,8 +62,14 @@ class Subsampling(nn.Module):
         # The first map is 256 channels wide: on a CPU short stretches of it stay in the cache.
         T = subsampled(mel.shape[1])
         stretch = STRETCH if kernels.on_cpu() else T
-        parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
-        return mx.concatenate([self.out(part.reshape(*part.shape[:2], -1)) for part in parts], axis=1)
+        parts = []
+        for t in range(0, T, stretch):
+            part = self._map(3, t, min(t + stretch, T), mel, lengths)
+            parts.append(self.out(part.reshape(*part.shape[:2], -1)))
+            if kernels.on_cpu():
+                # One after the other: left to itself MLX has many in the making at once.
+                mx.eval(parts[-1])
+        return mx.concatenate(parts, axis=1)
 
     def _map(self, level: int, start: int, stop: int, mel: mx.array, lengths: mx.array | None) -> mx.array:
         """Frames start … stop of the map after `level` convolutions, (B, stop - start, F, C or 1).
