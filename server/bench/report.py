@@ -34,7 +34,12 @@ _TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     ),
     "decode": (
         "A decode step by rows in the batch",
-        [("rows", "rows", "d"), ("step ms", "step_ms", ".1f"), ("ms a row", "row_ms", ".2f")],
+        [
+            ("audio s", "audio_s", "g"),
+            ("rows", "rows", "d"),
+            ("step ms", "step_ms", ".1f"),
+            ("ms a row", "row_ms", ".2f"),
+        ],
     ),
     "encode": (
         "Encoding by length",
@@ -79,22 +84,39 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    figure.suptitle(f"{result['model']['name']}, {result['model']['dtype']}, {result['system']['device']}")
-    _line(axes[0], result["decode"], "rows", "row_ms", "rows in the batch", "decode step, ms a row")
-    _line(axes[1], result["encode"], "audio_s", "per_audio_s_ms", "seconds of audio", "encoding, ms a second of audio")
-    _line(axes[2], result["load"], "concurrency", "throughput", "clients", "audio seconds done in a second")
+    figure.suptitle(_heading(result))
+    for audio_s in dict.fromkeys(row["audio_s"] for row in result["decode"]):
+        rows = [row for row in result["decode"] if row["audio_s"] == audio_s]
+        axes[0].plot(_column(rows, "rows"), _column(rows, "row_ms"), "o-", label=f"{audio_s:g} s of audio a row")
+    axes[0].set(xlabel="rows in the batch", ylabel="decode step, ms a row")
+    if result["decode"]:
+        counts = list(dict.fromkeys(_column(result["decode"], "rows")))
+        axes[0].set_xscale("log", base=2)
+        axes[0].set_xticks(counts, [str(count) for count in counts])
+        axes[0].legend()
+    axes[1].plot(_column(result["encode"], "audio_s"), _column(result["encode"], "per_audio_s_ms"), "o-")
+    axes[1].set(xlabel="seconds of audio", ylabel="encoding, ms a second of audio")
+    clients = range(len(result["load"]))
+    axes[2].plot(clients, _column(result["load"], "throughput"), "o-", label="throughput")
+    axes[2].set_xticks(clients, [str(count) for count in _column(result["load"], "concurrency")])
+    axes[2].set(xlabel="clients", ylabel="seconds of audio done in a second")
     if result["load"]:
         latency = axes[2].twinx()
         latency.set_ylabel("p95 latency, s (dashed)")
-        clients = [row["concurrency"] for row in result["load"]]
-        latency.plot(clients, [row["p95_s"] for row in result["load"]], "s--", color="tab:red")
+        latency.plot(clients, _column(result["load"], "p95_s"), "s--", color="tab:red")
         latency.set_ylim(bottom=0)
-    figure.savefig(path, dpi=120)
+    for each in axes:
+        each.set_ylim(bottom=0)
+        each.grid(alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
-def _line(axes: Any, rows: Rows, x: str, y: str, x_label: str, y_label: str) -> None:
-    axes.plot([row[x] for row in rows], [row[y] for row in rows], "o-")
-    axes.set(xlabel=x_label, ylabel=y_label)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
+def _heading(result: Mapping[str, Any]) -> str:
+    threads = result["system"]["threads"]
+    limit = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
+    return f"{result['model']['name']}, {result['model']['dtype']}, {result['system']['device']}{limit}"
+
+
+def _column(rows: Rows, key: str) -> list[Any]:
+    return [row[key] for row in rows]

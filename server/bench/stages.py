@@ -86,7 +86,7 @@ def single_stream(canary: Canary, audio_s: float, repeats: int) -> Single:
     return Single(audio_s, tokens, *(statistics.median(column) for column in zip(*runs, strict=True)))
 
 
-def decode_costs(canary: Canary, counts: list[int], audio_s: float = 10.0) -> list[DecodeCost]:
+def decode_costs(canary: Canary, counts: list[int], audio_s: float) -> list[DecodeCost]:
     """The cost of a step at each count of rows, at the middle of a text of the audio's length."""
     encoded = canary.encodings([sound(audio_s)])[0]
     middle = [5] * (len(PROMPT) + round(TOKENS_PER_S * audio_s / 2))

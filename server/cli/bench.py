@@ -94,7 +94,8 @@ def _measured(
     }
     single = [stages.single_stream(canary, audio_s, repeats) for audio_s in asked["single"]]
     result["single"] = [{**asdict(each), "rtfx": each.rtfx} for each in single]
-    result["decode"] = [asdict(each) for each in stages.decode_costs(canary, asked["decode"])]
+    decode = [stages.decode_costs(canary, asked["decode"], audio_s) for audio_s in asked["single"] or [10.0]]
+    result["decode"] = [asdict(each) for costs in decode for each in costs]
     result["encode"] = [asdict(each) for each in stages.encode_costs(canary, asked["encode"], repeats)]
     # The server has the memory and the cores to itself.
     del canary

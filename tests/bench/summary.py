@@ -69,7 +69,7 @@ def plot(measured: Mapping[str, Any], path: Path) -> None:
         1, len(results), figsize=(3.2 * len(results), 0.42 * len(names) + 1.3), layout="constrained", squeeze=False
     )
     threads = f"{measured['threads']} thread{'s' if measured['threads'] > 1 else ''}"
-    figure.suptitle(f"{measured['model']}, float32 unless said, {threads}: seconds of audio done in a second")
+    figure.suptitle(f"{measured['model']}, {threads}: seconds of audio done in a second", fontsize=10)
     for axes, result in zip(panels[0], results, strict=True):
         done = {name: side["rtfx"] for name, side in result["sides"].items() if "rtfx" in side}
         shown = [name for name in names if name in done]
