@@ -83,33 +83,48 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
-    figure.suptitle(_heading(result))
-    for audio_s in dict.fromkeys(row["audio_s"] for row in result["decode"]):
-        rows = [row for row in result["decode"] if row["audio_s"] == audio_s]
-        axes[0].plot(_column(rows, "rows"), _column(rows, "row_ms"), "o-", label=f"{audio_s:g} s of audio a row")
-    axes[0].set(xlabel="rows in the batch", ylabel="decode step, ms a row")
-    if result["decode"]:
-        counts = list(dict.fromkeys(_column(result["decode"], "rows")))
-        axes[0].set_xscale("log", base=2)
-        axes[0].set_xticks(counts, [str(count) for count in counts])
-        axes[0].legend()
-    axes[1].plot(_column(result["encode"], "audio_s"), _column(result["encode"], "per_audio_s_ms"), "o-")
-    axes[1].set(xlabel="seconds of audio", ylabel="encoding, ms a second of audio")
-    clients = range(len(result["load"]))
-    axes[2].plot(clients, _column(result["load"], "throughput"), "o-", label="throughput")
-    axes[2].set_xticks(clients, [str(count) for count in _column(result["load"], "concurrency")])
-    axes[2].set(xlabel="clients", ylabel="seconds of audio done in a second")
-    if result["load"]:
-        latency = axes[2].twinx()
-        latency.set_ylabel("p95 latency, s (dashed)")
-        latency.plot(clients, _column(result["load"], "p95_s"), "s--", color="tab:red")
-        latency.set_ylim(bottom=0)
-    for each in axes:
-        each.set_ylim(bottom=0)
-        each.grid(alpha=0.3)
+    parts = [part for part in _PANELS if result[part]]
+    figure, panels = pyplot.subplots(
+        1, len(parts) or 1, figsize=(4.4 * (len(parts) or 1), 4), layout="constrained", squeeze=False
+    )
+    figure.suptitle(_heading(result), fontsize=10)
+    for part, axes in zip(parts, panels[0], strict=False):
+        _PANELS[part](axes, result[part])
     figure.savefig(path, dpi=120, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
+
+
+def _plot_decoding(axes: Any, rows: Rows) -> None:
+    for audio_s in dict.fromkeys(_column(rows, "audio_s")):
+        of_length = [row for row in rows if row["audio_s"] == audio_s]
+        axes.plot(_column(of_length, "rows"), _column(of_length, "row_ms"), "o-", label=f"{audio_s:g} s of audio a row")
+    counts = list(dict.fromkeys(_column(rows, "rows")))
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.set(xlabel="rows in the batch", ylabel="decode step, ms a row", ylim=(0, None))
+    axes.legend()
+    axes.grid(alpha=0.3)
+
+
+def _plot_encoding(axes: Any, rows: Rows) -> None:
+    axes.plot(_column(rows, "audio_s"), _column(rows, "per_audio_s_ms"), "o-")
+    axes.set(xlabel="seconds of audio", ylabel="encoding, ms a second of audio", ylim=(0, None))
+    axes.grid(alpha=0.3)
+
+
+def _plot_load(axes: Any, rows: Rows) -> None:
+    clients = range(len(rows))
+    axes.plot(clients, _column(rows, "throughput"), "o-")
+    axes.set_xticks(clients, [str(count) for count in _column(rows, "concurrency")])
+    axes.set(xlabel="clients", ylabel="seconds of audio done in a second", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    latency = axes.twinx()
+    latency.plot(clients, _column(rows, "p95_s"), "s--", color="tab:red")
+    latency.set_ylabel("p95 latency, s", color="tab:red")
+    latency.set_ylim(bottom=0)
+
+
+_PANELS = {"decode": _plot_decoding, "encode": _plot_encoding, "load": _plot_load}
 
 
 def _heading(result: Mapping[str, Any]) -> str:
