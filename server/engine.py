@@ -272,10 +272,12 @@ class Engine:
 
 
 def _give_memory_back() -> None:
-    """Of what this thread has let go, MLX and the allocator keep some for the next; there is no next."""
+    """At the thread's end: of what it has let go, MLX and the allocator keep some for the next, and there is none."""
     import mlx.core as mx
 
     gc.collect()
+    # What MLX holds of Python for this thread must go while Python is there: it could be ending when the thread has.
+    mx.clear_streams()
     mx.clear_cache()
     give_back_freed_memory()
 
