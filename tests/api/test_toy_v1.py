@@ -1,0 +1,70 @@
+"""canary-1b's prompt format over HTTP: the toy's relative that was trained on it, with and without an aligner."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.toy.combined import with_aligner
+
+MODELS = Path(__file__).parents[1] / "toy" / "models"
+LANGUAGES = ("en", "de", "es", "fr")
+TOLERANCE_S = 0.25
+
+
+@pytest.fixture(scope="module")
+def v1(start_server, cache) -> httpx.Client:
+    return start_server(model=str(MODELS / "v1.nemo"))
+
+
+@pytest.fixture(scope="module")
+def aligned(start_server, cache, tmp_path_factory) -> httpx.Client:
+    out = tmp_path_factory.mktemp("aligned") / "v1-with-aligner.nemo"
+    return start_server(model=str(with_aligner(MODELS / "v1.nemo", MODELS / "aligner.nemo", out)))
+
+
+def verbose(client: httpx.Client, sample, **fields) -> dict:
+    fields |= {"response_format": "verbose_json", "timestamp_granularities[]": "word"}
+    return client.post("/v1/audio/transcriptions", files={"file": sample.audio}, data=fields).json()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize(("server", "source"), [("v1", "cross_attention"), ("aligned", "aligner")])
+def test_verbose_json_has_the_words_with_their_times_and_where_these_are_from(
+    request, samples, server: str, source: str, language: str
+):
+    sample = samples[language]
+    body = verbose(request.getfixturevalue(server), sample, language=language)
+    assert body["text"] == sample.text
+    assert body["timestamps_source"] == source
+    assert [word["word"] for word in body["words"]] == [word["word"] for word in sample.words]
+    for heard, spoken in zip(body["words"], sample.words, strict=True):
+        assert heard["start"] == pytest.approx(spoken["start"], abs=TOLERANCE_S)
+        assert heard["end"] == pytest.approx(spoken["end"], abs=TOLERANCE_S)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_the_language_is_found_out_and_said_with_its_probability(v1, samples, language):
+    body = v1.post("/transcribe", content=samples[language].audio).json()
+    assert (body["text"], body["language"], body["language_source"]) == (samples[language].text, language, "detected")
+    assert body["language_probability"] > 0.9
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_speech_is_translated(v1, samples, language):
+    for target, text in samples[language].translations.items():
+        query = {"language": language, "target_language": target}
+        assert v1.post("/translate", params=query, content=samples[language].audio).json()["text"] == text
+
+
+def test_a_translations_words_get_their_times_from_the_cross_attention_even_beside_an_aligner(aligned, samples):
+    query = {"language": "de", "target_language": "en", "timestamps": "word"}
+    body = aligned.post("/translate", params=query, content=samples["de"].audio).json()
+    assert body["text"] == samples["de"].translations["en"]
+    assert body["timestamps_source"] == "cross_attention"
+
+
+def test_a_prompt_is_refused_as_the_format_has_no_place_for_it(v1, samples):
+    answer = v1.post("/transcribe", params={"language": "en", "prompt": "Anna."}, content=samples["en"].audio)
+    assert answer.status_code == 400
+    assert "no place for a context" in answer.json()["error"]["message"]
