@@ -150,7 +150,7 @@ def invalid_field(error: ValidationError | RequestValidationError) -> RequestErr
     """The first failure of a validation as one line: the field, the value, what is possible."""
     first = error.errors()[0]
     # FastAPI puts the place ("query", "body") before the field's name; pydantic alone does not.
-    field = str(first["loc"][-1]) if first["loc"] else None
+    field = str(first["loc"][-1])[:80] if first["loc"] else None
     if first["type"] == "missing":
         return RequestError(f"{field} is required", field)
     value, message = first.get("input"), first["msg"]

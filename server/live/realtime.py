@@ -10,6 +10,8 @@ from .endpointing import Endpointing
 PCM_RATES = (8_000, 16_000, 24_000, 48_000)
 # Turns that the client ends itself: segments still end at pauses, of this length.
 MANUAL_SILENCE_S = 1.0
+# Characters of a prompt, which is kept and told, and not used.
+MAX_PROMPT = 10_000
 
 
 class _Part(BaseModel):
@@ -44,7 +46,7 @@ class Format(_Part):
 class Transcription(_Part):
     model: str | None = None
     language: str | None = None
-    prompt: str | None = None
+    prompt: str | None = Field(default=None, max_length=MAX_PROMPT)
 
     @field_validator("language")
     @classmethod
@@ -64,11 +66,15 @@ class TurnDetection(_Part):
         return cls.model_fields[info.field_name].default if value is None else value
 
 
+class NoiseReduction(_Part):
+    type: Literal["near_field", "far_field"] = "near_field"
+
+
 class Input(_Part):
     format: Format = Field(default_factory=Format)
     transcription: Transcription | None = Field(default_factory=Transcription)
     turn_detection: TurnDetection | None = Field(default_factory=lambda: TurnDetection.model_validate({}))
-    noise_reduction: dict[str, Any] | None = None
+    noise_reduction: NoiseReduction | None = None
 
 
 class Audio(_Part):

@@ -35,6 +35,8 @@ T = TypeVar("T")
 
 SUBPROTOCOL = "realtime"
 MAX_MISTAKES = 100
+# Characters of a client's own name for a message.
+MAX_EVENT_ID = 512
 # Less sound than this is not worth a turn.
 SHORTEST_COMMIT_S = 0.1
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
@@ -338,6 +340,6 @@ def _sound(audio: Any) -> bytes:
 def _error(code: str, message: str, param: str | None = None, event_id: Any = None) -> dict[str, Any]:
     """event_id: the client's own name for the message at fault."""
     kind = "server_error" if code == "internal_error" else "invalid_request_error"
-    event_id = event_id if isinstance(event_id, str) else None
+    event_id = event_id if isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID else None
     told = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
     return {"type": "error", "event_id": f"event_{secrets.token_hex(10)}", "error": told}

@@ -37,6 +37,7 @@ class Fatal(Exception):
 async def converse(websocket: WebSocket, talk: Callable[[Outbox], Coroutine[Any, Any, None]], told: Told) -> None:
     """Run `talk`, sending what it puts into the outbox, and close when either ends."""
     outbox = Outbox(websocket.send_json)
+    last_words: dict[str, Any] | None = None
     close = NORMAL, ""
     try:
         await first_of(outbox.run(), talk(outbox))
@@ -45,15 +46,15 @@ async def converse(websocket: WebSocket, talk: Callable[[Outbox], Coroutine[Any,
     except NotReading:
         close = POLICY, "messages are not being read"
     except Fatal as fatal:
-        outbox.put(told(fatal.code, str(fatal)))
+        last_words = told(fatal.code, str(fatal))
         close = fatal.close, str(fatal)
     except Exception:
         log.exception("a live session failed")
-        outbox.put(told("internal_error", WENT_WRONG))
+        last_words = told("internal_error", WENT_WRONG)
         close = INTERNAL, WENT_WRONG
     if close[1]:
         log.info("a live session was ended: %s", close[1])
-    await _say_goodbye(websocket, outbox, *close)
+    await _say_goodbye(websocket, outbox, last_words, *close)
 
 
 async def first_of(*works: Coroutine[Any, Any, None]) -> None:
@@ -96,9 +97,13 @@ async def loaded_engine(websocket: WebSocket, model: str | None) -> AsyncIterato
         raise Fatal(refused.code, str(refused)) from None
 
 
-async def _say_goodbye(websocket: WebSocket, outbox: Outbox, code: int, reason: str) -> None:
+async def _say_goodbye(
+    websocket: WebSocket, outbox: Outbox, last_words: dict[str, Any] | None, code: int, reason: str
+) -> None:
     """Send what waits and close, without waiting long for a client that does not read."""
     try:
+        if last_words:
+            outbox.put(last_words)
         async with asyncio.timeout(FAREWELL_S):
             await outbox.send_all()
     except (TimeoutError, NotReading, RuntimeError, WebSocketDisconnect):

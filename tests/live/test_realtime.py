@@ -244,6 +244,24 @@ async def test_a_bad_message_is_named_and_the_session_goes_on(url, message, code
         assert (await told(ws))["type"] == "session.updated"
 
 
+async def test_what_a_client_sends_is_neither_piled_up_nor_sent_back_without_bounds(url):
+    async with opened(url) as ws:
+        for name in ("a", "b"):
+            reduction = {"type": "far_field", name: "x" * 1000}
+            await send(ws, "session.update", session={"audio": {"input": {"noise_reduction": reduction}}})
+            told_back = (await told(ws))["session"]["audio"]["input"]["noise_reduction"]
+            assert told_back == {"type": "far_field"}
+        await send(ws, "session.update", session={"audio": {"input": {"transcription": {"prompt": "x" * 10_001}}}})
+        error = (await told(ws))["error"]
+        assert (error["param"], len(error["message"]) < 300) == ("session.prompt", True)
+        await send(ws, "response.create", event_id="x" * 513)
+        assert (await told(ws))["error"]["event_id"] is None
+        await send(
+            ws, "session.update", session={"audio": {"x" * 100_000: 1, "input": {"format": {"type": "x" * 9999}}}}
+        )
+        assert len((await told(ws))["error"]["message"]) < 500
+
+
 async def test_the_key_in_a_subprotocol_is_not_sent_back(url):
     protocols = ["realtime", "openai-insecure-api-key.sk-secret"]
     async with opened(url, subprotocols=protocols) as ws:

@@ -1,0 +1,25 @@
+"""What tests of the page do and see again and again."""
+
+import json
+
+from playwright.sync_api import Page, expect
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+def capabilities(**more) -> str:
+    languages = [
+        {"code": "en", "name": "English", "targets": ["de", "fr"]},
+        {"code": "de", "name": "German", "targets": ["en"]},
+        {"code": "fr", "name": "French", "targets": ["en"]},
+    ]
+    return json.dumps({"model": "m", "languages": languages, "default_language": "en", "max_upload_mb": 1, **more})
+
+
+def options(page: Page, menu: str) -> list[str]:
+    return page.locator(f"{menu} option").evaluate_all("(options) => options.map((option) => option.value)")
+
+
+def start(page: Page, stream) -> None:
+    page.keyboard.press("Space")
+    expect(page.locator("#status")).to_have_text("Listening")
