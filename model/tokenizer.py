@@ -66,14 +66,6 @@ class Tokenizer:
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 
-    def language_of(self, token: int) -> str | None:
-        """`de` for the id of `<|de|>`, None for any other."""
-        return self._languages.get(token)
-
-    @property
-    def _languages(self) -> dict[int, str]:
-        return {i: t[2:-2] for t, i in self.special.items() if re.fullmatch(r"<\|[a-z]{2}\|>", t)}
-
     def special_id(self, token: str) -> int:
         """Raises TokenizerError where there is no such token."""
         try:
