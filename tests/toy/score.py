@@ -271,8 +271,7 @@ def main() -> None:
         if given.aligner:
             both = with_aligner(given.model, given.aligner, Path(folder) / "both.nemo")
             path = convert(ConversionConfig(source=both, output=Path(folder) / "both"))
-        backend = BACKENDS[given.backend](path)
-    rows = scores(backend, given.count)
+        rows = scores(BACKENDS[given.backend](path), given.count)
     print(table(rows))
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
