@@ -37,10 +37,9 @@ HERE = Path(__file__).parent
 STAGES = ("features", "encode", "decode")
 OURS = "canary-server"
 CASES = "10,35,16x10,4xmixed"
-# To warm up, shapes matter and the length of the text does not.
 WARM_UP_TOKENS = 4
 # A side that has worked so long on a case has been measured well enough.
-ENOUGH_S = 30.0
+ENOUGH_S = 20.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ PEERS = {
     "onnxruntime-int8": Peer("onnxruntime", "peer_onnxruntime.py", weights="onnx-int8"),
     "mlx-audio": Peer("mlx-audio", "peer_mlx_audio.py", batches=False),
     "canary-mlx": Peer("canary-mlx", "peer_canary_mlx.py", batches=False),
+    "transcribe.cpp": Peer("transcribe-cpp", "peer_transcribe_cpp.py", weights="F32.gguf"),
+    "transcribe.cpp-q8": Peer("transcribe-cpp", "peer_transcribe_cpp.py", weights="Q8_0.gguf"),
 }
 
 
@@ -132,16 +133,25 @@ def started(name: str, python: Path, script: str, weights: Path, threads: int, b
 
 def weights_for(peer: Peer, environments: Path, archive: Path) -> Path:
     """What a peer loads: the archive itself, or what is made of it once."""
-    exported = environments / "onnx" / f"{archive.stem}-{archive.stat().st_size}"
-    packed = exported.with_name(exported.name + "-int8")
-    if peer.weights.startswith("onnx") and not (exported / "decoder.onnx").exists():
-        _run(environments / "nemo", "export_onnx.py", archive, exported)
-    if peer.weights == "onnx-int8" and not (packed / "decoder.onnx").exists():
-        _run(environments / "onnxruntime", "quantize_onnx.py", exported, packed)
-    return {"nemo": archive, "onnx": exported, "onnx-int8": packed}[peer.weights]
+    if peer.weights == "nemo":
+        return archive
+    made = environments / "weights" / f"{archive.stem}-{archive.stat().st_size}-{peer.weights}"
+    made.parent.mkdir(exist_ok=True)
+    if made.exists():
+        return made
+    partial = made.with_name(f"{made.name}.partial")
+    if peer.weights == "onnx":
+        _run(environments / "nemo", "export_onnx.py", archive, partial)
+    elif peer.weights == "onnx-int8":
+        exported = weights_for(PEERS["onnxruntime"], environments, archive)
+        _run(environments / "onnxruntime", "quantize_onnx.py", exported, partial)
+    else:
+        kind = peer.weights.removesuffix(".gguf")
+        _run(environments / "transcribe-cpp", "export_gguf.py", archive, partial, kind)
+    return partial.rename(made)
 
 
-def _run(environment: Path, script: str, *arguments: Path) -> None:
+def _run(environment: Path, script: str, *arguments: Path | str) -> None:
     subprocess.run([environment / "bin" / "python", HERE / script, *arguments], check=True, stdout=sys.stderr)
 
 
@@ -161,8 +171,10 @@ def compared(case: Case, sides: list[Side], archive: Path, rounds: int, scratch:
     folder = resolve(archive, dtype="float32")
     config = read_config(folder)
     tokenizer = load_tokenizer(folder, config.tokenizer)
-    file = scratch / "sounds.npz"
-    np.savez(file, *(sound(seconds, seed) for seed, seconds in enumerate(case.lengths)))
+    file, one = scratch / "all.npz", scratch / "one.npz"
+    sounds = [sound(seconds, seed) for seed, seconds in enumerate(case.lengths)]
+    np.savez(file, *sounds)
+    np.savez(one, sounds[0])
     job = {
         "waveforms": str(file),
         "tokens": case.tokens,
@@ -172,7 +184,7 @@ def compared(case: Case, sides: list[Side], archive: Path, rounds: int, scratch:
     asked = [side for side in sides if side.batches or len(case.lengths) == 1]
     for side in asked:
         side.answers, side.spent = [], 0.0
-        side.asked({**job, "tokens": [WARM_UP_TOKENS] * len(case.lengths)})
+        side.asked({**job, "waveforms": str(one), "tokens": [WARM_UP_TOKENS]})
     for _ in range(rounds):
         for side in asked:
             side.measure(job)
@@ -195,7 +207,8 @@ def _median(answers: list[dict[str, Any]], ours: dict[str, Any], audio_s: float)
     rows = zip(ours["tokens"], answers[0]["tokens"], strict=True)
     # A row that was written on to the longest one's end is compared as far as ours goes.
     pairs = [pair for a, b in rows for pair in zip(a, b)]  # noqa: B905
-    result["same_tokens"] = sum(a == b for a, b in pairs) / len(pairs)
+    # Some give texts alone.
+    result["same_tokens"] = sum(a == b for a, b in pairs) / len(pairs) if pairs else None
     result["rounds"] = len(answers)
     return result
 

@@ -44,9 +44,10 @@ def details(results: Results) -> str:
             if "error" in r:
                 lines.append(f"| {name} | {side} | {r['error']} |")
             else:
+                same = "" if r["same_tokens"] is None else f"{100 * r['same_tokens']:.0f} %"
                 lines.append(
                     f"| {name} | {side} | {r['features']:.3f} | {r['encode']:.2f} | {r['decode']:.2f} "
-                    f"| {r['rtfx']:.1f} | {r['cpu']:.1f} | {100 * r['same_tokens']:.0f} % | {r['rounds']} |"
+                    f"| {r['rtfx']:.1f} | {r['cpu']:.1f} | {same} | {r['rounds']} |"
                 )
             name = ""
     return "\n".join(lines)
