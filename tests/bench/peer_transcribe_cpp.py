@@ -1,7 +1,7 @@
 """transcribe.cpp's side of the comparison: what `export_gguf.py` writes, run by its Python package.
 
-A decoder context that is full ends a text: its size is how it is told how many tokens to write. It keeps keys and values
-in 16 bits, as it does by default; in 32 it writes what the others write.
+A decoder context that is full ends a text: its size is how it is told how many tokens to write. It keeps keys and
+values in 16 bits, as it does by default; in 32 it writes what the others write.
 """
 
 import os
