@@ -53,8 +53,9 @@ class Decode(Protocol):
 class LiveOptions:
     """language: AUTO finds it out for each segment. step_s: new sound between two looks at the window.
 
-    margin_s: AlignAtt's distance from the end, of 8 encoder steps; settle_s: nothing stays of a shorter window, where
-    not even a capital is certain; window_s: the longest window; lag_s: more behind than this is told.
+    margin_s: AlignAtt's distance from the end, of 8 encoder steps; settle_s: nothing stays of a shorter window, where a
+    sentence cannot be told from the rest of one, and so not even a capital is certain; window_s: the longest window;
+    lag_s: more behind than this is told.
     """
 
     language: str = "en"
@@ -62,7 +63,7 @@ class LiveOptions:
     policy: Policy = "alignatt"
     step_s: float = 0.4
     margin_s: float = 0.64
-    settle_s: float = 1.5
+    settle_s: float = 2.5
     window_s: float = 20.0
     lag_s: float = 2.0
     endpointing: Endpointing = field(default_factory=Endpointing)

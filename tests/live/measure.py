@@ -211,7 +211,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
     from server.engine import Engine
     from server.live.decoder import EngineDecoder
     from server.live.session import LiveOptions, LiveSession, Result
-    from server.longform import Cutting, transcribe_audio
+    from server.longform import transcribe_audio
     from server.vad import SpeechDetector
 
     engine = Engine(lambda: Canary.load(resolve(model, dtype="float32"), "float32"))
@@ -234,7 +234,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
                         told = {"type": "result", "segment_id": event.segment, "text": event.text}
                         told |= {"stable_chars": event.stable, "is_final": event.is_final}
                         shown.add(session.heard_s, told)
-        whole = await transcribe_audio(engine, said.waveform, Task(language), cutting=Cutting(12, 18))
+        whole = await transcribe_audio(engine, said.waveform, Task(language))
         _print(f"{policy} {language}", [said], [shown], [whole.transcript.text.split()])
     await engine.stop()
 
@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--translate", help="a target language, beside the transcript")
     parser.add_argument("--step", type=float, default=0.4)
     parser.add_argument("--margin", type=float, default=0.64, help="AlignAtt's, in a simulation")
-    parser.add_argument("--settle", type=float, default=1.5, help="in a simulation")
+    parser.add_argument("--settle", type=float, default=2.5, help="in a simulation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--words", type=Path, help="an .npz file of spoken words, kept from run to run")

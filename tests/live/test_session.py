@@ -37,7 +37,7 @@ async def test_everything_said_is_written_once_and_in_order(policy):
 
 @POLICIES
 async def test_text_stays_before_the_speaker_has_finished(policy):
-    reader = await live(said(TALK), policy=policy)
+    reader = await live(said(TALK), policy=policy, settle_s=1.0)
     first = [result for result in reader.results if result.segment == 1]
     kept = [result.text[: result.stable] for result in first]
     assert kept[len(kept) // 2].startswith("The cat sees")
