@@ -264,7 +264,7 @@ def main() -> None:
     options.add_argument("--backend", choices=list(BACKENDS), default="mlx")
     options.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
     options.add_argument("--json", type=Path)
-    options.add_argument("--aligner", type=Path, help="an archive to take the word times from")
+    options.add_argument("--aligner", type=Path, help="an archive to take word times from; with mlx only")
     given = options.parse_args()
     with TemporaryDirectory() as folder:
         path = given.model
