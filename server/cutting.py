@@ -169,7 +169,7 @@ class _Held:
             return
         first = max(0, int(said[0]) * FRAME - int(MARGIN_S * SAMPLE_RATE))
         last = min(end, (int(said[-1]) + 1) * FRAME + int(MARGIN_S * SAMPLE_RATE)) if end < self._longest else end
-        speech = speech_spans(chances, self._start / SAMPLE_RATE)
+        speech = speech_spans(chances[first // FRAME :], (self._start + first // FRAME * FRAME) / SAMPLE_RATE)
         start_s, overlap_s = (self._start + first) / SAMPLE_RATE, max(0, self._overlap - first) / SAMPLE_RATE
         yield Piece(start_s, self._sound[first:last].copy(), overlap_s, speech, within_sound or overlap_s > 0)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from model.timestamps import SENTENCE_END
 from model.transcript import Segment
@@ -14,11 +15,13 @@ LONGEST_SENTENCE_S, GAP_S = 30.0, 1.5
 
 @dataclass(frozen=True)
 class Bit:
-    """A word and where it is from."""
+    """A word and where it is from. is_edge: it is its piece's first or last; is_sure: rather said than not."""
 
     key: str
     at_s: float
     is_timed: bool
+    is_edge: bool = False
+    is_sure: bool = True
 
 
 class Joiner:
@@ -78,25 +81,56 @@ def merged(
 ) -> tuple[list[Segment], list[Segment]]:
     """Both sides of an overlap without what is said twice: each side up to, and from, a word that they agree on."""
     ours, theirs = bits(left), bits(right)
-    pairs = common(ours, theirs, start_s, end_s)
-    centre = (start_s + end_s) / 2
-    if pairs:
-        agreed = set(pairs)
-
-        # Words at the edge of a piece may be cut: rather one in the middle, and with neighbours that agree as well.
-        def doubt(pair: tuple[int, int]) -> float:
-            neighbours = ((pair[0] + d, pair[1] + d) in agreed for d in (-1, 1))
-            return abs((ours[pair[0]].at_s + theirs[pair[1]].at_s) / 2 - centre) + 2.0 * (2 - sum(neighbours))
-
-        i, j = min(pairs, key=doubt)
-        keep, skip = i + 1, j + 1
-    else:
-        keep = sum(bit.at_s < centre for bit in ours)
-        skip = sum(bit.at_s < centre for bit in theirs)
+    keep, skip = best_seam(ours, theirs, start_s, end_s)
     return (
         kept_words(left, [place < keep for place in range(len(ours))]),
         kept_words(right, [place >= skip for place in range(len(theirs))]),
     )
+
+
+def best_seam(ours: Sequence[Bit], theirs: Sequence[Bit], start_s: float, end_s: float) -> tuple[int, int]:
+    """How many words of the left side are kept, and how many of the right side are left out."""
+    centre = (start_s + end_s) / 2
+    pairs = common(ours, theirs, start_s, end_s)
+    if not pairs:
+        if not all(any(start_s <= bit.at_s <= end_s for bit in side) for side in (ours, theirs)):
+            # What one side alone wrote, the other one passed over.
+            return len(ours), 0
+        return sum(bit.at_s < centre for bit in ours), sum(bit.at_s < centre for bit in theirs)
+    mine, yours = _near(ours, start_s, end_s), _near(theirs, start_s, end_s)
+    # A seam may be after a pair, before all that the right side has, or after all that the left one has.
+    first, last = theirs[yours[0]].at_s, ours[mine[-1]].at_s
+    before = min(pairs[0][0], sum(bit.at_s < first for bit in ours)), yours[0]
+    after = mine[-1] + 1, max(pairs[-1][1] + 1, sum(bit.at_s <= last for bit in theirs))
+    seams = [(before[0] - 1, before[1] - 1), *pairs, after]
+    gaps = [(ours[i + 1 : k], theirs[j + 1 : m]) for (i, j), (k, m) in pairwise(seams)]
+    agreed = set(pairs)
+
+    def lost(at: int) -> int:
+        """Words that are left out where the side that is taken has fewer."""
+        taken = [(own, other) for own, other in gaps[:at]] + [(own, other) for other, own in gaps[at:]]
+        return sum(_passed_over(own, other) for own, other in taken)
+
+    def doubt(at: int) -> float:
+        """How near a seam is to the pieces' edges, where words may be cut; neighbours that agree make it safer."""
+        i, j = seams[at]
+        if (i, j) not in agreed:
+            return (end_s - start_s) / 2 + 4.0
+        neighbours = ((i + d, j + d) in agreed for d in (-1, 1))
+        return abs((ours[i].at_s + theirs[j].at_s) / 2 - centre) + 2.0 * (2 - sum(neighbours))
+
+    at = min(range(len(seams)), key=lambda at: (lost(at), doubt(at)))
+    i, j = seams[at]
+    return (i, j) if at == len(seams) - 1 else (i + 1, j + 1)
+
+
+def _passed_over(own: Sequence[Bit], other: Sequence[Bit]) -> int:
+    """How many words one side lacks of another's between the same two; of a word at a piece's edge only a part was
+    heard, so that it counts only where there is nothing else."""
+    sure = [bit for bit in other if bit.is_sure]
+    if not own:
+        return len(sure)
+    return max(0, sum(not bit.is_edge for bit in sure) - len(own))
 
 
 def bits(segments: Sequence[Segment]) -> list[Bit]:
@@ -104,24 +138,30 @@ def bits(segments: Sequence[Segment]) -> list[Bit]:
     found = []
     for segment in segments:
         if segment.words:
-            found += [Bit(_key(w.word), (w.start + w.end) / 2, True) for w in segment.words]
+            found += [
+                Bit(_key(w.word), (w.start + w.end) / 2, True, is_sure=w.probability is None or w.probability >= 0.5)
+                for w in segment.words
+            ]
             continue
         at, length = 0, max(1, len(segment.text))
         for word in segment.text.split():
             share = (at + len(word) / 2) / length
             found.append(Bit(_key(word), segment.start + share * (segment.end - segment.start), False))
             at += len(word) + 1
-    return found
+    edges = {0, len(found) - 1}
+    return [replace(bit, is_edge=i in edges) for i, bit in enumerate(found)]
+
+
+def _near(side: Sequence[Bit], start_s: float, end_s: float) -> list[int]:
+    """The places of the words around an overlap."""
+    slack = [SAME_S if bit.is_timed else SAME_UNTIMED_S for bit in side]
+    return [i for i, bit in enumerate(side) if start_s - slack[i] <= bit.at_s <= end_s + slack[i]]
 
 
 def common(ours: Sequence[Bit], theirs: Sequence[Bit], start_s: float, end_s: float) -> list[tuple[int, int]]:
     """The longest common subsequence of two sides' words around an overlap, as pairs of places."""
 
-    def near(side: Sequence[Bit]) -> list[int]:
-        slack = [SAME_S if bit.is_timed else SAME_UNTIMED_S for bit in side]
-        return [i for i, bit in enumerate(side) if start_s - slack[i] <= bit.at_s <= end_s + slack[i]]
-
-    rows, columns = near(ours), near(theirs)
+    rows, columns = _near(ours, start_s, end_s), _near(theirs, start_s, end_s)
     best = [[0] * (len(columns) + 1) for _ in range(len(rows) + 1)]
     for r in range(len(rows) - 1, -1, -1):
         for c in range(len(columns) - 1, -1, -1):

@@ -7,7 +7,7 @@ does not grow with the length.
 import asyncio
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,14 +16,15 @@ import numpy as np
 from model.config import CanaryConfig
 from model.generate import DecodingOptions
 from model.language import Detection
-from model.prompt import AUTO, Task
-from model.transcript import Segment, Transcript, Word
+from model.prompt import AUTO, Task, asks_for_times
+from model.transcript import Segment, Transcript
 
 from .batching import Pass, PassResult, Timing
-from .cutting import LONG_PAUSE_S, MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
+from .coverage import MISSED_S, NEAR_S, NEAR_TRANSLATED_S, UNCOVERED_S, Spans, passed_over, put_in, said, written_at
+from .cutting import MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from .engine import INTERACTIVE
 from .errors import QueueFull
-from .joining import Joiner, kept_words
+from .joining import Joiner
 from .loops import is_loop
 from .vad import SpeechDetector
 
@@ -33,10 +34,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4
 # The search that a loop is tried again with.
 LOOP_BEAM = 4
-# Speech of at least so long should have some text, and how far from it a word may be.
-UNCOVERED_S, NEAR_S = 2.0, 1.0
-# What a pass with times may come to write: a decoder that holds 512 tokens is good for 28 s.
-TOKENS_PER_S = 18.0
+# What there must be room for: somebody who speaks fast, and two more tokens a word where the model writes its times.
+WORDS_PER_S, TOKENS_PER_WORD = 5.0, 3
 NO_TIME = Timing()
 DETECT_EACH = Cutting(5.0, 10.0, 2.0)
 """Short pieces, so that a language seldom changes within one."""
@@ -132,8 +131,9 @@ def cutting_for(engine: Runner) -> Cutting:
 
 
 def cutting_for_model(config: CanaryConfig) -> Cutting:
-    """Pieces of 40 s, or what the decoder's sequence has room for."""
-    return Cutting.up_to(min(40.0, config.decoder.max_sequence_length / TOKENS_PER_S))
+    """Pieces of 40 s, or what the decoder's sequence has room for: 34 s for the 512 tokens of canary-1b."""
+    tokens = TOKENS_PER_WORD + 2 * asks_for_times(Task(timestamps="word"), config)
+    return Cutting.up_to(min(40.0, config.decoder.max_sequence_length / (WORDS_PER_S * tokens)))
 
 
 def joined_transcript(
@@ -159,30 +159,19 @@ def as_asked(segments: tuple[Segment, ...], task: Task) -> tuple[Segment, ...]:
     return tuple(replace(s, words=()) for s in segments) if task.timestamps == "none" else segments
 
 
-def said(piece: Piece, segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The segments without words that are in the midst of a long silence: a decoder may make up some there."""
-    if piece.speech is None:
-        return tuple(segments)
-    edges = [piece.start_s, *(at for span in piece.speech for at in span), piece.end_s]
-    gaps = zip(edges[::2], edges[1::2], strict=True)
-    silences = [(begin, end) for begin, end in gaps if end - begin >= LONG_PAUSE_S]
-
-    def is_said(word: Word) -> bool:
-        return not any(begin <= word.start and word.end <= end for begin, end in silences)
-
-    kept = [is_said(word) for segment in segments for word in segment.words]
-    return tuple(segments) if all(kept) else tuple(kept_words([s for s in segments if s.words], kept))
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Outcome:
-    """A piece's segments at their place in the audio, and what was found out on the way."""
+    """A piece's segments at their place in the audio, and what was found out on the way.
+
+    attention: (tokens, steps), if it was asked for.
+    """
 
     segments: tuple[Segment, ...]
     detection: Detection | None = None
     source: str | None = None
     timing: Timing = NO_TIME
-    uncovered: tuple[tuple[float, float], ...] = ()
+    uncovered: Spans = ()
+    attention: np.ndarray | None = None
 
 
 @dataclass
@@ -212,32 +201,46 @@ class _Work:
         return self.samples / SAMPLE_RATE
 
     async def outcome(self, piece: Piece, is_first: bool) -> Outcome:
-        """A piece written out; again in another way if it says the same over and over."""
+        """A piece written out; again in another way what says the same over and over, or was passed over."""
         if piece.speech is None and await asyncio.to_thread(is_silent, piece.waveform):
             return Outcome(())
         outcome = await self._pass(piece, self.options, is_first)
-        outcome = replace(outcome, segments=said(piece, outcome.segments))
         if self.loop_guard and is_loop(_text(outcome)):
             outcome = await self._without_loop(piece, outcome)
-        uncovered = await asyncio.to_thread(_uncovered, piece, outcome.segments)
-        if uncovered and self.loop_guard:
-            outcome = await self._filled(piece, outcome, uncovered)
-            uncovered = await asyncio.to_thread(_uncovered, piece, outcome.segments)
+        speech = await asyncio.to_thread(_speech, piece, outcome)
+        missed = self._missed(piece, outcome, speech)
+        if missed and self.loop_guard:
+            outcome, missed = await self._filled(piece, outcome, speech, missed)
+        uncovered = tuple((start, end) for start, end in missed if end - start >= UNCOVERED_S)
         for start, end in uncovered:
             log.warning("nothing was written for the speech from %.1f to %.1f s", start, end)
         return replace(outcome, uncovered=uncovered)
 
-    async def _filled(self, piece: Piece, outcome: Outcome, spans: tuple[tuple[float, float], ...]) -> Outcome:
-        """The outcome with what passes over nothing but the speech that got no text make of it."""
-        segments = list(outcome.segments)
-        for start, end in spans:
+    def _missed(self, piece: Piece, outcome: Outcome, speech: Spans) -> Spans:
+        """The speech that nothing was written from."""
+        written = written_at(piece, outcome.segments, outcome.attention)
+        if self.task.is_translation:
+            return passed_over(speech, written, NEAR_TRANSLATED_S, UNCOVERED_S)
+        return passed_over(speech, written, NEAR_S, MISSED_S)
+
+    async def _filled(self, piece: Piece, outcome: Outcome, speech: Spans, missed: Spans) -> tuple[Outcome, Spans]:
+        """The outcome with what was passed over, by passes over nothing else; and what is missing still."""
+        if outcome.segments and not any(segment.words for segment in outcome.segments):
+            # Only among words with times has it a place; and writing times the model may pass over less.
+            timed = await self._pass(replace(piece, within_sound=True), self.options)
+            if not any(segment.words for segment in timed.segments):
+                return outcome, missed
+            outcome = replace(timed, detection=outcome.detection)
+            missed = self._missed(piece, outcome, speech)
+        segments = outcome.segments
+        for start, end in missed:
             first, stop = (round((at - piece.start_s) * SAMPLE_RATE) for at in (start - MARGIN_S, end + MARGIN_S))
             first = max(0, first)
-            part = Piece(
-                piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop], within_sound=piece.within_sound
-            )
-            segments += (await self._pass(part, self.options)).segments
-        return replace(outcome, segments=tuple(sorted(segments, key=lambda segment: segment.start)))
+            part = Piece(piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop], within_sound=True)
+            found = await self._pass(part, self.options)
+            segments = put_in(segments, found.segments, start - NEAR_S, end + NEAR_S)
+        outcome = replace(outcome, segments=segments, attention=None)
+        return outcome, self._missed(piece, outcome, speech)
 
     async def _without_loop(self, piece: Piece, looped: Outcome) -> Outcome:
         """What a wider search makes of the piece or, if that says the same over and over as well, of its halves."""
@@ -257,11 +260,13 @@ class _Work:
             part = Piece(piece.start_s + half.start_s, half.waveform, half.overlap_s, within_sound=within_sound)
             outcome = await self._pass(part, self.options)
             segments += joiner.add(outcome.segments, part.start_s, part.end_s, part.overlap_s)
-        return replace(looped, segments=segments + joiner.finish())
+        return replace(looped, segments=segments + joiner.finish(), attention=None)
 
     async def _pass(self, piece: Piece, options: DecodingOptions, is_first: bool = False) -> Outcome:
-        task = self.task
-        wanted = Pass(piece.waveform, (task_for(piece, task),), options)
+        task, given = self.task, task_for(piece, self.task)
+        # What a piece without times was written from is only told by the attention.
+        attention = self.loop_guard and piece.speech is not None and given.timestamps == "none"
+        wanted = Pass(piece.waveform, (given,), options, attention=attention and not task.is_translation)
         while True:
             try:
                 result = await self.engine.run(wanted, self.priority)
@@ -273,8 +278,9 @@ class _Work:
                 await asyncio.sleep(0.5)
         transcript = result.transcripts[0]
         language = transcript.language if task.language == AUTO and self.detect_each else None
-        segments = tuple(replace(moved(s, piece.start_s), language=language) for s in transcript.segments)
-        return Outcome(segments, result.detection, transcript.timestamps_source, result.timing)
+        segments = said(piece, [replace(moved(s, piece.start_s), language=language) for s in transcript.segments])
+        source, attended = transcript.timestamps_source, result.attention[0] if result.attention else None
+        return Outcome(segments, result.detection, source, result.timing, attention=attended)
 
     def add(self, piece: Piece, outcome: Outcome) -> tuple[Segment, ...]:
         """Take in what a piece has become; returns the segments that are now final."""
@@ -325,21 +331,11 @@ def _text(outcome: Outcome) -> str:
     return " ".join(segment.text for segment in outcome.segments)
 
 
-def _uncovered(piece: Piece, segments: tuple[Segment, ...]) -> tuple[tuple[float, float], ...]:
-    """The speech of a piece that no word is near to. Without times only a piece without any text can be told."""
-    if segments and not any(segment.words for segment in segments):
-        return ()
-    spans = piece.speech
-    if spans is None:
-        if segments:
-            return ()
-        spans = speech_spans(np.array(SpeechDetector().feed(piece.waveform)), piece.start_s)
-    written = [(word.start - NEAR_S, word.end + NEAR_S) for segment in segments for word in segment.words]
-    return tuple(
-        (start, end)
-        for start, end in spans
-        if end - start >= UNCOVERED_S and not any(a < end and start < b for a, b in written)
-    )
+def _speech(piece: Piece, outcome: Outcome) -> Spans:
+    """What is said in a piece. Where nobody has listened, nobody does unless it has no text at all."""
+    if piece.speech is not None or outcome.segments:
+        return piece.speech or ()
+    return speech_spans(np.array(SpeechDetector().feed(piece.waveform)), piece.start_s)
 
 
 def moved(segment: Segment, by_s: float) -> Segment:

@@ -165,7 +165,8 @@ async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:
                 _write(_text(done, job, wish, named=len(jobs) > 1), job)
         return failed
     finally:
-        await engine.stop(0)
+        # Nothing is left to do, but a thread that is letting its model go must not be cut off by the process's end.
+        await engine.stop(5.0)
 
 
 async def _in_order(

@@ -207,7 +207,7 @@ async def main() -> None:
     engine = Engine(lambda: Canary.load(Path(resolve(options.model, dtype="float32")), "float32"))
     await engine.start()
     await {"errors": errors, "languages": languages, "size": size}[options.what](engine, options)
-    await engine.stop(0)
+    await engine.stop()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Overlapping pieces merged, cut sentences joined."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,22 @@ def test_sides_that_agree_on_nothing_meet_in_the_middle():
     right = heard(["-", "-", "-", "v", "w", "x", "y", "z"], 3, 8)
     ours, theirs = merged([left], [right], 1.5, 3.0)
     assert [s.text for s in [*ours, *theirs]] == ["a b c d e", "x y z"]
+
+
+def test_what_one_side_alone_passed_over_is_taken_from_the_other():
+    whole_left, whole_right = heard(TEXT, 0, 16), heard(TEXT, 8, len(TEXT))
+    for lost in (range(8, 16), range(9, 12), range(12, 15), range(13, 16)):
+        for left, right in (
+            (_without(whole_left, lost), whole_right),
+            (whole_left, _without(whole_right, lost)),
+        ):
+            ours, theirs = merged([left], [right], 4.0, 8.0)
+            assert " ".join(s.text for s in [*ours, *theirs]).split() == TEXT, lost
+
+
+def _without(segment: Segment, lost: range) -> Segment:
+    words = tuple(word for word in segment.words if word.tokens[0] not in lost)
+    return replace(segment, text=" ".join(word.word for word in words), words=words)
 
 
 def test_the_same_word_said_twice_is_not_taken_for_one():

@@ -139,7 +139,7 @@ async def test_words_in_the_midst_of_a_long_silence_were_not_said():
         @staticmethod
         def result(text: str, wanted: Pass) -> PassResult:
             duration = len(wanted.waveform) / SAMPLE_RATE
-            words = tuple(Word(f"{i}", 1 + i / 2, 1.4 + i / 2) for i in range(int(2 * duration) - 3))
+            words = tuple(Word(f"{i}", 1 + i / 2, 1.4 + i / 2) for i in range(max(1, int(2 * duration) - 3)))
             segment = Segment(words[0].start, words[-1].end, " ".join(w.word for w in words), (1,), words)
             return PassResult((Transcript("", "en", "en", duration, (segment,), "model"),), (), (), None, Timing())
 
@@ -195,6 +195,39 @@ async def test_speech_without_text_is_decoded_by_itself_and_else_said(minute, ca
     assert done.transcript.text == ""
     assert len(done.uncovered) >= 4
     assert "nothing was written for the speech from" in caplog.text
+
+
+async def test_speech_that_nothing_was_written_from_is_put_in_where_it_was_said():
+    sound = marked(40)
+    rules = Cutting(10.0, 15.0, 2.0)
+
+    class Forgetful(Engine):
+        """Writes the first and the last second of a whole piece; all of a part of one. Its attention says so."""
+
+        @staticmethod
+        def result(text: str, wanted: Pass) -> PassResult:
+            duration = len(wanted.waveform) / SAMPLE_RATE
+            whole, timed = duration > 6.5, wanted.tasks[0].timestamps != "none"
+            seconds = [0, int(duration) - 1] if whole else range(int(duration))
+            words = tuple(Word("edge" if whole else "found", i, i + 0.9) for i in seconds)
+            line = Segment(0.0, duration, " ".join(w.word for w in words), (1,) * len(words), words if timed else ())
+            attention = np.eye(int(duration) + 1)[list(seconds)]
+            transcript = Transcript(line.text, "en", "en", duration, (line,), "model" if timed else None)
+            return PassResult((transcript,), (), (attention,) if wanted.attention else (), None, Timing())
+
+    for asked in ("word", "none"):
+        engine = Forgetful(sound)
+        done = await transcribe_audio(engine, sound, Task("en", timestamps=asked), cutting=rules)
+        texts = [word for segment in done.transcript.segments for word in segment.text.split()]
+        first, last = texts.index("found"), len(texts) - 1 - texts[::-1].index("found")
+        assert (texts[0], texts[first - 1], texts[last + 1], texts[-1]) == ("edge",) * 4
+        assert texts.count("found") > 3
+        assert any(segment.words for segment in done.transcript.segments) == (asked == "word")
+        assert any(wanted.attention for wanted in engine.passes) == (asked == "none")
+    assert (
+        "found"
+        not in (await transcribe_audio(engine, sound, Task("en"), cutting=rules, loop_guard=False)).transcript.text
+    )
 
 
 async def test_a_full_queue_refuses_a_new_file_and_makes_one_under_way_wait(minute):

@@ -1,0 +1,57 @@
+"""A piece's text held against its speech."""
+
+import numpy as np
+import pytest
+
+from model.transcript import Segment, Word
+from server.coverage import passed_over, put_in, said, written_at
+from server.cutting import SAMPLE_RATE, Piece
+
+SPEECH = ((10.0, 14.0), (17.0, 19.0))
+PIECE = Piece(10.0, np.zeros(10 * SAMPLE_RATE, np.float32), speech=SPEECH)
+
+
+def segment(*words: tuple[str, float, float], log_prob: float = -0.1) -> Segment:
+    placed = tuple(Word(text, start, end, None, (1,), (log_prob,)) for text, start, end in words)
+    return Segment(words[0][1], words[-1][2], " ".join(text for text, _, _ in words), (1,) * len(words), placed)
+
+
+def test_only_words_in_the_midst_of_a_long_silence_were_not_said():
+    written = [segment(("The", 13.6, 14.1), ("dog", 14.1, 14.4), ("runs.", 15.0, 15.4), ("Now", 16.8, 17.2))]
+    (kept,) = said(PIECE, written)
+    assert (kept.text, kept.start, kept.end) == ("The Now", 13.6, 17.2)
+    assert said(Piece(10.0, PIECE.waveform), written) == tuple(written)
+    assert said(Piece(10.0, PIECE.waveform, speech=((10.0, 14.0), (15.4, 19.0))), written) == tuple(written)
+
+
+def test_text_was_written_from_where_its_words_are_or_its_tokens_looked():
+    timed = segment(("a", 10.5, 11.0), ("b", 12.0, 12.5))
+    assert written_at(PIECE, [timed], None) == ((10.5, 11.0), (12.0, 12.5))
+    untimed = Segment(10.0, 20.0, "a b", (1, 2))
+    attention = np.eye(100)[[5, 40]]
+    assert np.array(written_at(PIECE, [untimed], attention)) == pytest.approx(np.array([[10.5, 10.6], [14.0, 14.1]]))
+    assert written_at(PIECE, [untimed], None) == ((10.0, 20.0),)
+    assert written_at(PIECE, [], attention) == ()
+
+
+def test_speech_that_no_word_is_near_to_was_passed_over():
+    def missed(*written: tuple[float, float]) -> list[tuple[float, float]]:
+        return [(round(a, 2), round(b, 2)) for a, b in passed_over(SPEECH, written, 0.15, 0.7)]
+
+    assert missed() == [(10.0, 14.0), (17.0, 19.0)]
+    assert missed((10.2, 14.0), (17.3, 18.5)) == []
+    assert missed((10.0, 11.0), (12.5, 14.2)) == [(11.15, 12.35), (17.0, 19.0)]
+    assert missed((10.0, 11.0), (11.9, 18.0)) == [(18.15, 19.0)]
+
+
+def test_what_was_found_is_put_among_the_words_at_its_place():
+    written = [segment(("One", 10.0, 10.4), ("four.", 12.6, 13.0)), segment(("Five.", 13.2, 13.6))]
+    found = [segment(("One", 10.0, 10.4), ("two", 11.0, 11.4), ("three", 11.8, 12.2), ("four.", 12.6, 13.0))]
+    assert [s.text for s in put_in(written, found, 10.5, 12.5)] == ["One", "two three", "four.", "Five."]
+    assert put_in((), found, 10.5, 12.5)[0].text == "two three"
+
+
+def test_what_is_found_but_hardly_probable_is_left_out():
+    written = [segment(("One", 10.0, 10.4), ("four.", 12.6, 13.0))]
+    cough = [segment(("Thank", 11.0, 11.4), ("you.", 11.8, 12.2), log_prob=-1.2)]
+    assert put_in(written, cough, 10.5, 12.5) == tuple(written)
