@@ -122,6 +122,8 @@ class Conversation:
         while True:
             try:
                 async with asyncio.timeout(self._settings.live_idle_s):
+                    # messages that came together are had without waiting: let others have their turn
+                    await asyncio.sleep(0)
                     receiving = self._websocket.receive()
                     # what fails in the session's steps is raised here
                     received = await (self._hearing.beside(receiving) if self._hearing else receiving)

@@ -104,6 +104,17 @@ def wrong_words(reference: list[str], found: list[str]) -> int:
     return wrong
 
 
+def mistakes(said: Speech, found: list[str]) -> list[str]:
+    """Each place where `found` is not what was said, with seconds."""
+    words = [word for word, _, _ in said.words]
+    changes = SequenceMatcher(None, words, found, autojunk=False).get_opcodes()
+    return [
+        f"  {said.words[min(a, len(words) - 1)][1]:7.1f} s  {' '.join(words[a:b])!r} is written {' '.join(found[c:d])!r}"
+        for kind, a, b, c, d in changes
+        if kind != "equal"
+    ]
+
+
 def delays(said: Speech, shown: Shown) -> tuple[list[float], list[float]]:
     """Of the words that came out right: seconds from the end of each to its first appearance, and to where it stays."""
     placed = []  # (word, appeared, stayed)
@@ -236,6 +247,8 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
                         shown.add(session.heard_s, told)
         whole = await transcribe_audio(engine, said.waveform, Task(language))
         _print(f"{policy} {language}", [said], [shown], [whole.transcript.text.split()])
+        if options.mistakes:
+            print(*mistakes(said, shown.words), sep="\n", flush=True)
     await engine.stop()
 
 
@@ -266,6 +279,8 @@ async def measure(options: argparse.Namespace, policy: str, speeches: dict[str, 
             shown = await asyncio.gather(*streams)
             whole = [] if options.live_only else await asyncio.to_thread(offline, server.url, said, language)
             _print(f"{policy} {language}", [said] * len(shown), list(shown), [whole] * len(shown))
+            if options.mistakes:
+                print(*mistakes(said, shown[0].words), sep="\n", flush=True)
         grown.cancel()
         memory = (await asyncio.gather(grown, return_exceptions=True))[0]
         print(f"  memory: {before:.0f} MB at first, then {memory}", flush=True)
@@ -291,6 +306,7 @@ def main() -> None:
     parser.add_argument("--speed", type=float, default=1.0, help="times real time")
     parser.add_argument("--streams", type=int, default=1, help="at once")
     parser.add_argument("--live-only", action="store_true", help="without the same sound offline")
+    parser.add_argument("--mistakes", action="store_true", help="show every one, of the first stream")
     parser.add_argument("--translate", help="a target language, beside the transcript")
     parser.add_argument("--step", type=float, default=0.4)
     parser.add_argument("--margin", type=float, default=0.64, help="AlignAtt's, in a simulation")
