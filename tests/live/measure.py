@@ -107,9 +107,10 @@ def wrong_words(reference: list[str], found: list[str]) -> int:
 def mistakes(said: Speech, found: list[str]) -> list[str]:
     """Each place where `found` is not what was said, with seconds."""
     words = [word for word, _, _ in said.words]
+    starts = [start for _, start, _ in said.words]
     changes = SequenceMatcher(None, words, found, autojunk=False).get_opcodes()
     return [
-        f"  {said.words[min(a, len(words) - 1)][1]:7.1f} s  {' '.join(words[a:b])!r} is written {' '.join(found[c:d])!r}"
+        f"  {starts[min(a, len(starts) - 1)]:7.1f} s  {' '.join(words[a:b])!r} is written {' '.join(found[c:d])!r}"
         for kind, a, b, c, d in changes
         if kind != "equal"
     ]
