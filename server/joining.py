@@ -125,12 +125,9 @@ def best_seam(ours: Sequence[Bit], theirs: Sequence[Bit], start_s: float, end_s:
 
 
 def _passed_over(own: Sequence[Bit], other: Sequence[Bit]) -> int:
-    """How many words one side lacks of another's between the same two; of a word at a piece's edge only a part was
-    heard, so that it counts only where there is nothing else."""
-    sure = [bit for bit in other if bit.is_sure]
-    if not own:
-        return len(sure)
-    return max(0, sum(not bit.is_edge for bit in sure) - len(own))
+    """How many words one side lacks of another's between the same two. What is at a piece's edge may be part of a word
+    and does not count."""
+    return max(0, sum(bit.is_sure and not bit.is_edge for bit in other) - len(own))
 
 
 def bits(segments: Sequence[Segment]) -> list[Bit]:

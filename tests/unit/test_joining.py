@@ -56,7 +56,7 @@ def test_sides_that_agree_on_nothing_meet_in_the_middle():
 
 def test_what_one_side_alone_passed_over_is_taken_from_the_other():
     whole_left, whole_right = heard(TEXT, 0, 16), heard(TEXT, 8, len(TEXT))
-    for lost in (range(8, 16), range(9, 12), range(12, 15), range(13, 16)):
+    for lost in (range(8, 16), range(9, 12), range(12, 15)):
         for left, right in (
             (_without(whole_left, lost), whole_right),
             (whole_left, _without(whole_right, lost)),
