@@ -38,8 +38,9 @@ class KVSlots:
             new[:have_rows, :, :have_time] = old
         self.keys, self.values = grown
 
-    def write(self, positions: mx.array, keys: mx.array, values: mx.array) -> None:
-        """One new position in each of the first R rows: positions (R,), keys and values (R, H, 1, d)."""
+    def write(self, positions: mx.array, time: int, keys: mx.array, values: mx.array) -> None:
+        """One new position in each of the first R rows: positions (R,) < time, keys and values (R, H, 1, d)."""
+        self.make_room(positions.shape[0], time)
         rows = mx.arange(positions.shape[0])
         self.keys[rows, :, positions] = keys.squeeze(2)
         self.values[rows, :, positions] = values.squeeze(2)
@@ -65,7 +66,7 @@ class KVSlots:
 
 
 class KVRows:
-    """The same for rows that do not grow, each as long as its audio: nothing is padded, and equal rows are kept once.
+    """The same, each row as long as it is: nothing is padded, and what rows have in common is kept once.
 
     For a CPU, which goes through rows one by one and gains nothing from their lying in one buffer.
     """
@@ -89,6 +90,55 @@ class KVRows:
 
     def clear(self) -> None:
         self._rows.clear()
+
+
+class GrowingRows(KVRows):
+    """Rows that get longer by a position at a time: each has room for its own length, in steps of a few sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._used: list[int] = []
+
+    def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
+        T = keys.shape[2]
+        more = [(0, 0), (0, 0), (0, rounded_up(T, TIME_STEP) - T), (0, 0)]
+        self._rows += [(mx.pad(keys, more), mx.pad(values, more)) for _ in range(copies)]
+        self._used += [T] * copies
+
+    def write(self, positions: mx.array, time: int, keys: mx.array, values: mx.array) -> None:
+        """One new position in each row: positions (R,), keys and values (R, H, 1, d)."""
+        self._used = [p + 1 for p in _numbers(positions)]
+        for i, used in enumerate(self._used):
+            if used > self._rows[i][0].shape[2]:
+                more = [(0, 0), (0, 0), (0, TIME_STEP), (0, 0)]
+                self._rows[i] = mx.pad(self._rows[i][0], more), mx.pad(self._rows[i][1], more)
+            for held, new in zip(self._rows[i], (keys, values), strict=True):
+                held[:, :, used - 1 : used] = new[i : i + 1]
+
+    def read(self, rows: int, time: int) -> tuple[list[mx.array], list[mx.array]]:
+        pairs = [(k[:, :, :n], v[:, :, :n]) for (k, v), n in zip(self._rows, self._used, strict=True)]
+        return [k for k, _ in pairs], [v for _, v in pairs]
+
+    def leave(self, row: int, last: int) -> None:
+        super().leave(row, last)
+        self._used[row] = self._used[last]
+        self._used.pop()
+
+    def reorder(self, rows: mx.array, sources: mx.array) -> None:
+        """Row rows[i] becomes what row sources[i] was: (n,) each."""
+        # Other arrays of the same memory: whichever is written first gets its own.
+        moved = [(k[:], v[:]) for k, v in (self._rows[s] for s in _numbers(sources))]
+        for row, pair in zip(_numbers(rows), moved, strict=True):
+            self._rows[row] = pair
+
+    def clear(self) -> None:
+        super().clear()
+        self._used.clear()
+
+
+def _numbers(x: mx.array) -> list[int]:
+    """Those of (n,)."""
+    return x.tolist()  # type: ignore[return-value]
 
 
 def _doubled(n: int, least: int) -> int:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from model import kernels
-from model.cache import KVRows, KVSlots
+from model.cache import GrowingRows, KVRows, KVSlots
 from model.config import DecoderConfig
 
 # Keys or values of R rows: (R, H, T, d_head), or one (1, H, T, d_head) a row with T its own.
@@ -46,6 +46,16 @@ def _joined(x: mx.array) -> mx.array:
     return x.transpose(0, 2, 1, 3).reshape(R, S, H * d)
 
 
+def _attended(q: mx.array, keys: Rows, values: Rows, mask: mx.array) -> mx.array:
+    """(R, H, S, d) → (R, H, S, d); rows of their own lengths need no mask."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    if isinstance(keys, mx.array):
+        assert isinstance(values, mx.array)
+        return kernels.attention(q, keys, values, scale, mask)
+    assert isinstance(values, list)
+    return kernels.attention_by_row(q, keys, values, scale)
+
+
 class SelfAttention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -59,9 +69,8 @@ class SelfAttention(nn.Module):
         q, k, v = mx.split(self.linear_qkv(x), 3, axis=-1)
         return _heads(q, self._n_heads), _heads(k, self._n_heads), _heads(v, self._n_heads)
 
-    def attend(self, q: mx.array, keys: mx.array, values: mx.array, mask: mx.array) -> mx.array:
-        scale = 1 / math.sqrt(q.shape[-1])
-        return self.linear_out(_joined(kernels.attention(q, keys, values, scale, mask)))
+    def attend(self, q: mx.array, keys: Rows, values: Rows, mask: mx.array) -> mx.array:
+        return self.linear_out(_joined(_attended(q, keys, values, mask)))
 
 
 class CrossAttention(nn.Module):
@@ -75,14 +84,7 @@ class CrossAttention(nn.Module):
 
     def __call__(self, x: mx.array, keys: Rows, values: Rows, inside: mx.array) -> mx.array:
         q = _heads(self.linear_q(x), self._n_heads)
-        scale = 1 / math.sqrt(q.shape[-1])
-        if isinstance(keys, mx.array):
-            assert isinstance(values, mx.array)
-            attended = kernels.attention(q, keys, values, scale, inside)
-        else:
-            assert isinstance(values, list)
-            attended = kernels.attention_by_row(q, keys, values, scale)
-        return self.linear_out(_joined(attended))
+        return self.linear_out(_joined(_attended(q, keys, values, inside)))
 
     def weights(self, x: mx.array, keys: mx.array, inside: mx.array) -> mx.array:
         """(R, S, M) → (R, H, S, T), summing to 1 over the audio's steps."""
@@ -170,7 +172,7 @@ class Decoder(nn.Module):
         tokens: mx.array,
         positions: mx.array,
         time: int,
-        slots: list[KVSlots],
+        slots: Sequence[KVSlots | GrowingRows],
         cross: Sequence[KVSlots | KVRows],
         inside: mx.array,
     ) -> mx.array:
@@ -184,20 +186,24 @@ class Decoder(nn.Module):
         past = (mx.arange(time) <= positions[:, None])[:, None, None]
         for i, layer in enumerate(self.layers):
             q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
-            slots[i].write(positions, k, v)
+            slots[i].write(positions, time, k, v)
             x = x + layer.self_attn.attend(q, *slots[i].read(R, time), past)
             x = layer.after_self_attention(x, *cross[i].read(R, inside.shape[-1]), inside)
         return self.final_layer_norm(x).squeeze(1)
 
-    def empty_slots(self) -> list[KVSlots]:
+    def empty_slots(self) -> Sequence[KVSlots | GrowingRows]:
         """Slots for self-attention, a layer each."""
+        return [GrowingRows() for _ in self.layers] if kernels.on_cpu() else self.padded_slots()
+
+    def empty_cross_slots(self) -> Sequence[KVSlots | KVRows]:
+        """Slots for cross-attention, a layer each."""
+        return [KVRows() for _ in self.layers] if kernels.on_cpu() else self.padded_slots()
+
+    def padded_slots(self) -> list[KVSlots]:
+        """Slots of either kind whose rows are padded to one length, as a GPU wants them."""
         d_head = self._config.hidden_size // self._config.num_attention_heads
         dtype = self.token_embedding.weight.dtype
         return [KVSlots(self._config.num_attention_heads, d_head, dtype) for _ in self.layers]
-
-    def empty_cross_slots(self) -> Sequence[KVSlots | KVRows]:
-        """Slots for cross-attention, a layer each: padded to one length on a GPU."""
-        return [KVRows() for _ in self.layers] if kernels.on_cpu() else self.empty_slots()
 
     def _embedded(self, tokens: mx.array, positions: mx.array) -> mx.array:
         # The stored sinusoid is already divided by √M; the token part is not scaled.

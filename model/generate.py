@@ -249,8 +249,6 @@ class RunningBatch:
         positions = [min(owner.position + ahead, last) for owner in self._owners]
         time = rounded_up(max(positions) + 1, TIME_STEP)
         T = rounded_up(max(self._lengths), TIME_STEP)
-        for slots in self._self:
-            slots.make_room(self.rows, time)
         inside = (mx.arange(T) < mx.array(self._lengths)[:, None])[:, None, None]
         hidden = self._decoder.step(tokens, mx.array(positions), time, self._self, self._cross, inside)
         return self._head(hidden, self._decoder.token_embedding)

@@ -60,6 +60,8 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
 
 def attention_by_row(q: mx.array, keys: list[mx.array], values: list[mx.array], scale: float) -> mx.array:
     """The same on a CPU for rows of different lengths: q (R, H, S, d); keys, values (1, H, T, d) a row, T its own."""
+    if len(keys) == 1:
+        return attention(q, keys[0], values[0], scale, None)
     T = max(k.shape[2] for k in keys)
     scores = [q_row @ k.swapaxes(-1, -2) for q_row, k in zip(mx.split(q * scale, len(keys)), keys, strict=True)]
     weights, total = _softmax_parts(mx.concatenate([_lengthened(row, T) for row in scores]))
