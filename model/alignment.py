@@ -6,9 +6,9 @@ that it finds is then moved to the pause near it in the sound, if there is one.
 
 import numpy as np
 
+from model.config import SAMPLE_RATE
 from model.timestamps import Written
 
-SAMPLE_RATE = 16_000
 FRAME_S = 0.01
 _FRAME = int(FRAME_S * SAMPLE_RATE)
 # How far a seam is moved, in seconds; and what counts as a pause, as a share of the way from noise to loud speech.

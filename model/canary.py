@@ -14,7 +14,7 @@ import numpy as np
 from model import kernels
 from model.aligner import Aligner
 from model.alignment import attention_times
-from model.config import ALIGNER_DIR, CONFIG_FILE, WEIGHTS_FILE, CanaryConfig, read_config
+from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, CanaryConfig, read_config
 from model.decoder import CrossMemory, Decoder, Head
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
@@ -26,7 +26,6 @@ from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
 from model.weights import lay_out_for_one_row, load_weights
 
-SAMPLE_RATE = 16000
 MIN_DURATION_S = 1.0
 # Freed arrays, in bytes, that MLX keeps for the next ones of their size. On a CPU malloc keeps them already.
 GPU_CACHE = 256 << 20

@@ -12,6 +12,8 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ALIGNER_DIR = "aligner"
 FORMAT_VERSION = 1
+SAMPLE_RATE = 16_000
+"""Of all sound that the models hear, in Hz."""
 
 
 class ConfigError(ValueError):
@@ -22,7 +24,7 @@ class ConfigError(ValueError):
 class PreprocessorConfig:
     """NeMo's AudioToMelSpectrogramPreprocessor. Windows are seconds."""
 
-    sample_rate: int = 16000
+    sample_rate: int = SAMPLE_RATE
     window_size: float = 0.025
     window_stride: float = 0.01
     n_fft: int = 512

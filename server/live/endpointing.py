@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
+from model.config import SAMPLE_RATE
+
 from ..vad import FRAME
 from .events import SpeechStarted, SpeechStopped
 
-SAMPLE_RATE = 16_000
 # Frames of speech in a row that begin a turn: one alone is a click.
 ONSET_FRAMES = 2
 # Speech goes on while its probability stays above the threshold less this.
