@@ -7,7 +7,6 @@ retire, so a request joins the running batch at the next token and leaves it at 
 
 import asyncio
 import bisect
-import gc
 import logging
 import threading
 import time
@@ -275,7 +274,6 @@ def _give_memory_back() -> None:
     """At the thread's end: of what it has let go, MLX and the allocator keep some for the next, and there is none."""
     import mlx.core as mx
 
-    gc.collect()
     # What MLX holds of Python for this thread must go while Python is there: it could be ending when the thread has.
     mx.clear_streams()
     mx.clear_cache()
