@@ -160,6 +160,9 @@ class MockCanary:
             rows=0, join=lambda keys: [Generated(key, [1, 2], [0.0, 0.0]) for key in keys], step=list
         )
 
+    def cross_attention(self, encoded, prompt, tokens) -> np.ndarray:
+        return np.ones((len(tokens), 4), np.float32) / 4
+
     def transcript(self, generated, waveform, task, encoded=None) -> Transcript:
         duration = len(waveform) / 16000
         text = f"{duration:g} s & <{task.timestamps}>" + ("." if task.pnc else "")
