@@ -12,7 +12,6 @@ from model.canary import Canary, Encoded
 from model.generate import DecodingOptions, RunningBatch, Utterance
 
 from ..cli.serve import serve
-from ..longform import transcribe_audio
 from .stages import EndlessBatch
 
 
@@ -27,13 +26,13 @@ def pace(tokens_per_s: float) -> None:
     def running_batch(canary: Canary) -> RunningBatch:
         return EndlessBatch(canary)
 
-    # A random model's texts repeat themselves, and say nothing that would be worth another pass.
-    (transcribe_audio.__kwdefaults__ or {})["loop_guard"] = False
     Canary.utterance, Canary.running_batch = utterance, running_batch  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
     model, dtype, tokens_per_s = sys.argv[1:]
-    if float(tokens_per_s):
+    is_paced = float(tokens_per_s) > 0
+    if is_paced:
         pace(float(tokens_per_s))
-    serve(model=(model,), dtype=dtype or None, port=0)
+    # A random model's texts repeat themselves, and say nothing that would be worth another pass.
+    serve(model=(model,), dtype=dtype or None, port=0, loop_guard=False if is_paced else None)
