@@ -15,6 +15,7 @@ import pytest
 import soundfile
 
 from tests.environments import python_with
+from tests.muxing import muxed
 
 ROOT = Path(__file__).parents[2]
 CURL = shutil.which("curl") or "curl"
@@ -102,23 +103,12 @@ FORMATS = [
 def recording(path: Path, container: str, codec: str, rate: int) -> bytes:
     """The recording as PyAV writes it in another format, stereo."""
     sound, own_rate = soundfile.read(path, dtype="float32")
-    file = io.BytesIO()
-    # a recorder writes as it goes: no length, no way back
-    target = file if " " not in container and container != "fragmented" else Unseekable(file)
+    frame = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
+    frame.sample_rate = own_rate
     options = {"movflags": "frag_keyframe+empty_moov"} if container == "fragmented" else {}
     name = {"fragmented": "mp4", "live webm": "webm"}.get(container, container)
-    with av.open(target, "w", format=name, container_options=options) as output:
-        stream = output.add_stream(codec, rate=rate, layout="stereo")
-        frame = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
-        frame.sample_rate = own_rate
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            output.mux(packet)
-    return file.getvalue()
-
-
-class Unseekable:
-    def __init__(self, file: io.BytesIO):
-        self.write = file.write
+    seekable = container not in ("fragmented", "live webm")
+    return muxed(frame, name, codec, rate, "stereo", seekable, options)
 
 
 @pytest.mark.parametrize(("container", "codec", "rate"), FORMATS)
