@@ -5,6 +5,9 @@ are always the first R. Buffers grow in steps of a few sizes, so that shapes rep
 """
 
 import mlx.core as mx
+import numpy as np
+
+from model.kernels import to_numpy
 
 TIME_STEP = 64
 
@@ -68,19 +71,20 @@ class KVSlots:
 class KVRows:
     """The same, each row as long as it is: nothing is padded, and what rows have in common is kept once.
 
-    For a CPU, which goes through rows one by one and gains nothing from their lying in one buffer.
+    For a CPU, which goes through rows one by one and gains nothing from their lying in one buffer: numpy arrays, which
+    are written in place.
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[mx.array, mx.array]] = []
+        self._rows: list[tuple[np.ndarray, np.ndarray]] = []
 
     def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
         """Put a row (1, H, T, d) at rows at … at+copies-1, which are the last."""
         assert at == len(self._rows)
-        self._rows += [(mx.contiguous(keys), mx.contiguous(values))] * copies
+        self._rows += [(to_numpy(keys)[0].copy(), to_numpy(values)[0].copy())] * copies
 
-    def read(self, rows: int, time: int) -> tuple[list[mx.array], list[mx.array]]:
-        """(1, H, T, d) of each row, T its own."""
+    def read(self, rows: int, time: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """(H, T, d) of each row, T its own."""
         return [k for k, _ in self._rows], [v for _, v in self._rows]
 
     def leave(self, row: int, last: int) -> None:
@@ -101,22 +105,25 @@ class GrowingRows(KVRows):
 
     def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
         T = keys.shape[2]
-        more = [(0, 0), (0, 0), (0, rounded_up(T, TIME_STEP) - T), (0, 0)]
-        self._rows += [(mx.pad(keys, more), mx.pad(values, more)) for _ in range(copies)]
+        self._rows += [(_with_room(to_numpy(keys)[0], T), _with_room(to_numpy(values)[0], T)) for _ in range(copies)]
         self._used += [T] * copies
 
     def write(self, positions: mx.array, time: int, keys: mx.array, values: mx.array) -> None:
         """One new position in each row: positions (R,), keys and values (R, H, 1, d)."""
-        self._used = [p + 1 for p in _numbers(positions)]
-        for i, used in enumerate(self._used):
-            if used > self._rows[i][0].shape[2]:
-                more = [(0, 0), (0, 0), (0, TIME_STEP), (0, 0)]
-                self._rows[i] = mx.pad(self._rows[i][0], more), mx.pad(self._rows[i][1], more)
-            for held, new in zip(self._rows[i], (keys, values), strict=True):
-                held[:, :, used - 1 : used] = new[i : i + 1]
+        new_keys, new_values = to_numpy(keys)[:, :, 0], to_numpy(values)[:, :, 0]
+        for i, position in enumerate(_numbers(positions)):
+            held_keys, held_values = self._rows[i]
+            if position == held_keys.shape[1]:
+                held_keys, held_values = self._rows[i] = (
+                    _with_room(held_keys, position + 1),
+                    _with_room(held_values, position + 1),
+                )
+            held_keys[:, position] = new_keys[i]
+            held_values[:, position] = new_values[i]
+            self._used[i] = position + 1
 
-    def read(self, rows: int, time: int) -> tuple[list[mx.array], list[mx.array]]:
-        pairs = [(k[:, :, :n], v[:, :, :n]) for (k, v), n in zip(self._rows, self._used, strict=True)]
+    def read(self, rows: int, time: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        pairs = [(k[:, :n], v[:, :n]) for (k, v), n in zip(self._rows, self._used, strict=True)]
         return [k for k, _ in pairs], [v for _, v in pairs]
 
     def leave(self, row: int, last: int) -> None:
@@ -126,14 +133,21 @@ class GrowingRows(KVRows):
 
     def reorder(self, rows: mx.array, sources: mx.array) -> None:
         """Row rows[i] becomes what row sources[i] was: (n,) each."""
-        # Other arrays of the same memory: whichever is written first gets its own.
-        moved = [(k[:], v[:]) for k, v in (self._rows[s] for s in _numbers(sources))]
+        moved = [(k.copy(), v.copy()) for k, v in (self._rows[s] for s in _numbers(sources))]
         for row, pair in zip(_numbers(rows), moved, strict=True):
             self._rows[row] = pair
 
     def clear(self) -> None:
         super().clear()
         self._used.clear()
+
+
+def _with_room(x: np.ndarray, positions: int) -> np.ndarray:
+    """(H, T, d) → a copy that has room for so many positions."""
+    H, T, d = x.shape
+    grown = np.zeros((H, rounded_up(positions, TIME_STEP), d), np.float32)
+    grown[:, :T] = x
+    return grown
 
 
 def _numbers(x: mx.array) -> list[int]:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from model import kernels
 from model.cache import GrowingRows, KVRows, KVSlots
 from model.config import DecoderConfig
 
-# Keys or values of R rows: (R, H, T, d_head), or one (1, H, T, d_head) a row with T its own.
-Rows = mx.array | list[mx.array]
+# Keys or values of R rows: (R, H, T, d_head), or one (H, T, d_head) a row with T its own.
+Rows = mx.array | list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -97,11 +98,11 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         M = config.hidden_size
-        self.layer_norm_1 = nn.LayerNorm(M)
+        self.layer_norm_1 = kernels.LayerNorm(M)
         self.self_attn = SelfAttention(config)
-        self.layer_norm_2 = nn.LayerNorm(M)
+        self.layer_norm_2 = kernels.LayerNorm(M)
         self.cross_attn = CrossAttention(config)
-        self.layer_norm_3 = nn.LayerNorm(M)
+        self.layer_norm_3 = kernels.LayerNorm(M)
         self.dense_in = nn.Linear(M, config.inner_size)
         self.dense_out = nn.Linear(config.inner_size, M)
 
@@ -119,11 +120,11 @@ class Decoder(nn.Module):
         M = config.hidden_size
         self.token_embedding = nn.Embedding(vocab_size, M)
         self.position_encoding = mx.zeros((config.max_sequence_length, M))
-        self.embedding_layer_norm = nn.LayerNorm(M)
+        self.embedding_layer_norm = kernels.LayerNorm(M)
         self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
         # The cross-attention keys and values of all layers, in one product over the encoded audio.
         self.cross_kv = nn.Linear(M, 2 * config.num_layers * M)
-        self.final_layer_norm = nn.LayerNorm(M)
+        self.final_layer_norm = kernels.LayerNorm(M)
 
     def cross_memory(self, encoded: mx.array, lengths: mx.array) -> CrossMemory:
         """encoded: (R, T, M), lengths: (R,) → the keys and values that every later step attends to."""

@@ -182,15 +182,15 @@ class ConformerLayer(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D = config.d_model
-        self.norm_feed_forward1 = nn.LayerNorm(D)
+        self.norm_feed_forward1 = kernels.LayerNorm(D)
         self.feed_forward1 = FeedForward(config)
-        self.norm_self_att = nn.LayerNorm(D)
+        self.norm_self_att = kernels.LayerNorm(D)
         self.self_attn = RelativeAttention(config)
-        self.norm_conv = nn.LayerNorm(D)
+        self.norm_conv = kernels.LayerNorm(D)
         self.conv = Convolution(config)
-        self.norm_feed_forward2 = nn.LayerNorm(D)
+        self.norm_feed_forward2 = kernels.LayerNorm(D)
         self.feed_forward2 = FeedForward(config)
-        self.norm_out = nn.LayerNorm(D)
+        self.norm_out = kernels.LayerNorm(D)
 
     def __call__(self, x: mx.array, inside: mx.array | None) -> mx.array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""

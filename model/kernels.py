@@ -1,7 +1,7 @@
 """The operations whose fast form depends on the back end. On a GPU they are MLX's own.
 
-MLX's CPU back end computes exponentials one at a time, 15 to 25 ns each, which would cost an encoder more than all its
-matrix products. numpy's are vectorised; handing it the buffer costs less than a tenth of that.
+MLX's CPU back end computes exponentials one at a time, 15 to 25 ns each, and means not much faster, which would cost an
+encoder more than all its matrix products. numpy's are vectorised and work in place; handing it a buffer costs little.
 """
 
 import mlx.core as mx
@@ -13,34 +13,55 @@ def on_cpu() -> bool:
     return mx.default_device() == mx.Device(mx.cpu)
 
 
-def exp(x: mx.array) -> mx.array:
-    """e**x, float32 inside on a CPU."""
-    if not on_cpu():
-        return mx.exp(x)
+def to_numpy(x: mx.array) -> np.ndarray:
+    """Its numbers as float32, not to be written to."""
     values = x.astype(mx.float32)
     mx.eval(values)
-    return mx.array(np.exp(np.array(values, copy=False))).astype(x.dtype)
+    return np.array(values, copy=False)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the last axis, float32 inside."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not on_cpu():
+            return super().__call__(x)
+        values = to_numpy(x)
+        values = values - values.mean(axis=-1, keepdims=True)
+        variance = np.einsum("...d,...d->...", values, values)[..., None] / values.shape[-1]
+        values *= 1 / np.sqrt(variance + self.eps)
+        values *= to_numpy(self.weight)
+        values += to_numpy(self.bias)
+        return mx.array(values).astype(x.dtype)
 
 
 def silu(x: mx.array) -> mx.array:
-    return x / (1 + exp(-x)) if on_cpu() else nn.silu(x)
+    return nn.silu(x) if not on_cpu() else _gated(x, x)
 
 
 def glu(x: mx.array) -> mx.array:
     """First half of the last axis, gated by the second."""
-    if not on_cpu():
-        return nn.glu(x)
-    value, gate = mx.split(x, 2, axis=-1)
-    return value / (1 + exp(-gate))
+    return nn.glu(x) if not on_cpu() else _gated(*mx.split(x, 2, axis=-1))
+
+
+def _gated(value: mx.array, gate: mx.array) -> mx.array:
+    """value · sigmoid(gate)"""
+    divisor = np.negative(to_numpy(gate))
+    np.exp(divisor, out=divisor)
+    divisor += 1
+    np.divide(to_numpy(value), divisor, out=divisor)
+    return mx.array(divisor).astype(value.dtype)
 
 
 def log_softmax(x: mx.array) -> mx.array:
     """Over the last axis, in float32."""
-    x = x.astype(mx.float32)
     if not on_cpu():
+        x = x.astype(mx.float32)
         return x - mx.logsumexp(x, axis=-1, keepdims=True)
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - mx.log(exp(x).sum(axis=-1, keepdims=True))
+    values = to_numpy(x)
+    values = values - values.max(axis=-1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    return mx.array(values)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | None) -> mx.array:
@@ -51,36 +72,30 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
     """
     if not on_cpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
-    scores = (q * scale) @ k.swapaxes(-1, -2)
     if mask is not None:
-        scores = mx.where(mask, scores, -mx.inf) if mask.dtype == mx.bool_ else scores + mask
-    weights, total = _softmax_parts(scores)
-    return (weights @ v) / total
+        mask = mx.where(mask, 0.0, -mx.inf) if mask.dtype == mx.bool_ else mask
+        mx.eval(mask)
+    attended = _attended(to_numpy(q), to_numpy(k), to_numpy(v), scale, None if mask is None else to_numpy(mask))
+    return mx.array(attended).astype(q.dtype)
 
 
-def attention_by_row(q: mx.array, keys: list[mx.array], values: list[mx.array], scale: float) -> mx.array:
-    """The same on a CPU for rows of different lengths: q (R, H, S, d); keys, values (1, H, T, d) a row, T its own."""
-    if len(keys) == 1:
-        return attention(q, keys[0], values[0], scale, None)
-    T = max(k.shape[2] for k in keys)
-    scores = [q_row @ k.swapaxes(-1, -2) for q_row, k in zip(mx.split(q * scale, len(keys)), keys, strict=True)]
-    weights, total = _softmax_parts(mx.concatenate([_lengthened(row, T) for row in scores]))
-    rows = mx.split(weights, len(values))
-    attended = [row[..., : v.shape[2]] @ v for row, v in zip(rows, values, strict=True)]
-    return mx.concatenate(attended) / total
+def attention_by_row(q: mx.array, keys: list[np.ndarray], values: list[np.ndarray], scale: float) -> mx.array:
+    """The same on a CPU for rows of different lengths: q (R, H, S, d); keys, values (H, T, d) a row, T its own."""
+    rows = zip(to_numpy(q), keys, values, strict=True)
+    return mx.array(np.stack([_attended(*row, scale, None) for row in rows])).astype(q.dtype)
 
 
-def _lengthened(scores: mx.array, length: int) -> mx.array:
-    """(…, T) → (…, length), so that nothing attends to what is added."""
-    missing = length - scores.shape[-1]
-    return mx.pad(scores, [(0, 0)] * 3 + [(0, missing)], constant_values=-mx.inf) if missing else scores
-
-
-def _softmax_parts(scores: mx.array) -> tuple[mx.array, mx.array]:
-    """e**scores, scaled so as not to overflow, and what to divide by: after the product, so d columns instead of T."""
-    weights = exp(scores - scores.max(axis=-1, keepdims=True))
-    # As a product, since MLX's own sum is slow on a CPU.
-    return weights, weights @ mx.ones((weights.shape[-1], 1), weights.dtype)
+def _attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: np.ndarray | None) -> np.ndarray:
+    """(…, S, d), (…, T, d), (…, T, d) → (…, S, d)"""
+    weights = (q * np.float32(scale)) @ k.swapaxes(-1, -2)
+    if bias is not None:
+        weights += bias
+    weights -= weights.max(axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    attended = weights @ v
+    # After the product, so d columns are divided instead of T.
+    attended /= weights.sum(axis=-1, keepdims=True)
+    return attended
 
 
 def depthwise_1d(x: mx.array, weight: mx.array) -> mx.array:
