@@ -1,4 +1,4 @@
-"""NVIDIA Canary on MLX: waveforms in, transcripts out. Knows no HTTP, no NeMo, no torch."""
+"""NVIDIA Canary on MLX: waveforms in, transcripts out. Knows no HTTP and no NeMo."""
 
 from model import allocator, blas
 

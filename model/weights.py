@@ -5,10 +5,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map_with_path
 
-from model import kernels
+from model import int8, kernels
 from model.config import QuantizationConfig
+from model.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
     """Read `path` into `module`, every tensor of it and nothing else. Raises WeightsError naming what differs.
 
     quantization: how those linear layers are packed whose weights come with scales. They are computed with as they
-    are on a GPU; on a CPU, where MLX has no fast product of packed numbers, they are unpacked.
+    are on a GPU, in 8 bits on a CPU that is fast at it; on others, where there is no fast product, they are unpacked.
     """
     try:
         weights = mx.load(str(path))
@@ -97,9 +98,12 @@ def _placed(
     module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
 ) -> dict[str, mx.array]:
     """The weights for `module`, whose layers are made ready for packed ones where those are of use."""
+    if int8.is_fast():
+        log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
+        return _in_8_bits(module, weights, layers, quantization)
     if kernels.on_cpu():
         log.warning(
-            "%d layers of %d bits are unpacked: a CPU has no fast product of packed numbers. "
+            "%d layers of %d bits are unpacked: this CPU has no fast product of packed numbers. "
             "The model takes as much memory as one that is not quantized.",
             *(len(layers), quantization.bits),
         )
@@ -108,10 +112,30 @@ def _placed(
     return weights
 
 
+def _in_8_bits(
+    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
+) -> dict[str, mx.array]:
+    """The weights of the other layers; `layers` are put into `module` with theirs, one after the other."""
+    rest = dict(weights)
+
+    def replaced(name: str, layer: nn.Module) -> nn.Module:
+        if name not in layers:
+            return layer
+        return Int8Linear(_unpacked_layer(rest, name, quantization), rest.pop(f"{name}.bias", None))
+
+    module.update_modules(tree_map_with_path(replaced, module.leaf_modules(), is_leaf=nn.Module.is_module))
+    return rest
+
+
 def _unpacked(weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig) -> dict[str, mx.array]:
     """The same weights, all of them floating-point numbers."""
     rest = dict(weights)
     for layer in layers:
-        packed, scales, offsets = (rest.pop(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
-        rest[f"{layer}.weight"] = mx.dequantize(packed, scales, offsets, quantization.group_size, quantization.bits)
+        rest[f"{layer}.weight"] = _unpacked_layer(rest, layer, quantization)
     return rest
+
+
+def _unpacked_layer(rest: dict[str, mx.array], layer: str, quantization: QuantizationConfig) -> mx.array:
+    """A layer's weight (O, I); what it was packed into is taken out of `rest`."""
+    packed, scales, offsets = (rest.pop(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
+    return mx.dequantize(packed, scales, offsets, quantization.group_size, quantization.bits)

@@ -13,8 +13,10 @@ from safetensors.numpy import load_file, save_file
 
 from convert.convert import ConversionConfig, convert
 from convert.quantize import is_large
+from model import int8
 from model.canary import Canary
 from model.config import ConfigError, QuantizationConfig, read_config
+from model.int8 import Int8Linear
 from model.weights import WeightsError
 from tests import archives
 
@@ -121,7 +123,19 @@ def test_what_cannot_be_packed_is_refused(tmp_path, options, said):
         ConversionConfig(source=tmp_path, **options)
 
 
-def test_a_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_stand_for(packed, caplog):
+@pytest.fixture
+def slow_cpu(monkeypatch):
+    """A CPU without instructions for 8-bit products."""
+    monkeypatch.setattr("model.int8._instructions", lambda: {"avx2", "avx512f"})
+
+
+@pytest.fixture
+def fast_cpu(monkeypatch):
+    monkeypatch.setattr("model.int8._instructions", lambda: {"avx2", "avx_vnni"})
+
+
+@pytest.mark.usefixtures("slow_cpu")
+def test_a_slow_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_stand_for(packed, caplog):
     canary = Canary.load(packed, "float32")
     assert "layers of 8 bits are unpacked" in caplog.text
     assert not [layer for layer in canary.modules() if isinstance(layer, nn.QuantizedLinear)]
@@ -131,6 +145,21 @@ def test_a_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_stand_
     assert mx.array_equal(unpacked, mx.dequantize(*parts, 32, 8))
 
 
+@pytest.mark.usefixtures("fast_cpu")
+def test_a_fast_cpu_computes_in_8_bits_what_the_packed_numbers_stand_for(packed, caplog, monkeypatch):
+    caplog.set_level("INFO", "model")
+    canary = Canary.load(packed, "float32")
+    assert "18 layers of 8 bits are computed in 8 bits" in caplog.text
+    replaced = {name for name, layer in canary.named_modules() if isinstance(layer, Int8Linear)}
+    weights = load_file(packed / "model.safetensors")
+    assert replaced == {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
+    found = canary.encode(mel())
+    monkeypatch.setattr("model.int8._instructions", set)
+    unpacked = Canary.load(packed, "float32").encode(mel())
+    assert 0 < mx.abs(found - unpacked).mean() < 0.02 * mx.abs(unpacked).mean()
+
+
+@pytest.mark.usefixtures("slow_cpu")
 def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatch, caplog):
     unpacked = Canary.load(packed, "float32")
     caplog.clear()
@@ -143,6 +172,7 @@ def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatc
     assert difference < 1e-4
 
 
+@pytest.mark.usefixtures("slow_cpu")
 def test_eight_bits_change_less_than_four(tmp_path):
     whole = Canary.load(converted(tmp_path / "whole"), "float32").encode(mel())
     off = [
@@ -192,3 +222,54 @@ def test_a_packed_weight_without_its_offsets_is_refused(packed):
     save_file({name: value for name, value in load_file(path).items() if name != f"{PACKED}.biases"}, path)
     with pytest.raises(WeightsError, match=rf"lacks {PACKED}\.biases"):
         Canary.load(packed)
+
+
+def test_a_product_in_8_bits_is_exact_where_whole_numbers_are_asked_for():
+    rng = np.random.default_rng(2)
+    weight, x = (rng.integers(-127, 128, shape).astype(np.float32) for shape in ((48, 32), (2, 5, 32)))
+    # The largest number of a row is what its others are rounded against.
+    weight[:, 0] = x[..., 0] = 127
+    bias = rng.standard_normal(48).astype(np.float32)
+    found = Int8Linear(mx.array(weight), mx.array(bias))(mx.array(x))
+    np.testing.assert_allclose(np.array(found), x @ weight.T + bias, rtol=1e-6)
+
+
+def test_a_row_in_8_bits_gets_what_it_gets_alone_whatever_its_company():
+    rng = np.random.default_rng(3)
+    layer = Int8Linear(mx.array(rng.standard_normal((48, 32)).astype(np.float32)), None)
+    rows = rng.standard_normal((40, 32)).astype(np.float32) * np.logspace(-6, 6, 40, dtype=np.float32)[:, None]
+    alone = np.concatenate([np.array(layer(mx.array(row[None]))) for row in rows])
+    for count in (2, 16, 17, 33, 40):
+        assert np.array_equal(np.array(layer(mx.array(rows[:count]))), alone[:count])
+
+
+def test_rows_of_zeros_are_the_bias_in_8_bits():
+    bias = np.arange(48, dtype=np.float32)
+    weight = np.ones((48, 32), np.float32)
+    weight[3] = 0
+    layer = Int8Linear(mx.array(weight), mx.array(bias))
+    assert np.array_equal(np.array(layer(mx.zeros((2, 32)))), np.stack([bias, bias]))
+    assert np.array_equal(np.array(layer(mx.ones((1, 32))))[0, 2:5], [2 + 32, 3, 4 + 32])
+
+
+def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
+    layer = Int8Linear(mx.ones((48, 32), mx.bfloat16), mx.ones((48,), mx.bfloat16))
+    found = layer(mx.ones((3, 32), mx.bfloat16))
+    assert found.dtype == mx.bfloat16
+    assert np.array_equal(np.array(found.astype(mx.float32)), np.full((3, 48), 33))
+
+
+@pytest.mark.parametrize(
+    ("instructions", "gpu", "fast"),
+    [
+        ({"sse2", "avx512_vnni"}, False, True),
+        ({"avx_vnni"}, False, True),
+        ({"avx2", "avx512f"}, False, False),
+        (set(), False, False),
+        ({"avx512_vnni"}, True, False),
+    ],
+)
+def test_8_bits_are_for_cpus_that_multiply_them_at_once(monkeypatch, instructions, gpu, fast):
+    monkeypatch.setattr("model.int8._instructions", lambda: instructions)
+    monkeypatch.setattr("model.kernels.on_cpu", lambda: not gpu)
+    assert int8.is_fast() is fast
