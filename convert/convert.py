@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Bits = Literal[4, 8]
 DEFAULT_DTYPE: Dtype = "float32"
 DEFAULT_GROUP_SIZE = 64
 
@@ -45,7 +46,7 @@ class ConversionConfig(BaseModel):
     output: Path | None = None
     """The folder to make; by default the model's name, here."""
     dtype: Dtype = DEFAULT_DTYPE
-    quantize: Literal[4, 8] | None = None
+    quantize: Bits | None = None
     """Bits that the weights of large linear layers are packed into; by default they are not."""
     group_size: Literal[32, 64, 128] | None = None
     """Weights that share a scale and an offset; by default 64."""

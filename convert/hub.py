@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import cast, get_args
 
 from convert.cache import default_cache_dir
-from convert.convert import DEFAULT_DTYPE, ConversionConfig, Dtype, Progress, convert_once, is_converted
+from convert.convert import DEFAULT_DTYPE, Bits, ConversionConfig, Dtype, Progress, convert_once, is_converted
 from convert.download import MODELS, Model, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
+from model.config import read_config
 
 __all__ = ["MODELS", "ConversionError", "HubError", "Model", "resolve"]
 
@@ -22,32 +23,51 @@ def resolve(
     name_or_path: str | Path,
     *,
     dtype: str | None = None,
+    quantize: int | None = None,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """The converted folder of a model.
 
     name_or_path: a name in MODELS, a Hub repository `org/name[@revision]`, a `.nemo` file, or a converted folder,
-    which is given back as it is. dtype: of the weights, when they are to be converted. cache_dir: in place of
-    CANARY_CACHE. progress: called with "downloading" or "converting", what is done, and the total.
+    which is given back as it is. dtype: of the weights, when they are to be converted; quantize: into how many bits
+    their large layers are packed, 4 or 8. cache_dir: in place of CANARY_CACHE. progress: called with "downloading" or
+    "converting", what is done, and the total.
     Raises ConversionError, of which HubError is one, in a line that says what to do.
     """
     source = str(name_or_path)
     if is_converted(Path(source).expanduser()) and source not in MODELS:
-        return Path(source).expanduser()
+        return _as_asked(Path(source).expanduser(), quantize)
     dtype = dtype or DEFAULT_DTYPE
     dtypes = get_args(Dtype)
     if dtype not in dtypes:
         raise ConversionError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
     cache_dir = Path(cache_dir or default_cache_dir())
-    folder = cache_dir / "models" / f"{_key(source)}-{dtype}"
+    if quantize not in (None, *get_args(Bits)):
+        raise ConversionError(f"quantize {quantize} is not one of {', '.join(map(str, get_args(Bits)))}")
+    packed = f"-q{quantize}" if quantize else ""
+    folder = cache_dir / "models" / f"{_key(source)}-{dtype}{packed}"
     if is_converted(folder):
         return folder
     _log_licence(source)
     logger.info("converting %s once to %s", source, folder)
-    return convert_once(
-        ConversionConfig(source=source, output=folder, dtype=cast(Dtype, dtype), progress=progress), cache_dir
+    config = ConversionConfig(
+        source=source,
+        output=folder,
+        dtype=cast(Dtype, dtype),
+        quantize=cast(Bits | None, quantize),
+        progress=progress,
     )
+    return convert_once(config, cache_dir)
+
+
+def _as_asked(folder: Path, quantize: int | None) -> Path:
+    """A converted folder, if it is packed as it should be or nothing was said of it."""
+    packing = read_config(folder).quantization if quantize else None
+    if quantize and (packing is None or packing.bits != quantize):
+        state = f"packed into {packing.bits} bits" if packing else "not packed"
+        raise ConversionError(f"{folder} is converted already, and {state}: give the archive to have {quantize} bits")
+    return folder
 
 
 def _log_licence(source: str) -> None:

@@ -20,6 +20,11 @@ Dtype = Annotated[
     typer.Option("--dtype", help="What the weights are held in; by default what suits the device."),
 ]
 
+Quantize = Annotated[
+    Literal["8", "4"] | None,
+    typer.Option("--quantize", help="Pack the weights of large linear layers into so many bits.", show_default=False),
+]
+
 
 def _print_version(wanted: bool) -> None:
     if wanted:
@@ -49,6 +54,7 @@ def serve(
         "--model", "-m", help=f"{_MODEL_HELP} May be repeated; the first is the default."
     ),
     dtype: Dtype = None,
+    quantize: Quantize = None,
     idle_unload_s: float | None = _setting(
         "--idle-unload", help="Seconds without a request after which a model is let go."
     ),
@@ -132,6 +138,7 @@ def transcribe(
         int | None, typer.Option(min=1, max=32, help="Hypotheses kept. By default the model's.", show_default=False)
     ] = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     format: Annotated[Literal["text", "json", "srt", "vtt"], typer.Option("--format", "-f")] = "text",
     output_dir: Annotated[
         Path | None, typer.Option("--output-dir", "-o", help="Write a file for each here, not to the screen.")
@@ -169,6 +176,7 @@ def transcribe(
         pnc=pnc,
         beam_size=beam_size,
         dtype=dtype,
+        quantize=quantize,
         format=format,
         output_dir=output_dir,
         resume=resume,
@@ -188,10 +196,7 @@ def convert(
         Path | None, typer.Argument(help="The folder to make. By default the model's name, here.", show_default=False)
     ] = None,
     dtype: Dtype = None,
-    quantize: Annotated[
-        Literal["8", "4"] | None,
-        typer.Option(help="Pack the weights of large linear layers into so many bits.", show_default=False),
-    ] = None,
+    quantize: Quantize = None,
     group_size: Annotated[
         Literal["32", "64", "128"] | None,
         typer.Option(help="Weights that share a scale, with --quantize. By default 64.", show_default=False),
@@ -221,6 +226,7 @@ def convert(
 def bench(
     model: Model = None,
     dtype: Dtype = None,
+    quantize: Quantize = None,
     seconds: Annotated[str, typer.Option(help="Lengths of audio for one stream.")] = "10,35",
     concurrency: Annotated[str, typer.Option(help="Clients at once, over HTTP.")] = "1,4,16,64",
     rows: Annotated[str, typer.Option(help="Rows decoded side by side.")] = "1,2,4,8,16,32",
@@ -246,6 +252,7 @@ def bench(
     bench(
         model=model,
         dtype=dtype,
+        quantize=quantize,
         seconds=seconds,
         concurrency=concurrency,
         rows=rows,

@@ -31,14 +31,15 @@ class Canary:
         self.model = loaded
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, dtype: str | None = None) -> Self:
+    def from_pretrained(cls, name_or_path: str | Path, dtype: str | None = None, quantize: int | None = None) -> Self:
         """A known name, a Hub repository, a `.nemo` file or a converted folder; downloaded and converted when new.
 
-        dtype: "float32", "bfloat16" or "float16"; by default 16 bits on a GPU and float32 on a CPU.
+        dtype: "float32", "bfloat16" or "float16"; by default 16 bits on a GPU and float32 on a CPU. quantize: pack the
+        large layers' weights into 8 or 4 bits when converting.
         Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
         """
         dtype = dtype or model.canary.default_dtype()
-        return cls(model.canary.Canary.load(resolve(str(name_or_path), dtype=dtype), dtype))
+        return cls(model.canary.Canary.load(resolve(str(name_or_path), dtype=dtype, quantize=quantize), dtype))
 
     @property
     def languages(self) -> tuple[str, ...]:

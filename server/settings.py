@@ -18,6 +18,8 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+# The environment and the command line write text.
+Bits = Annotated[Literal[4, 8], BeforeValidator(lambda value: {"8": 8, "4": 4}.get(value, value))]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
@@ -34,6 +36,9 @@ class Settings(BaseSettings):
         "The first is the default and is loaded at the start, the others on first use.",
     )
     dtype: Dtype | None = Field(None, description="What the weights are held in; by default what suits the device.")
+    quantize: Bits | None = Field(
+        None, description="Pack the weights of large linear layers into 8 or 4 bits, when a model is converted."
+    )
     idle_unload_s: float | None = Field(
         None, gt=0, description="Give a model's memory back after so long without a request; by default never."
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from ..settings import Settings
 from .failures import chosen_settings, fail, one_line_failures
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -21,6 +22,7 @@ def bench(
     *,
     model: str | None,
     dtype: str | None,
+    quantize: str | None,
     seconds: str,
     concurrency: str,
     rows: str,
@@ -44,9 +46,9 @@ def bench(
     if threads:
         # Read by the libraries when they are loaded, which has not happened yet; the server's process inherits them.
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    source = chosen_settings(model=(model,) if model else None, dtype=dtype).model[0]
+    settings = chosen_settings(model=(model,) if model else None, dtype=dtype, quantize=quantize)
     with one_line_failures():
-        result = _measured(source, dtype, asked, requests, pace, repeats)
+        result = _measured(settings, asked, requests, pace, repeats)
     result["system"]["threads"] = threads
     result["command"] = " ".join(["canary", *sys.argv[1:]])
 
@@ -60,7 +62,7 @@ def bench(
 
 
 def _measured(
-    source: str, dtype: str | None, asked: dict[str, list[Any]], requests: int, pace: float, repeats: int
+    settings: Settings, asked: dict[str, list[Any]], requests: int, pace: float, repeats: int
 ) -> dict[str, Any]:
     from convert.hub import resolve
     from model import blas
@@ -70,9 +72,9 @@ def _measured(
     from ..bench import stages
     from ..bench.load import BenchError, measured_load, running_server
 
-    dtype = dtype or default_dtype()
-    conversion_s = _conversion_s(source, dtype)
-    folder = resolve(source, dtype=dtype)
+    source, dtype = settings.model[0], settings.dtype or default_dtype()
+    conversion_s = _conversion_s(source, dtype, settings.quantize)
+    folder = resolve(source, dtype=dtype, quantize=settings.quantize)
     began = time.monotonic()
     canary = Canary.load(folder, dtype)
     load_s = time.monotonic() - began
@@ -110,7 +112,7 @@ def _measured(
     return result
 
 
-def _conversion_s(source: str, dtype: str) -> float | None:
+def _conversion_s(source: str, dtype: str, quantize: int | None) -> float | None:
     """How long an archive's conversion takes; None for what is no archive on this machine."""
     from convert.convert import ConversionConfig, convert
     from convert.download import MODELS, nemo_file
@@ -119,7 +121,8 @@ def _conversion_s(source: str, dtype: str) -> float | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
-        config = {"source": nemo_file(source), "output": Path(folder) / "model", "dtype": dtype}
+        output = Path(folder) / "model"
+        config = {"source": nemo_file(source), "output": output, "dtype": dtype, "quantize": quantize}
         convert(ConversionConfig.model_validate(config))
         return time.monotonic() - began
 

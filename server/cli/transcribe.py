@@ -72,6 +72,7 @@ def transcribe_files(
     pnc: bool,
     beam_size: int | None,
     dtype: str | None,
+    quantize: str | None = None,
     format: formats.Format,
     output_dir: Path | None = None,
     resume: bool = False,
@@ -85,7 +86,11 @@ def transcribe_files(
     files: files, folders (all sound in them) and patterns.
     """
     settings = chosen_settings(
-        model=[model] if model else None, dtype=dtype, subtitle_line_length=line_length, subtitle_lines=lines
+        model=[model] if model else None,
+        dtype=dtype,
+        quantize=quantize,
+        subtitle_line_length=line_length,
+        subtitle_lines=lines,
     )
     try:
         task = Task(

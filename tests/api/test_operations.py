@@ -126,6 +126,16 @@ def test_settings_come_from_options_before_the_environment_before_env_files(monk
     assert Settings(port=3333).port == 3333
 
 
+@pytest.mark.parametrize("given", ["8", 8])
+def test_bits_are_numbers_whether_given_as_text_or_not(given):
+    assert Settings(_env_file=None, quantize=given).quantize == 8
+
+
+def test_bits_that_are_not_possible_are_named():
+    with pytest.raises(ValueError, match="Input should be 4 or 8"):
+        Settings(_env_file=None, quantize="16")
+
+
 @pytest.mark.parametrize("origin", ["*", "https://a.example/", "a.example", "https://a.example/path"])
 def test_an_origin_that_is_none_is_refused(origin):
     with pytest.raises(ValueError, match="is not an origin"):

@@ -13,6 +13,7 @@ from convert.cache import default_cache_dir
 from convert.errors import ConversionError, HubError
 from convert.hub import MODELS, resolve
 from convert.upload import model_card
+from model.config import QuantizationConfig, read_config
 from tests import archives
 from tests.hub_server import COMMIT, Hub, serving
 
@@ -212,6 +213,27 @@ def test_a_converted_folder_is_given_back_as_it_is(archive):
     folder = resolve(archive)
     assert resolve(folder) == folder
     assert resolve(str(folder), dtype="bfloat16") == folder
+
+
+def test_weights_are_packed_when_asked_and_that_is_another_folder(archive):
+    whole, packed = resolve(archive), resolve(archive, quantize=8)
+    assert resolve(archive, quantize=8) == packed != whole
+    assert read_config(packed).quantization == QuantizationConfig(8, 64)
+    assert read_config(whole).quantization is None
+    assert resolve(packed) == resolve(packed, quantize=8) == packed
+
+
+def test_a_converted_folder_that_is_packed_otherwise_than_asked_is_refused(archive):
+    whole, packed = resolve(archive), resolve(archive, quantize=8)
+    with pytest.raises(ConversionError, match=r"converted already, and not packed: give the archive to have 4 bits"):
+        resolve(whole, quantize=4)
+    with pytest.raises(ConversionError, match=r"packed into 8 bits: give the archive to have 4 bits"):
+        resolve(packed, quantize=4)
+
+
+def test_bits_that_are_not_possible_are_answered_with_those_that_are(archive):
+    with pytest.raises(ConversionError, match="quantize 5 is not one of 4, 8"):
+        resolve(archive, quantize=5)
 
 
 def test_the_toy_is_the_archive_that_ships_with_the_package(archive, monkeypatch):
