@@ -162,9 +162,10 @@ class _Held:
         """The first `end` samples, without the silence at both ends; nothing if nobody speaks in them."""
         chances = self._chances[: -(-end // FRAME)]
         said = np.flatnonzero(chances >= NO_SPEECH)
-        # What the overlap has before a long silence, the piece before this one heard to its end.
+        # What the overlap has before a long silence, the piece before this one heard to its end, if some silence too.
+        heard = self._overlap - int(MARGIN_S * SAMPLE_RATE)
         for begin, stop in _runs(chances < NO_SPEECH):
-            if begin * FRAME < self._overlap and (stop - begin) * FRAME_S >= LONG_PAUSE_S:
+            if begin * FRAME <= heard and (stop - begin) * FRAME_S >= LONG_PAUSE_S:
                 said = said[said >= stop]
         if not len(said):
             return

@@ -78,6 +78,16 @@ def test_what_an_overlap_has_before_a_long_silence_is_left_to_the_piece_before(s
     assert (second.start_s, second.overlap_s) == (pytest.approx(17.8 - 0.5, abs=0.2), 0.0)
 
 
+def test_a_last_word_that_was_heard_without_the_silence_after_it_is_heard_again(speech):
+    # The quietest place of the fifteenth second is a fifth of a second after its last word.
+    said = np.concatenate([np.tile(speech, 2)[: int(9.53 * SAMPLE_RATE)], speech[int(0.5 * SAMPLE_RATE) : 86_720]])
+    breath = np.random.default_rng(0).standard_normal(3200).astype(np.float32) * 0.001
+    sound = np.concatenate([said, breath, silence(5), speech])
+    first, second, *_ = cut(blocks(sound), Cutting(10.0, 15.0, 2.0, at_silences=False))
+    assert first.end_s == pytest.approx((len(said) + len(breath)) / SAMPLE_RATE, abs=0.1)
+    assert (second.start_s, second.overlap_s) == (pytest.approx(12.5, abs=0.6), pytest.approx(2.0, abs=0.6))
+
+
 def test_memory_is_one_piece_at_a_time(speech):
     taken = 0
 
