@@ -8,7 +8,7 @@ import numpy as np
 from model.transcript import Segment, Word
 
 from .cutting import LONG_PAUSE_S, SAMPLE_RATE, Piece
-from .joining import kept_words
+from .joining import bits, kept_words
 
 Spans = tuple[tuple[float, float], ...]
 # Speech without a word for so long was passed over; and is said to be without text if nothing helps and it is longer.
@@ -65,16 +65,16 @@ def passed_over(speech: Spans, written: Spans, near_s: float, shortest_s: float)
 
 def put_in(segments: Sequence[Segment], found: Sequence[Segment], start: float, end: float) -> tuple[Segment, ...]:
     """The segments with those found words in their place that were said between start and end; if they are probable."""
-    inside = [start <= (w.start + w.end) / 2 <= end for segment in found for w in _words(segment)]
-    new = kept_words(found, inside)
+    new = kept_words(found, [start <= bit.at_s <= end for bit in bits(found)])
     known = [p for segment in new for word in segment.words for p in word.log_probs]
     if known and sum(known) / len(known) < LEAST_LOG_PROB:
         return tuple(segments)
-    middle = (start + end) / 2
-    earlier = [(w.start + w.end) / 2 < middle for segment in segments for w in _words(segment)]
-    return (*kept_words(segments, earlier), *new, *kept_words(segments, [not is_earlier for is_earlier in earlier]))
-
-
-def _words(segment: Segment) -> Sequence[Word | Segment]:
-    """Its words; without times each stands where the segment is."""
-    return segment.words or [segment] * len(segment.text.split())
+    middle, added = (start + end) / 2, bits(new)
+    # A word before or after may be a found one's, with a time that was off.
+    stays = [not any(bit.key == other.key and bit.overlaps(other) for other in added) for bit in bits(segments)]
+    earlier = [bit.at_s < middle for bit in bits(segments)]
+    return (
+        *kept_words(segments, [a and b for a, b in zip(stays, earlier, strict=True)]),
+        *new,
+        *kept_words(segments, [a and not b for a, b in zip(stays, earlier, strict=True)]),
+    )

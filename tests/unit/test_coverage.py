@@ -51,6 +51,15 @@ def test_what_was_found_is_put_among_the_words_at_its_place():
     assert put_in((), found, 10.5, 12.5)[0].text == "two three"
 
 
+def test_a_word_that_was_written_with_a_wrong_time_and_is_found_again_is_there_once():
+    found = [segment(("Where", 11.0, 11.4), ("is", 11.5, 11.8), ("it?", 11.9, 12.2))]
+    for was in (("Where", 11.1, 11.1), ("where", 7.0, 11.2)):
+        written = [segment(("One", 6.0, 6.4), was, ("four.", 12.6, 13.0))]
+        assert [s.text for s in put_in(written, found, 11.05, 12.5)] == ["One", "Where is it?", "four."]
+    written = [segment(("Where?", 10.5, 11.0), ("four.", 12.6, 13.0))]
+    assert [s.text for s in put_in(written, found, 11.05, 12.5)] == ["Where?", "Where is it?", "four."]
+
+
 def test_what_is_found_but_hardly_probable_is_left_out():
     written = [segment(("One", 10.0, 10.4), ("four.", 12.6, 13.0))]
     cough = [segment(("Thank", 11.0, 11.4), ("you.", 11.8, 12.2), log_prob=-1.2)]

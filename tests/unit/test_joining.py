@@ -70,6 +70,95 @@ def _without(segment: Segment, lost: range) -> Segment:
     return replace(segment, text=" ".join(word.word for word in words), words=words)
 
 
+def placed(text: str, sure: float = 0.99) -> Segment:
+    """Words with their times, "red@2.0-2.4", and their probability where that is not `sure`, "rod@2.0-2.4:0.8"."""
+    words = []
+    for word, times in (each.split("@") for each in text.split()):
+        span, _, probability = times.partition(":")
+        start, end = map(float, span.split("-"))
+        words.append(Word(word, start, end, float(probability or sure)))
+    return Segment(words[0].start, words[-1].end, " ".join(w.word for w in words), (), tuple(words))
+
+
+def text_of(left: str, right: str, start_s: float, end_s: float) -> str:
+    """What becomes of two pieces, of which the right one begins at start_s and the left one ends at end_s."""
+    ours, theirs = merged([placed(left)], [placed(right)], start_s, end_s)
+    return " ".join(segment.text for segment in [*ours, *theirs])
+
+
+def test_of_two_readings_the_much_more_probable_one_is_taken_wherever_it_was_heard():
+    for ours, theirs, taken in (
+        ("apples@2.2-2.8", "cars@2.2-2.8:0.7", "apples"),
+        ("apples@2.2-2.8:0.7", "cars@2.2-2.8", "cars"),
+        ("apples@2.2-2.8", "a@2.2-2.4:0.7 pill@2.4-2.8", "apples"),
+        ("apples@2.2-2.8:0.5", "a@2.2-2.4:0.9 pill@2.4-2.8:0.9", "a pill"),
+    ):
+        for end in ("", " is@3.0-3.2"):
+            left, right = f"nine@1.0-1.4 old@1.6-2.0 {ours}{end}", f"old@1.6-2.0 {theirs} is@3.0-3.2 big@3.4-3.8"
+            assert text_of(left, right, 1.2, 3.3 if end else 2.9) == f"nine old {taken} is big", (ours, theirs, end)
+
+
+def test_sides_that_agree_on_nothing_are_as_probable_as_their_words():
+    left, right = "the@1.0-1.4 small@1.6-2.0 book@2.2-2.6{0}", "books@1.6-2.0{0} smaller@2.2-2.6 today@2.8-3.2"
+    assert text_of(left.format(""), right.format(":0.6"), 1.1, 3.0) == "the small book today"
+    assert text_of(left.format(":0.6"), right.format(""), 1.1, 3.0) == "the books smaller today"
+
+
+def test_a_first_or_last_word_is_believed_where_its_piece_was_cut_well_away_from_it():
+    missing = "Thomas@0.2-0.6 waits@0.7-1.1 {}is@2.4-2.6 the@2.8-3.0"
+    after = "is@2.4-2.6 the@2.8-3.0 cat@3.2-3.6"
+    assert text_of(missing.format(""), f"Where@1.8-2.2 {after}", 1.3, 3.1) == "Thomas waits Where is the cat"
+    before = "Thomas@0.2-0.6 waits@0.7-1.1"
+    assert text_of(f"{before} now@1.4-1.7", f"{before} She@3.0-3.4", 0.1, 2.3) == "Thomas waits now She"
+
+
+def test_part_of_a_word_where_a_piece_was_cut_is_left_out_beside_the_whole():
+    left = "the@0.4-0.6 grand@0.8-1.2 is@2.2-2.4 white@2.5-2.8"
+    right = "grands@0.87-1.2:0.93 cat@1.4-1.8 is@2.2-2.4 white@2.5-2.8 now@2.9-3.2"
+    assert text_of(left, right, 0.8, 2.9) == "the grand cat is white now"
+    left = "the@0.4-0.6 cat@0.8-1.2 is@1.4-1.6 whi@2.5-2.8:0.93"
+    right = "the@0.4-0.6 cat@0.8-1.2 in@1.4-1.6:0.6 here@1.8-2.2 white@2.5-2.9 now@3.0-3.2"
+    assert text_of(left, right, 0.2, 2.8) == "the cat is here white now"
+
+
+def test_a_word_at_the_cut_is_believed_where_the_other_side_has_nothing_at_its_time():
+    left = "wait@0.2-0.6 woman@2.4-2.8 waits@2.9-3.3"
+    assert text_of(left, "The@2.08-2.3 woman@2.4-2.8 waits@2.9-3.3 now@3.5-3.8", 2.0, 3.4) == "wait The woman waits now"
+    # The other side's word for that time may be one that both have, only stretched.
+    left = "wait@0.2-0.6 woman@1.2-2.8 waits@2.9-3.3"
+    assert text_of(left, "The@2.08-2.3 woman@2.4-2.8 waits@2.9-3.3 now@3.5-3.8", 2.0, 3.4) == "wait The woman waits now"
+
+
+def test_of_a_word_said_twice_the_one_nearer_in_time_is_the_same():
+    left = "two@0.4-0.8 green@1.15-1.79 now@1.87-2.27"
+    right = "now@1.49-1.65:0.54 where@1.65-1.81 now@1.89-2.29 where@2.6-2.9"
+    assert text_of(left, right, 1.49, 2.6) == "two green now where"
+
+
+def test_words_that_a_side_wrote_all_at_one_moment_are_the_same_words():
+    left, right = (
+        "the@1.3-3.68 teacher@3.68-3.68 reads@3.68-3.68 in@3.68-3.68",
+        "in@2.37-2.61 town@2.69-3.09 and@3.9-4.2",
+    )
+    assert text_of(left, right, 2.37, 3.68) == "the teacher reads in town and"
+
+
+def test_a_word_that_lasts_into_an_overlap_is_looked_for_there():
+    left, right = "black@0.3-0.8 la@1.5-4.22 fille@4.3-4.7", "La@4.2-4.25 fille@4.3-4.7 dort@4.9-5.2"
+    assert text_of(left, right, 3.9, 4.9) == "black la fille dort"
+
+
+def test_a_piece_of_one_word_is_merged_like_any_other():
+    assert text_of("ho@1.8-2.1:0.6", "houses@1.5-2.1 and@2.4-2.6", 0.5, 2.2) == "houses and"
+    assert text_of("two@1.0-1.4 houses@1.5-2.1", "uses@1.8-2.1:0.6", 1.7, 2.2) == "two houses"
+    assert text_of("a@1.0-1.4:0.9", "the@1.0-1.4:0.9", 0.9, 1.5) in ("a", "the")
+
+
+def test_a_word_whose_time_one_side_stretched_over_a_pause_is_still_the_same_word():
+    left, right = "houses@0.5-1.0 girl@4.4-7.5:0.67", "where@6.0-6.3 is@6.4-6.6 the@6.7-6.9 girl@7.0-7.5 and@8.0-8.2"
+    assert text_of(left, right, 5.5, 7.5) == "houses where is the girl and"
+
+
 def test_the_same_word_said_twice_is_not_taken_for_one():
     words = ["no", "no", "yes"] * 4
     ours, theirs = merged([heard(words, 0, 8)], [heard(words, 4, 12)], 2.0, 4.0)
