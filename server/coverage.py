@@ -15,12 +15,14 @@ Spans = tuple[tuple[float, float], ...]
 MISSED_S, UNCOVERED_S = 0.7, 2.0
 # How far off a word's time may be. A translation's words are hardly where their sense was said.
 NEAR_S, NEAR_TRANSLATED_S = 0.15, 1.0
+# A word whose time goes through a long silence must be this probable.
+SURE_IN_SILENCE = 0.8
 # What is found in such speech by itself must be this probable, a token: a cough is no word.
 LEAST_LOG_PROB = math.log(0.5)
 
 
 def said(piece: Piece, segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The segments without words that are in the midst of a long silence: a decoder may make up some there."""
+    """The segments without words that were made up in a long silence: they are all in it, or unsure and largely so."""
     if piece.speech is None:
         return tuple(segments)
     edges = [piece.start_s, *(at for span in piece.speech for at in span), piece.end_s]
@@ -28,7 +30,12 @@ def said(piece: Piece, segments: Sequence[Segment]) -> tuple[Segment, ...]:
     silences = [(begin, end) for begin, end in gaps if end - begin >= LONG_PAUSE_S]
 
     def is_said(word: Word) -> bool:
-        return not any(begin <= word.start and word.end <= end for begin, end in silences)
+        is_sure = word.probability is None or word.probability >= SURE_IN_SILENCE
+        for begin, end in silences:
+            silent_s = min(word.end, end) - max(word.start, begin)
+            if (begin <= word.start and word.end <= end) or (silent_s >= LONG_PAUSE_S and not is_sure):
+                return False
+        return True
 
     kept = [is_said(word) for segment in segments for word in segment.words]
     return tuple(segments) if all(kept) else tuple(kept_words([s for s in segments if s.words], kept))

@@ -24,6 +24,15 @@ def test_only_words_in_the_midst_of_a_long_silence_were_not_said():
     assert said(Piece(10.0, PIECE.waveform, speech=((10.0, 14.0), (15.4, 19.0))), written) == tuple(written)
 
 
+def test_a_word_that_goes_through_a_long_silence_is_only_believed_if_it_is_probable():
+    def written(probability: float | None) -> list[Segment]:
+        words = (Word("One", 10.1, 10.5, 0.3), Word("dog", 13.8, 17.3, probability), Word("runs.", 17.4, 17.8, 0.3))
+        return [Segment(10.1, 17.8, "One dog runs.", (), words)]
+
+    for probability, text in ((0.7, "One runs."), (0.95, "One dog runs."), (None, "One dog runs.")):
+        assert [segment.text for segment in said(PIECE, written(probability))] == [text]
+
+
 def test_text_was_written_from_where_its_words_are_or_its_tokens_looked():
     timed = segment(("a", 10.5, 11.0), ("b", 12.0, 12.5))
     assert written_at(PIECE, [timed], None) == ((10.5, 11.0), (12.0, 12.5))
