@@ -44,20 +44,24 @@ ENOUGH_S = 20.0
 
 @dataclass(frozen=True)
 class Peer:
-    """script: what runs in `environment`; batches: whether it decodes several audios together."""
+    """script: what runs in `environment`, None being this one; batches: whether it decodes several audios together;
+    preload: a library that goes before what it would load itself."""
 
-    environment: str
+    environment: str | None
     script: str
     batches: bool = True
     weights: str = "nemo"
+    preload: str = ""
 
 
 PEERS = {
+    "canary-server-int8": Peer(None, "peer_ours.py", weights="packed"),
     "nemo": Peer("nemo", "peer_nemo.py"),
     "transformers": Peer("transformers", "peer_transformers.py"),
     "onnxruntime": Peer("onnxruntime", "peer_onnxruntime.py", weights="onnx"),
     "onnxruntime-int8": Peer("onnxruntime", "peer_onnxruntime.py", weights="onnx-int8"),
     "mlx-audio": Peer("mlx-audio", "peer_mlx_audio.py", batches=False),
+    "mlx-audio-openblas": Peer("mlx-audio", "peer_mlx_audio.py", batches=False, preload="libopenblas.so.0"),
     "canary-mlx": Peer("canary-mlx", "peer_canary_mlx.py", batches=False),
     "transcribe.cpp": Peer("transcribe-cpp", "peer_transcribe_cpp.py", weights="F32.gguf"),
     "transcribe.cpp-q8": Peer("transcribe-cpp", "peer_transcribe_cpp.py", weights="Q8_0.gguf"),
@@ -115,26 +119,30 @@ class Side:
 
 def set_up(folder: Path, peers: Iterable[Peer]) -> None:
     """An environment for each of `peers`, of the versions that their requirements pin."""
-    for name in dict.fromkeys(peer.environment for peer in peers):
+    for name in dict.fromkeys(peer.environment for peer in peers if peer.environment):
         environment = folder / name
         subprocess.run([sys.executable, "-m", "venv", environment], check=True)
         requirements = HERE / f"requirements-{name}.txt"
         subprocess.run([environment / "bin" / "pip", "install", "-r", requirements], check=True)
 
 
-def started(name: str, python: Path, script: str, weights: Path, threads: int, batches: bool = True) -> Side:
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONPATH": "."}
-    command = [python, HERE / script, weights]
+def started(name: str, peer: Peer, environments: Path, weights: Path, threads: int) -> Side:
+    own = {"PYTHONPATH": ".", "LD_PRELOAD": peer.preload}
+    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads)), **own}
+    python = environments / peer.environment / "bin" / "python" if peer.environment else sys.executable
+    command = [python, HERE / peer.script, weights]
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=HERE.parents[1]
     )
-    return Side(name, process, batches)
+    return Side(name, process, peer.batches)
 
 
 def weights_for(peer: Peer, environments: Path, archive: Path) -> Path:
     """What a peer loads: the archive itself, or what is made of it once."""
     if peer.weights == "nemo":
         return archive
+    if peer.weights == "packed":
+        return resolve(archive, dtype="float32", quantize=8)
     made = environments / "weights" / f"{archive.stem}-{archive.stat().st_size}-{peer.weights}"
     made.parent.mkdir(exist_ok=True)
     if made.exists():
@@ -238,11 +246,8 @@ def main() -> None:
     cases = [case_of(text) for text in given.cases.split(",")]
     resolve(archive, dtype="float32")
     made = {name: weights_for(PEERS[name], environments, archive) for name in names}
-    sides = [started(OURS, Path(sys.executable), "peer_ours.py", archive, given.threads)]
-    for name in names:
-        peer = PEERS[name]
-        python = environments / peer.environment / "bin" / "python"
-        sides.append(started(name, python, peer.script, made[name], given.threads, peer.batches))
+    sides = [started(OURS, Peer(None, "peer_ours.py"), environments, archive, given.threads)]
+    sides += [started(name, PEERS[name], environments, made[name], given.threads) for name in names]
     for side in sides:
         print(f"{side.name} loaded in {side.answer()['load_s']:.1f} s", file=sys.stderr)
     results = []
