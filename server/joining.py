@@ -16,6 +16,8 @@ BESIDE_S = 0.1
 # How many times the odds of one side's words must be those of the other's to be believed over them; and the
 # probability above which differences mean nothing.
 SURER, SURE = 4.0, 0.99
+# How much longer than asked for an overlap may be, which begins at a quiet place, and how far off its words' times.
+LONGER_S = 1.5
 # A sentence that goes on in the next piece is joined up to this length, over no longer a gap.
 LONGEST_SENTENCE_S, GAP_S = 30.0, 1.5
 
@@ -49,7 +51,10 @@ class Bit:
 
 
 class Joiner:
-    """Takes the segments of piece after piece; gives back those that what follows cannot change any more."""
+    """Takes the segments of piece after piece; gives back those that what follows cannot change any more.
+
+    overlap_s: what pieces are to share; the overlap of two may be longer by what a Cutting looks for a quiet place in.
+    """
 
     def __init__(self, overlap_s: float):
         self._overlap_s = overlap_s
@@ -64,7 +69,7 @@ class Joiner:
         if left and new and goes_on(left[-1], new[0]):
             new[0] = joined(left.pop(), new[0])
         final = [*left, *new]
-        open_from = end_s - self._overlap_s
+        open_from = end_s - self._overlap_s - LONGER_S
         held = next((i for i, s in enumerate(final) if s.end > open_from), max(0, len(final) - 1))
         self._pending = final[held:]
         return tuple(final[:held])

@@ -205,10 +205,19 @@ def test_a_sentence_that_a_cut_went_through_is_one_segment_again():
 
 
 def test_what_the_next_piece_may_change_is_held_back():
-    joiner = Joiner(overlap_s=2.0)
+    joiner = Joiner(overlap_s=0.5)
     assert [s.text for s in joiner.add([heard(TEXT, 0, 6), heard(TEXT, 6, 14)], 0.0, 7.0, 0.0)] == [
         "The man buys three red houses."
     ]
     final = joiner.add([heard(TEXT, 10, 15), heard(TEXT, 15, 19)], 5.0, 9.5, 2.0)
     assert [s.text for s in final] == ["Anna sees four green books in the garden now."]
     assert [s.text for s in joiner.finish()] == ["Where is the cat?"]
+
+
+def test_an_overlap_longer_than_asked_for_finds_all_that_it_shares_still_there():
+    joiner = Joiner(overlap_s=1.0)
+    sentences = "Where@0.2-0.5 is@0.6-0.8 it?@0.9-1.3", "Every@3.0-3.4 day.@3.5-3.9", "My@4.0-4.3 book@4.4-4.9"
+    given = joiner.add([placed(sentence) for sentence in sentences], 0.0, 5.0, 0.0)
+    given += joiner.add([placed("day.@3.5-3.9 My@4.0-4.3 book@4.4-4.9")], 3.4, 9.0, 1.6)
+    given += joiner.finish()
+    assert " ".join(segment.text for segment in given) == "Where is it? Every day. My book"
