@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import server.cutting as cutting_module
+import server.longform as longform_module
 from convert.hub import resolve
 from model.canary import Canary
 from model.prompt import Task
@@ -25,6 +26,7 @@ from server.cutting import SAMPLE_RATE
 from server.engine import Engine
 from server.longform import Progress, Transcription, cutting_for, transcribe_audio
 from server.vad import FRAME, SpeechDetector
+from tests.long.seams import Noting, Written, at_seams
 from tests.long.talk import Pairs, Talk, normal, pairs, talk, word_error_rate
 from tests.toy.grammar import LANGUAGES, sentence
 from tests.toy.speech import speak
@@ -49,23 +51,22 @@ async def errors(engine: Engine, options: argparse.Namespace) -> None:
             for way in options.ways:
                 cutting = replace(cutting_for(engine), at_silences=way == "silences")
                 told = Told(f"  {way}", len(said.waveform) / SAMPLE_RATE)
+                pieces: list[Written] = []
+                longform_module.Joiner = partial(Noting, pieces)  # type: ignore[misc]
                 began = time.monotonic()
                 done = await transcribe_audio(engine, said.waveform, task, on_progress=told, cutting=cutting)
                 took = since(began)
                 found = normal(done.transcript.text.split())
                 aligned = pairs(words, found)
                 wrong = sum(i is None or j is None or words[i] != found[j] for i, j in aligned)
-                seams = f"{len(told.ends_s)} pieces"
-                if times == "word":
-                    doubled, lost = at_seams(said, done, aligned, told.ends_s, cutting.overlap_s)
-                    seams += f", at their seams {doubled} words doubled, {lost} lost"
                 print(
-                    f"  {way}: {wrong / len(words):.2%} in {took}, {seams}, uncovered {len(done.uncovered)}; "
+                    f"  {way}: {wrong / len(words):.2%} in {took}, {len(pieces)} pieces, "
+                    f"{at_seams(said, found, aligned, pieces)}, uncovered {len(done.uncovered)}; "
                     f"{time_errors(said, done, aligned)}",
                     flush=True,
                 )
                 if options.show:
-                    print("\n".join(shown(said, found, aligned, told.ends_s)), flush=True)
+                    print("\n".join(shown(said, found, aligned, [piece.end_s for piece in pieces])), flush=True)
 
 
 class HeardBefore:
@@ -91,14 +92,12 @@ async def sentences_alone(engine: Engine, said: Talk, task: Task) -> list[str]:
 
 
 class Told:
-    """Takes in how far a transcription is, prints it now and then, and keeps where the pieces end."""
+    """Takes in how far a transcription is, and prints it now and then."""
 
     def __init__(self, name: str, total_s: float):
-        self.ends_s: list[float] = []
         self._name, self._total_s, self._due_s = name, total_s, 300.0
 
     def __call__(self, progress: Progress) -> None:
-        self.ends_s.append(progress.done_s)
         if progress.done_s >= self._due_s:
             print(f"{self._name}: {progress.done_s:.0f} of {self._total_s:.0f} s", file=sys.stderr, flush=True)
             self._due_s += 300.0
@@ -106,20 +105,6 @@ class Told:
 
 def since(began: float) -> str:
     return f"{time.monotonic() - began:.0f} s"
-
-
-def at_seams(said: Talk, done: Transcription, aligned: Pairs, ends_s: list[float], overlap_s: float) -> tuple[int, int]:
-    """Words too many and too few where one piece ends and the next begins, by alignment."""
-    written = [word for segment in done.transcript.segments for word in segment.words]
-    doubled = lost = 0
-    near = np.array(ends_s[:-1] or [-9.0])
-    for i, j in aligned:
-        if i is not None and j is not None:
-            continue
-        at = said.spoken[i][1] if i is not None else written[j].start  # type: ignore[index]
-        if ((near - overlap_s - 1 < at) & (at < near + 1)).any():
-            doubled, lost = doubled + (i is None), lost + (j is None)
-    return doubled, lost
 
 
 def time_errors(said: Talk, done: Transcription, aligned: Pairs) -> str:
@@ -168,7 +153,7 @@ async def languages(engine: Engine, options: argparse.Namespace) -> None:
 
 
 async def size(engine: Engine, options: argparse.Namespace) -> None:
-    """Time and the most memory for files of many lengths, decoded as they are needed."""
+    """Time, on the clock and of the processor, and the most memory for files of many lengths, decoded as needed."""
     said = talk(options.languages[0], 300).waveform
     await transcribe_audio(engine, said, Task(options.languages[0]))
 
@@ -178,10 +163,10 @@ async def size(engine: Engine, options: argparse.Namespace) -> None:
                 yield said[first : first + (1 << 16)].copy()
 
     for minutes in options.minutes:
-        before, began = peak_mb(), time.monotonic()
+        before, began, cpu_s = peak_mb(), time.monotonic(), time.process_time()
         done = await transcribe_audio(engine, blocks(minutes), Task(options.languages[0], timestamps="word"))
         print(
-            f"{done.transcript.duration / 60:.0f} min: {time.monotonic() - began:.0f} s, "
+            f"{done.transcript.duration / 60:.0f} min: {since(began)}, {time.process_time() - cpu_s:.0f} s of CPU, "
             f"at most {peak_mb() - before:.0f} MB more than before, {peak_mb():.0f} MB in all",
             flush=True,
         )
