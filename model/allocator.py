@@ -6,9 +6,13 @@ a fifth of the time that encoding 35 s of audio takes. Elsewhere than on Linux w
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # From glibc's malloc.h: option → value.
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
+# Arrays of so many bytes are given pages of their own where `on_pages_of_their_own` says so.
+_OWN_PAGES = 64 << 10
 _OPTIONS = {
     # One arena for all threads: what one frees serves another.
     _ARENA_MAX: 1,
@@ -23,6 +27,21 @@ def keep_freed_memory() -> None:
     if mallopt := _from_libc("mallopt"):
         for option, value in _OPTIONS.items():
             mallopt(option, value)
+
+
+@contextmanager
+def on_pages_of_their_own() -> Iterator[None]:
+    """For weights: an array that is made inside begins where a page does, and goes back to the system when freed.
+
+    A processor reads ahead to a page's end and no further: a matrix whose rows are a page long is read a sixth faster
+    when each is on one.
+    """
+    if mallopt := _from_libc("mallopt"):
+        mallopt(_MMAP_THRESHOLD, _OWN_PAGES)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def give_back_freed_memory() -> None:

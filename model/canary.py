@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from model import kernels
+from model import allocator, kernels
 from model.aligner import Aligner
 from model.alignment import attention_times
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, CanaryConfig, read_config
@@ -71,9 +71,10 @@ class Canary(nn.Module):
         mx.set_cache_limit(0 if kernels.on_cpu() else GPU_CACHE)
         canary = cls(config, load_tokenizer(folder, config.tokenizer))
         dtype = dtype or default_dtype()
-        load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
-        if kernels.on_cpu():
-            lay_out_for_one_row(canary.decoder)
+        with allocator.on_pages_of_their_own():
+            load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
+            if kernels.on_cpu():
+                lay_out_for_one_row(canary.decoder)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
         return canary

@@ -15,12 +15,14 @@ from pathlib import Path
 import model  # noqa: F401  isort: skip  a fast BLAS before MLX
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary import Canary
+from model.int8 import Int8Linear
 from model.prompt import Task
 from server.bench.stages import sound
 from tests.toy.grammar import LANGUAGES
@@ -39,11 +41,15 @@ KEPT = {
 
 @dataclass(frozen=True)
 class Way:
-    """How weights are stored: `bits` in groups, or all of them as bfloat16, or as they are."""
+    """How weights are stored: `bits` in groups, or all of them as bfloat16, or as they are.
+
+    computed_in_8_bits: as on a CPU that is fast at it.
+    """
 
     name: str
     bits: int | None = None
     group_size: int = 64
+    computed_in_8_bits: bool = False
 
     def stored(self, name: str, weight: mx.array) -> mx.array:
         """What a weight is after it was stored and read."""
@@ -67,6 +73,7 @@ WAYS = [
     Way("float32"),
     Way("bfloat16"),
     *(Way(f"{bits} bits, groups of {group}", bits, group) for bits in (8, 4) for group in (32, 64, 128)),
+    *(Way(f"{bits} bits, groups of 64, computed in 8 bits", bits, computed_in_8_bits=True) for bits in (8, 4)),
 ]
 
 
@@ -85,6 +92,16 @@ def changed(canary: Canary, weights: dict[str, mx.array], change: Change) -> Can
     for layer in canary.encoder.layers:
         # Positions projected by other weights than these.
         layer.self_attn._projected = layer.self_attn._projected[:, :0]
+    return canary
+
+
+def computing_in_8_bits(canary: Canary) -> Canary:
+    """The model with its large layers as a CPU computes them that is fast at it."""
+
+    def replaced(name: str, layer: nn.Module) -> nn.Module:
+        return Int8Linear(layer.weight, layer.get("bias")) if is_large(f"{name}.weight") else layer
+
+    canary.update_modules(tree_map_with_path(replaced, canary.leaf_modules(), is_leaf=nn.Module.is_module))
     return canary
 
 
@@ -137,8 +154,14 @@ def main() -> None:
     print("| weights | 180m shape, MB | off by | another best token | toy: exact sentences | toy: exact translations |")
     print("|---|---|---|---|---|---|")
     for way in WAYS:
-        shares = exact_shares(changed(toy, of_toy, way.stored), given.count)
-        off, other = distance(log_probs(changed(large, of_large, way.stored)), true)
+        as_stored = changed(toy, of_toy, way.stored), changed(large, of_large, way.stored)
+        layers = [each.leaf_modules() for each in as_stored]
+        if way.computed_in_8_bits:
+            as_stored = tuple(map(computing_in_8_bits, as_stored))
+        shares = exact_shares(as_stored[0], given.count)
+        off, other = distance(log_probs(as_stored[1]), true)
+        for each, own in zip(as_stored, layers, strict=True):
+            each.update_modules(own)
         size = sum(way.size(name, weight) for name, weight in of_large.items()) / 1e6
         scores = f"{100 * shares['written']:.1f} % | {100 * shares['translated']:.1f} %"
         print(f"| {way.name} | {size:.0f} | {100 * off:.2f} % | {100 * other:.1f} % | {scores} |", flush=True)
