@@ -44,7 +44,7 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
             raise WeightsError(f"{path}: {name} is {weights[name].shape}, not {expected[name]}")
     if quantization:
         _check_packed(layers, weights, path)
-        weights = _placed(module, weights, layers, quantization)
+        _place(module, weights, layers, quantization)
     # The filterbank stays float32: features are computed in it whatever the model's type.
     kept = {
         name: v if name.startswith("preprocessor.") or v.dtype == mx.uint32 else v.astype(DTYPES[dtype])
@@ -94,48 +94,37 @@ def _check_packed(layers: set[str], weights: dict[str, mx.array], path: Path) ->
             raise WeightsError(f"{path}: {name} holds {value.dtype}")
 
 
-def _placed(
-    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
-) -> dict[str, mx.array]:
-    """The weights for `module`, whose layers are made ready for packed ones where those are of use."""
+def _place(module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig) -> None:
+    """Make the layers of `module` ready for packed weights where those are of use, and `weights` for its layers."""
     if int8.is_fast():
         log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
-        return _in_8_bits(module, weights, layers, quantization)
-    if kernels.on_cpu():
+        _put_in_8_bits(module, weights, layers, quantization)
+    elif kernels.on_cpu():
         log.warning(
             "%d layers of %d bits are unpacked: this CPU has no fast product of packed numbers. "
             "The model takes as much memory as one that is not quantized.",
             *(len(layers), quantization.bits),
         )
-        return _unpacked(weights, layers, quantization)
-    nn.quantize(module, quantization.group_size, quantization.bits, class_predicate=lambda name, _: name in layers)
-    return weights
+        for layer in layers:
+            weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
+    else:
+        nn.quantize(module, quantization.group_size, quantization.bits, class_predicate=lambda name, _: name in layers)
 
 
-def _in_8_bits(
+def _put_in_8_bits(
     module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
-) -> dict[str, mx.array]:
-    """The weights of the other layers; `layers` are put into `module` with theirs, one after the other."""
-    rest = dict(weights)
+) -> None:
+    """Replace `layers`, one after the other, taking what they are made of out of `weights`."""
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
         if name not in layers:
             return layer
-        return Int8Linear(_unpacked_layer(rest, name, quantization), rest.pop(f"{name}.bias", None))
+        return Int8Linear(_unpacked(weights, name, quantization), weights.pop(f"{name}.bias", None))
 
     module.update_modules(tree_map_with_path(replaced, module.leaf_modules(), is_leaf=nn.Module.is_module))
-    return rest
 
 
-def _unpacked(weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig) -> dict[str, mx.array]:
-    """The same weights, all of them floating-point numbers."""
-    rest = dict(weights)
-    for layer in layers:
-        rest[f"{layer}.weight"] = _unpacked_layer(rest, layer, quantization)
-    return rest
-
-
-def _unpacked_layer(rest: dict[str, mx.array], layer: str, quantization: QuantizationConfig) -> mx.array:
-    """A layer's weight (O, I); what it was packed into is taken out of `rest`."""
-    packed, scales, offsets = (rest.pop(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
+def _unpacked(weights: dict[str, mx.array], layer: str, quantization: QuantizationConfig) -> mx.array:
+    """A layer's weight (O, I); what it was packed into is taken out of `weights`."""
+    packed, scales, offsets = (weights.pop(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
     return mx.dequantize(packed, scales, offsets, quantization.group_size, quantization.bits)
