@@ -8,8 +8,9 @@ from model.transcript import Segment
 from server.joining import Joiner
 from tests.long.talk import Pairs, Talk, normal
 
-# A word is heard whole with all that is said so long before and after it. What is further from a seam is none of its.
-AROUND_S = 1.0
+# A word is heard whole with all that is said so long before and after it, or up to a pause, and so much of the pause
+# as there is around a sentence by itself. What is further from a seam is none of its.
+AROUND_S, PAUSE_S = 1.0, 0.3
 # How far a written word's time may be from when it was said.
 NEAR_S = 0.6
 
@@ -46,7 +47,7 @@ class Faults:
     """Words near seams that are too many or missing, and which of them are the seams' fault.
 
     lost: said, and not in the text, though a piece wrote it (the merge dropped it) or because no piece heard it whole:
-    each that has its sound lacks something that is said within a second of it.
+    each that has its sound lacks something that is said within a second of it and not beyond a pause.
     doubled: in the text, and not said, unless one piece alone wrote it between the same two words and not within a
     second of its own ends.
     by_model: the other ones, near a seam, but missing or made up in a piece that heard all that is said around.
@@ -87,10 +88,24 @@ def _wrote(piece: Written, word: str, said_s: float) -> bool:
 
 
 def _around(said: Talk, i: int) -> tuple[float, float]:
-    """The start and the end of all words that are said, if only in part, within a second of a word."""
+    """From when to when a piece must last to have heard a word whole."""
     _, start_s, end_s = said.spoken[i]
-    around = [(a, b) for _, a, b in said.spoken if a < end_s + AROUND_S and b > start_s - AROUND_S]
-    return around[0][0], around[-1][1]
+    first_s, last_s = start_s, end_s
+    for _, begin, stop in reversed(said.spoken[:i]):
+        if first_s - stop >= PAUSE_S:
+            first_s -= PAUSE_S
+            break
+        if start_s - stop >= AROUND_S:
+            break
+        first_s = begin
+    for _, begin, stop in said.spoken[i + 1 :]:
+        if begin - last_s >= PAUSE_S:
+            last_s += PAUSE_S
+            break
+        if begin - end_s >= AROUND_S:
+            break
+        last_s = stop
+    return first_s, last_s
 
 
 def _wrote_by_itself(piece: Written, words: list[str]) -> bool:

@@ -40,3 +40,12 @@ def test_a_seam_is_at_fault_for_a_word_that_no_piece_heard_a_second_around():
     found = list("abcdefghikmnopqrst")
     # j is 0.6 s from the one end and at the other; l is only in the right piece, a second from its start.
     assert at_seams(TALK, found, pairs(SAID, found), pieces) == Faults(lost=1, by_model=1)
+
+
+def test_a_seam_in_a_pause_is_not_at_fault_for_a_word_that_was_heard_with_some_of_the_pause():
+    spoken = [(word, at + (at > 4.5), end + (at > 4.5)) for word, at, end in TALK.spoken]
+    talk = Talk("en", TALK.waveform, spoken, [])
+    found = list("abcdefghiklmnopqrst")
+    for end_s, fault in ((5.3, Faults(by_model=1)), (5.0, Faults(lost=1))):
+        pieces = [piece("abcdefghi", 0.0, end_s), piece("klmnopqrst", end_s, 11.0)]
+        assert at_seams(talk, found, pairs(SAID, found), pieces) == fault
