@@ -16,7 +16,7 @@ from model.config import WEIGHTS_FILE, AlignerConfig, read_config
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.tokenizer import load_pieces
-from model.weights import load_weights
+from model.weights import lay_out_for_cpu, load_weights
 
 _PUNCTUATION = {",", ".", "!", "?"}
 # NeMo's word for "impossible".
@@ -40,13 +40,14 @@ class Aligner(nn.Module):
         config = read_config(folder, AlignerConfig)
         aligner = cls(config, load_pieces(folder / next(iter(config.tokenizer.models.values()))))
         load_weights(aligner, folder / WEIGHTS_FILE, dtype, config.quantization)
+        lay_out_for_cpu(aligner)
         return aligner
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """(N,) float32 at the model's rate → (T', V + 1), the blank last."""
         mel, _ = self.preprocessor(mx.array(waveform)[None], mx.array([len(waveform)]))
         frames = len(waveform) // self.config.preprocessor.hop_length
-        states = self.encoder(mel[:, :frames].astype(self.head.weight.dtype))[:, : subsampled(frames)]
+        states = self.encoder(mel[:, :frames].astype(self.encoder.dtype))[:, : subsampled(frames)]
         return np.array(kernels.log_softmax(self.head(states))[0])
 
     def word_times(self, waveform: np.ndarray, text: str) -> list[tuple[float, float]] | None:

@@ -31,10 +31,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def on_pages_of_their_own() -> Iterator[None]:
-    """For weights: an array that is made inside begins where a page does, and goes back to the system when freed.
+    """For loading: an array that is made inside goes back to the system as soon as it is freed.
 
-    A processor reads ahead to a page's end and no further: a matrix whose rows are a page long is read a sixth faster
-    when each is on one.
+    Weights are read, put where they are used, and let go one after the other.
     """
     if mallopt := _from_libc("mallopt"):
         mallopt(_MMAP_THRESHOLD, _OWN_PAGES)

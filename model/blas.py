@@ -7,6 +7,7 @@ MLX uses Accelerate and Metal, and there is nothing to do.
 
 import ctypes
 import importlib.util
+import os
 import platform
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ def load() -> str | None:
     if sys.platform != "linux":
         _chosen = "Accelerate"
     elif _chosen is None and "mlx.core" not in sys.modules:
+        # Its threads wait for work by keeping a core busy, which numpy's BLAS then lacks.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         _chosen = _from_torch() or _from_system()
     return _chosen
 

@@ -24,7 +24,7 @@ from model.prompt import Task, asks_for_times, language_query_tokens, prompt_tok
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
-from model.weights import lay_out_for_one_row, load_weights
+from model.weights import lay_out_for_cpu, load_weights
 
 MIN_DURATION_S = 1.0
 # Freed arrays, in bytes, that MLX keeps for the next ones of their size. On a CPU malloc keeps them already.
@@ -73,8 +73,7 @@ class Canary(nn.Module):
         dtype = dtype or default_dtype()
         with allocator.on_pages_of_their_own():
             load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
-            if kernels.on_cpu():
-                lay_out_for_one_row(canary.decoder)
+            lay_out_for_cpu(canary)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
         return canary

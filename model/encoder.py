@@ -149,7 +149,7 @@ class RelativeAttention(nn.Module):
         H, have, d = self._projected.shape
         if have < 2 * length - 1:
             longest = max(length, min(2 * length, POSITIONS_KEPT))
-            sinusoids = positional_encoding(longest, H * d).astype(self.linear_pos.weight.dtype)
+            sinusoids = positional_encoding(longest, H * d).astype(self.pos_bias_u.dtype)
             projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
             if longest > POSITIONS_KEPT:
                 return projected
@@ -210,6 +210,10 @@ class FastConformer(nn.Module):
         self._config = config
         self.subsampling = Subsampling(config)
         self.layers = [ConformerLayer(config) for _ in range(config.n_layers)]
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.layers[0].norm_out.weight.dtype
 
     def __call__(self, mel: mx.array, lengths: mx.array | None = None) -> mx.array:
         """mel: (B, T, n_mels); lengths: (B,) valid frames, or None where all T are → (B, T', d_model).

@@ -1,12 +1,15 @@
 """What must not change a result: company in a batch, padding, the cache, the way of searching."""
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 
 from model.canary import Encoded
 from model.encoder import subsampled
 from model.generate import DecodingOptions, RunningBatch
+from model.kernels import NumpyLinear
+from model.weights import lay_out_for_cpu
 from tests.unit.conftest import MAX_SEQUENCE
 
 FREE = DecodingOptions(max_new_tokens=40)
@@ -157,3 +160,25 @@ def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, p
         tokens[look_ahead] = finished[0].tokens
     assert tokens[True] == tokens[False]
     assert len(tokens[True]) == request.limit
+
+
+def test_linear_layers_give_the_same_where_a_cpu_keeps_their_weights_which_is_one_block():
+    module = nn.Module()
+    module.first, module.second = nn.Linear(32, 48), nn.Linear(48, 16, bias=False)
+    x = mx.random.normal((2, 5, 32))
+    before = module.second(module.first(x))
+    lay_out_for_cpu(module)
+    first, second = module.first, module.second
+    assert isinstance(first, NumpyLinear)
+    assert isinstance(second, NumpyLinear)
+    assert difference(module.second(module.first(x)), before) < 1e-5
+    assert first._columns.base is second._columns.base
+    assert second._columns.ctypes.data - first._columns.ctypes.data == 4 * 32 * 48
+
+
+def test_layers_in_16_bits_are_left_as_they_are():
+    module = nn.Module()
+    module.layer = nn.Linear(32, 48)
+    module.set_dtype(mx.bfloat16)
+    lay_out_for_cpu(module)
+    assert type(module.layer) is nn.Linear
