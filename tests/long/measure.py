@@ -35,7 +35,7 @@ from tests.toy.speech import speak
 async def errors(engine: Engine, options: argparse.Namespace) -> None:
     """Word error rates: every sentence alone; all of them in one audio, cut at silences; and by overlaps alone."""
     for language in options.languages:
-        said = talk(language, options.seconds)
+        said = talk(language, options.seconds, seed=options.seed)
         words = normal(said.words)
         began = time.monotonic()
         # Each way asks it the same about the same sound, and it takes longer than the toy.
@@ -183,6 +183,7 @@ async def main() -> None:
     parser.add_argument("--model", default="toy")
     parser.add_argument("--languages", nargs="+", default=list(LANGUAGES))
     parser.add_argument("--seconds", type=float, default=3600)
+    parser.add_argument("--seed", type=int, default=7, help="Which sentences, voices and pauses.")
     parser.add_argument("--ways", nargs="+", choices=("silences", "overlaps"), default=["silences", "overlaps"])
     parser.add_argument("--times", nargs="+", choices=("word", "none"), default=["word", "none"])
     parser.add_argument("--show", action="store_true", help="Print every word that is wrong.")
