@@ -78,7 +78,7 @@ def plot(measured: Mapping[str, Any], path: Path) -> None:
         bars = axes.barh(
             [names.index(name) for name in shown],
             [done[name] for name in shown],
-            color=["tab:orange" if name == first else "tab:blue" for name in shown],
+            color=["tab:orange" if name.startswith(first) else "tab:blue" for name in shown],
         )
         axes.bar_label(bars, fmt="%.1f", padding=2, fontsize=8)
         axes.set(title=result["case"], xlim=(0, 1.18 * max(done.values())), ylim=(len(names) - 0.5, -0.5))

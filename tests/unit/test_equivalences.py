@@ -168,6 +168,9 @@ def test_linear_layers_give_the_same_where_a_cpu_keeps_their_weights_which_is_on
     x = mx.random.normal((2, 5, 32))
     before = module.second(module.first(x))
     lay_out_for_cpu(module)
+    # A few rows are multiplied one by one.
+    for rows in (1, 2, 3, 4):
+        assert difference(module.second(module.first(x[0, :rows])), before[0, :rows]) < 1e-5
     first, second = module.first, module.second
     assert isinstance(first, NumpyLinear)
     assert isinstance(second, NumpyLinear)
