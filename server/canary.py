@@ -109,7 +109,7 @@ class Canary:
             written += self.model.transcribe([piece.waveform for piece, _ in some], [task for _, task in some], options)
         done = iter(written)
         return [
-            joined_transcript([(piece, next(done)) for piece in of], task, len(w) / sound.SAMPLE_RATE, cutting)
+            joined_transcript([(piece, next(done)) for piece in of], task, len(w), cutting)
             for of, task, w in zip(pieces, tasks, waveforms, strict=True)
         ]
 

@@ -93,15 +93,16 @@ async def transcribe_audio(
     if isinstance(audio, np.ndarray):
         total_s, audio = len(audio) / SAMPLE_RATE, [audio]
     cutting = cutting or (DETECT_EACH if detect_each and task.language == AUTO else cutting_for(engine))
-    work = _Work(engine, task, options or DecodingOptions(), priority, loop_guard, detect_each, cutting)
-    pieces = cut(_counted(audio, work), cutting)
+    assembly = _Assembly(task, cutting.overlap_s, detect_each)
+    work = _Work(engine, assembly, options or DecodingOptions(), priority, loop_guard)
+    pieces = cut(_counted(audio, assembly), cutting)
     running: deque[tuple[Piece, asyncio.Task[Outcome]]] = deque()
 
     async def take_first() -> None:
         piece, working = running[0]
         outcome = await working
         running.popleft()
-        new = work.add(piece, outcome)
+        new = assembly.add(piece, outcome)
         if on_progress:
             on_progress(Progress(piece.end_s, total_s, new))
 
@@ -109,7 +110,7 @@ async def transcribe_audio(
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
             running.append((piece, asyncio.ensure_future(work.outcome(piece, is_first=piece.start_s == 0))))
             # The language that the first piece is in is needed for the next.
-            while len(running) >= AT_ONCE or (running and work.task.language == AUTO and not detect_each):
+            while len(running) >= AT_ONCE or (running and assembly.task.language == AUTO and not detect_each):
                 await take_first()
         while running:
             await take_first()
@@ -117,10 +118,10 @@ async def transcribe_audio(
         for _, working in running:
             working.cancel()
         await asyncio.gather(*(working for _, working in running), return_exceptions=True)
-    last = work.finish()
+    last = assembly.finish()
     if on_progress and last:
-        on_progress(Progress(work.duration_s, total_s, last))
-    return work.transcription()
+        on_progress(Progress(assembly.duration_s, total_s, last))
+    return assembly.transcription()
 
 
 def cutting_for(engine: Runner) -> Cutting:
@@ -136,17 +137,13 @@ def cutting_for_model(config: CanaryConfig) -> Cutting:
     return Cutting.up_to(min(40.0, config.decoder.max_sequence_length / (WORDS_PER_S * tokens)))
 
 
-def joined_transcript(
-    pieces: list[tuple[Piece, Transcript]], task: Task, duration_s: float, cutting: Cutting
-) -> Transcript:
-    """One transcript of the pieces' own."""
-    joiner, segments = Joiner(cutting.overlap_s), ()
+def joined_transcript(pieces: list[tuple[Piece, Transcript]], task: Task, samples: int, cutting: Cutting) -> Transcript:
+    """One transcript of the pieces' own, as they were written; samples: the whole audio's."""
+    assembly = _Assembly(task, cutting.overlap_s, samples=samples)
     for piece, transcript in pieces:
-        placed = said(piece, [moved(segment, piece.start_s) for segment in transcript.segments])
-        segments += joiner.add(placed, piece.start_s, piece.end_s, piece.overlap_s)
-    segments = as_asked(segments + joiner.finish(), task)
-    source = next((t.timestamps_source for _, t in pieces if t.timestamps_source and task.timestamps != "none"), None)
-    return Transcript(" ".join(s.text for s in segments), task.language, task.target, duration_s, segments, source)
+        assembly.add(piece, Outcome(placed(piece, transcript), source=transcript.timestamps_source))
+    assembly.finish()
+    return assembly.transcription().transcript
 
 
 def task_for(piece: Piece, task: Task) -> Task:
@@ -154,9 +151,9 @@ def task_for(piece: Piece, task: Task) -> Task:
     return replace(task, timestamps="word") if piece.within_sound and task.timestamps == "none" else task
 
 
-def as_asked(segments: tuple[Segment, ...], task: Task) -> tuple[Segment, ...]:
-    """Without the words' times where only the merge needed them."""
-    return tuple(replace(s, words=()) for s in segments) if task.timestamps == "none" else segments
+def placed(piece: Piece, transcript: Transcript, language: str | None = None) -> tuple[Segment, ...]:
+    """A piece's segments at their place in the audio, without words that nobody said there."""
+    return said(piece, [replace(moved(segment, piece.start_s), language=language) for segment in transcript.segments])
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,30 +172,80 @@ class Outcome:
 
 
 @dataclass
-class _Work:
-    """One audio on its way."""
+class _Assembly:
+    """One audio's transcript, while its pieces come in.
 
-    engine: Runner
+    task: its language is the one found in the first piece, if that was asked for and not detect_each.
+    """
+
     task: Task
-    options: DecodingOptions
-    priority: int
-    loop_guard: bool
-    detect_each: bool
-    cutting: Cutting
+    overlap_s: float
+    detect_each: bool = False
+    samples: int = 0
     segments: list[Segment] = field(default_factory=list)
     uncovered: list[tuple[float, float]] = field(default_factory=list)
     languages: Counter[str] = field(default_factory=Counter)
     detection: Detection | None = None
     source: str | None = None
     timing: Timing = NO_TIME
-    samples: int = 0
 
     def __post_init__(self) -> None:
-        self.joiner = Joiner(self.cutting.overlap_s)
+        self.joiner = Joiner(self.overlap_s)
 
     @property
     def duration_s(self) -> float:
         return self.samples / SAMPLE_RATE
+
+    def add(self, piece: Piece, outcome: Outcome) -> tuple[Segment, ...]:
+        """Take in what a piece has become; returns the segments that are now final."""
+        if outcome.detection:
+            self.languages[outcome.detection.language] += len(piece.waveform)
+            if not self.detection:
+                self.detection = outcome.detection
+                if not self.detect_each:
+                    self.task = replace(self.task, language=outcome.detection.language)
+        if self.task.timestamps != "none":
+            self.source = self.source or outcome.source
+        self.timing = _added(self.timing, outcome.timing)
+        self.uncovered += outcome.uncovered
+        new = self.joiner.add(outcome.segments, piece.start_s, piece.end_s, piece.overlap_s)
+        return self._final(new)
+
+    def finish(self) -> tuple[Segment, ...]:
+        """The segments that were held back for what might follow."""
+        return self._final(self.joiner.finish())
+
+    def _final(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+        if self.task.timestamps == "none":
+            # Only the merge needed the words' times.
+            segments = tuple(replace(segment, words=()) for segment in segments)
+        self.segments += segments
+        return segments
+
+    def transcription(self) -> Transcription:
+        task = self.task
+        if task.language == AUTO and self.languages:
+            task = replace(task, language=self.languages.most_common(1)[0][0])
+        transcript = Transcript(
+            " ".join(segment.text for segment in self.segments),
+            task.language,
+            task.target,
+            self.duration_s,
+            tuple(self.segments),
+            self.source,
+        )
+        return Transcription(transcript, self.detection, self.source, self.timing, tuple(self.uncovered))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """The passes of one audio."""
+
+    engine: Runner
+    assembly: _Assembly
+    options: DecodingOptions
+    priority: int
+    loop_guard: bool
 
     async def outcome(self, piece: Piece, is_first: bool) -> Outcome:
         """A piece written out; again in another way what says the same over and over, or was passed over."""
@@ -219,7 +266,7 @@ class _Work:
     def _missed(self, piece: Piece, outcome: Outcome, speech: Spans) -> Spans:
         """The speech that nothing was written from."""
         written = written_at(piece, outcome.segments, outcome.attention)
-        if self.task.is_translation:
+        if self.assembly.task.is_translation:
             return passed_over(speech, written, NEAR_TRANSLATED_S, UNCOVERED_S)
         return passed_over(speech, written, NEAR_S, MISSED_S)
 
@@ -263,7 +310,8 @@ class _Work:
         return replace(looped, segments=segments + joiner.finish(), attention=None)
 
     async def _pass(self, piece: Piece, options: DecodingOptions, is_first: bool = False) -> Outcome:
-        task, given = self.task, task_for(piece, self.task)
+        task = self.assembly.task
+        given = task_for(piece, task)
         # What a piece without times was written from is only told by the attention.
         attention = self.loop_guard and piece.speech is not None and given.timestamps == "none"
         wanted = Pass(piece.waveform, (given,), options, attention=attention and not task.is_translation)
@@ -277,53 +325,15 @@ class _Work:
                     raise
                 await asyncio.sleep(0.5)
         transcript = result.transcripts[0]
-        language = transcript.language if task.language == AUTO and self.detect_each else None
-        segments = said(piece, [replace(moved(s, piece.start_s), language=language) for s in transcript.segments])
+        language = transcript.language if task.language == AUTO and self.assembly.detect_each else None
         source, attended = transcript.timestamps_source, result.attention[0] if result.attention else None
+        segments = placed(piece, transcript, language)
         return Outcome(segments, result.detection, source, result.timing, attention=attended)
 
-    def add(self, piece: Piece, outcome: Outcome) -> tuple[Segment, ...]:
-        """Take in what a piece has become; returns the segments that are now final."""
-        if outcome.detection:
-            self.languages[outcome.detection.language] += len(piece.waveform)
-            if not self.detection:
-                self.detection = outcome.detection
-                if not self.detect_each:
-                    self.task = replace(self.task, language=outcome.detection.language)
-        if self.task.timestamps != "none":
-            self.source = self.source or outcome.source
-        self.timing = _added(self.timing, outcome.timing)
-        self.uncovered += outcome.uncovered
-        new = self.joiner.add(outcome.segments, piece.start_s, piece.end_s, piece.overlap_s)
-        return self._final(new)
 
-    def finish(self) -> tuple[Segment, ...]:
-        """The segments that were held back for what might follow."""
-        return self._final(self.joiner.finish())
-
-    def _final(self, segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-        segments = as_asked(segments, self.task)
-        self.segments += segments
-        return segments
-
-    def transcription(self) -> Transcription:
-        task = self.task
-        if task.language == AUTO and self.languages:
-            task = replace(task, language=self.languages.most_common(1)[0][0])
-        transcript = Transcript(
-            " ".join(segment.text for segment in self.segments),
-            task.language,
-            task.target,
-            self.duration_s,
-            tuple(self.segments),
-            self.source,
-        )
-        return Transcription(transcript, self.detection, self.source, self.timing, tuple(self.uncovered))
-
-
-def _counted(blocks: Iterable[np.ndarray], work: _Work) -> Iterable[np.ndarray]:
+def _counted(blocks: Iterable[np.ndarray], assembly: _Assembly) -> Iterable[np.ndarray]:
     for block in blocks:
-        work.samples += len(block)
+        assembly.samples += len(block)
         yield block
 
 

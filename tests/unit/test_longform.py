@@ -13,9 +13,9 @@ from model.language import detection_from
 from model.prompt import Task
 from model.transcript import Segment, Transcript, Word
 from server.batching import Pass, PassResult, Timing
-from server.cutting import SAMPLE_RATE, Cutting
+from server.cutting import SAMPLE_RATE, Cutting, cut
 from server.errors import QueueFull, TranscriptionFailed
-from server.longform import AT_ONCE, Progress, transcribe_audio
+from server.longform import AT_ONCE, Progress, joined_transcript, task_for, transcribe_audio
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 CUTTING = Cutting(10.0, 15.0, 2.0)
@@ -127,6 +127,19 @@ async def test_words_are_timed_for_the_merge_alone_where_nobody_asked_for_times(
         timed = await transcribe_audio(Engine(sound), sound, Task("en", timestamps="word"), cutting=rules)
         assert {len(segment.words) for segment in timed.transcript.segments} == {1}
         assert timed.timestamps_source == "model"
+
+
+@pytest.mark.parametrize("at_silences", [True, False])
+@pytest.mark.parametrize("asked", ["none", "word"])
+async def test_pieces_that_were_written_elsewhere_are_joined_as_those_of_the_engine_are(asked: str, at_silences: bool):
+    sound, task, rules = marked(24), Task("en", timestamps=asked), replace(CUTTING, at_silences=at_silences)
+    engine = Engine(sound)
+    served = await transcribe_audio(engine, sound, task, cutting=rules, loop_guard=False)
+    passes = [
+        (piece, await engine.run(Pass(piece.waveform, (task_for(piece, task),)))) for piece in cut([sound], rules)
+    ]
+    assert len(passes) > 1
+    assert joined_transcript([(p, r.transcripts[0]) for p, r in passes], task, len(sound), rules) == served.transcript
 
 
 async def test_words_in_the_midst_of_a_long_silence_were_not_said():
