@@ -85,7 +85,7 @@ def to_text(transcript: Transcript) -> str:
     return transcript.text + "\n"
 
 
-def to_srt(transcript: Transcript, rules: SubtitleRules = SubtitleRules()) -> str:
+def to_srt(transcript: Transcript, rules: SubtitleRules) -> str:
     """SubRip: numbered cues."""
     cues = (
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
@@ -94,7 +94,7 @@ def to_srt(transcript: Transcript, rules: SubtitleRules = SubtitleRules()) -> st
     return "\n".join(cues)
 
 
-def to_vtt(transcript: Transcript, rules: SubtitleRules = SubtitleRules()) -> str:
+def to_vtt(transcript: Transcript, rules: SubtitleRules) -> str:
     """WebVTT, the text escaped."""
     cues = (
         f"\n{_clock(start, '.')} --> {_clock(end, '.')}\n{_escaped(text)}\n"

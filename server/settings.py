@@ -77,6 +77,7 @@ class Settings(BaseSettings):
         True, description="Decode what repeats itself without end, or was passed over, again in another way."
     )
 
+    # The usual limits: Netflix's timed text style guide.
     subtitle_line_length: int = Field(42, ge=1, description="The most characters in a line of srt and vtt.")
     subtitle_lines: int = Field(2, ge=1, description="The most lines of a subtitle.")
     subtitle_min_s: float = Field(1.0, ge=0, description="How long a subtitle stays at least, if none follows.")

@@ -1,7 +1,4 @@
-"""Segments as subtitles: short lines, shown long enough to be read. The cues' words are the text, all of it.
-
-Source of the usual limits: Netflix's timed text style guide (42 characters, two lines, 7 s, 17 characters a second).
-"""
+"""Segments as subtitles: short lines, shown long enough to be read. The cues' words are the text, all of it."""
 
 from dataclasses import dataclass
 
@@ -18,11 +15,11 @@ _PAUSE_S = 0.6
 class SubtitleRules:
     """A line's characters, a cue's lines and seconds, and the characters that are read in a second."""
 
-    line_length: int = 42
-    max_lines: int = 2
-    min_s: float = 1.0
-    max_s: float = 7.0
-    chars_per_s: float = 17.0
+    line_length: int
+    max_lines: int
+    min_s: float
+    max_s: float
+    chars_per_s: float
 
     @classmethod
     def chosen(cls, settings: Settings, line_length: int | None = None, lines: int | None = None) -> "SubtitleRules":
@@ -52,7 +49,7 @@ class _Word:
     end: float
 
 
-def cues(segments: tuple[Segment, ...], rules: SubtitleRules = SubtitleRules()) -> list[Cue]:
+def cues(segments: tuple[Segment, ...], rules: SubtitleRules) -> list[Cue]:
     """Cues in order that do not overlap. A word longer than a line gets a line of its own."""
     groups = [group for segment in segments for group in _groups(_words(segment), rules)]
     groups = _without_flashes(groups, rules)

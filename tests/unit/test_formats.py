@@ -7,6 +7,10 @@ import pytest
 from model.language import detection_from
 from model.transcript import Segment, Transcript, Word
 from server.formats import to_dict, to_srt, to_text, to_vtt
+from server.settings import Settings
+from server.subtitles import SubtitleRules
+
+RULES = SubtitleRules.chosen(Settings(_env_file=None))
 
 
 def transcript(*segments: Segment) -> Transcript:
@@ -51,13 +55,13 @@ def test_text_is_the_text_and_a_line_end():
 
 
 def test_srt_numbers_its_cues_and_separates_them_with_a_blank_line():
-    assert to_srt(TWO) == (
+    assert to_srt(TWO, RULES) == (
         "1\n00:00:00,080 --> 00:00:01,200\nOne, two.\n\n2\n00:00:01,200 --> 00:00:06,500\nThree & <four>\n"
     )
 
 
 def test_vtt_has_its_header_and_escapes_what_would_be_markup():
-    assert to_vtt(TWO) == (
+    assert to_vtt(TWO, RULES) == (
         "WEBVTT\n\n00:00:00.080 --> 00:00:01.200\nOne, two.\n"
         "\n00:00:01.200 --> 00:00:06.500\nThree &amp; &lt;four&gt;\n"
     )
@@ -68,13 +72,13 @@ def test_vtt_has_its_header_and_escapes_what_would_be_markup():
     [(0.0, "00:00:00.000"), (59.9996, "00:01:00.000"), (3599.9999, "01:00:00.000"), (360000.001, "100:00:00.001")],
 )
 def test_a_time_is_rounded_as_a_whole_so_that_60_seconds_are_a_minute(seconds, clock):
-    assert f"{clock} --> " in to_vtt(transcript(Segment(seconds, seconds + 1, "a", ())))
+    assert f"{clock} --> " in to_vtt(transcript(Segment(seconds, seconds + 1, "a", ())), RULES)
 
 
 def test_a_cue_ends_after_it_starts_even_where_the_next_begins_at_once():
-    assert "00:00:01.000 --> 00:00:02.000" in to_vtt(transcript(Segment(1.0, 1.0, "a", ())))
+    assert "00:00:01.000 --> 00:00:02.000" in to_vtt(transcript(Segment(1.0, 1.0, "a", ())), RULES)
     long = "a" * 40
-    crowded = to_vtt(transcript(Segment(1.0, 1.0, f"{long} {long}", ()), Segment(1.0, 2.0, long, ())))
+    crowded = to_vtt(transcript(Segment(1.0, 1.0, f"{long} {long}", ()), Segment(1.0, 2.0, long, ())), RULES)
     assert "00:00:01.000 --> 00:00:01.001" in crowded
 
 
@@ -95,9 +99,10 @@ def test_json_says_how_sure_the_model_is_where_that_is_known():
 
 
 def test_a_blank_line_in_the_text_does_not_end_the_cue():
-    assert to_srt(transcript(Segment(0, 1, "a\n\nb --> c", ()))) == "1\n00:00:00,000 --> 00:00:01,000\na b --> c\n"
+    srt = to_srt(transcript(Segment(0, 1, "a\n\nb --> c", ())), RULES)
+    assert srt == "1\n00:00:00,000 --> 00:00:01,000\na b --> c\n"
 
 
 def test_silence_is_an_empty_file_of_its_format():
     silence = transcript(Segment(0, 1, "", ()))
-    assert (to_text(silence), to_srt(silence), to_vtt(silence)) == ("\n", "", "WEBVTT\n")
+    assert (to_text(silence), to_srt(silence, RULES), to_vtt(silence, RULES)) == ("\n", "", "WEBVTT\n")

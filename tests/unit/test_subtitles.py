@@ -1,11 +1,15 @@
 """Subtitles: short lines, shown long enough, all of the text."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.transcript import Segment, Word
+from server.settings import Settings
 from server.subtitles import SubtitleRules, cues
 
+RULES = SubtitleRules.chosen(Settings(_env_file=None))
 WORDS = st.lists(st.text("abcdefgh,.", min_size=1, max_size=20), min_size=1, max_size=40)
 
 
@@ -25,7 +29,7 @@ def test_cues_keep_to_the_rules_and_their_words_are_the_text(parts, random):
         segment = timed(words, [random.choice((0.0, 0.1, 2.0)) for _ in words], at)
         at = segment.end + random.choice((0.0, 0.3, 3.0))
         segments.append(segment if with_words else Segment(segment.start, segment.end, segment.text, ()))
-    shown = cues(tuple(segments))
+    shown = cues(tuple(segments), RULES)
     assert " ".join(cue.text for cue in shown).split() == " ".join(s.text for s in segments).split()
     for cue, following in zip(shown, [*shown[1:], None], strict=True):
         lines = cue.text.split("\n")
@@ -37,7 +41,7 @@ def test_cues_keep_to_the_rules_and_their_words_are_the_text(parts, random):
 
 def test_a_cue_stays_long_enough_to_be_read_where_nothing_follows_at_once():
     short, long = timed(["Yes."], [0.0]), timed([*["sentence"] * 7, "ends."], [0.0] * 8, start=20.0)
-    first, second = cues((short, long))
+    first, second = cues((short, long), RULES)
     assert (first.start, first.end) == (0.0, 1.0)
     assert second.end - second.start == max(2.4, len(second.text) / 17)
 
@@ -45,7 +49,7 @@ def test_a_cue_stays_long_enough_to_be_read_where_nothing_follows_at_once():
 def test_lines_are_broken_evenly_and_cues_rather_at_a_comma():
     said = "the quick brown fox jumps over the lazy dogs, while all of the others look on and wonder what it means"
     words = said.split()
-    assert [cue.text for cue in cues((timed(words, [0.0] * len(words)),))] == [
+    assert [cue.text for cue in cues((timed(words, [0.0] * len(words)),), RULES)] == [
         "the quick brown fox jumps\nover the lazy dogs,",
         "while all of the others look\non and wonder what it means",
     ]
@@ -53,10 +57,10 @@ def test_lines_are_broken_evenly_and_cues_rather_at_a_comma():
 
 def test_limits_can_be_set():
     words = ["one", "two", "three", "four", "five", "six"]
-    shown = cues((timed(words, [0.5] * 6),), SubtitleRules(line_length=9, max_lines=1, max_s=2.0, min_s=0.5))
+    shown = cues((timed(words, [0.5] * 6),), replace(RULES, line_length=9, max_lines=1, max_s=2.0, min_s=0.5))
     assert all(len(cue.text) <= 9 and "\n" not in cue.text for cue in shown)
 
 
 def test_short_answers_in_a_row_share_a_cue_and_do_not_flash():
-    (cue,) = cues((timed(["No."], [0.0]), timed(["Yes."], [0.0], start=0.4)))
+    (cue,) = cues((timed(["No."], [0.0]), timed(["Yes."], [0.0], start=0.4)), RULES)
     assert cue.text.split() == ["No.", "Yes."]
