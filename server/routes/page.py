@@ -1,4 +1,4 @@
-"""GET /: the page for people, its files under /static, and GET /capabilities: what its menus may offer."""
+"""GET /: the page for people, its files under /static, and GET /capabilities: what it may offer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +64,8 @@ async def page() -> FileResponse:
 
 @router.get("/capabilities")
 async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, Any]:
-    """The default model's languages with their English names, and for each those that it is translated to.
+    """The default model's languages with their English names, and for each those that it is translated to; the largest
+    file, and how much a subtitle holds.
 
     Raises ModelLoading, ModelFailed.
     """
@@ -79,6 +80,10 @@ async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, 
         ],
         "default_language": settings.default_language,
         "max_upload_mb": settings.max_upload_mb,
+        "subtitles": {
+            "max_characters": settings.subtitle_line_length * settings.subtitle_lines,
+            "max_s": settings.subtitle_max_s,
+        },
     }
 
 

@@ -2,8 +2,8 @@
 
 import { MEDIA_TYPES, write } from "./subtitles.js";
 
-/** Opens `dialog` and saves `lines` in the format chosen there. */
-export function offerDownload(dialog, lines) {
+/** Opens `dialog` and saves `lines` in the format chosen there, subtitles within `limits`. */
+export function offerDownload(dialog, lines, limits) {
   const which = dialog.querySelector("fieldset");
   which.hidden = !lines.some((line) => line.translation?.text);
   if (which.hidden) dialog.querySelector("[value=text]").checked = true;
@@ -12,7 +12,7 @@ export function offerDownload(dialog, lines) {
     const format = dialog.returnValue;
     if (format in MEDIA_TYPES) {
       const chosen = dialog.querySelector("[name=which]:checked").value;
-      save(write(format, lines, chosen), `captions.${format}`, MEDIA_TYPES[format]);
+      save(write(format, lines, chosen, limits), `captions.${format}`, MEDIA_TYPES[format]);
     }
   };
   dialog.showModal();

@@ -257,7 +257,7 @@ const actions = {
   copy,
   clear,
   start: toggle,
-  download: () => captions.lines.length && offerDownload($("export"), captions.lines),
+  download: () => captions.lines.length && offerDownload($("export"), captions.lines, able.subtitles),
   open: () => !$("open").disabled && $("picker").click(),
   help: () => $("keys").showModal(),
   smaller: () => resize(-0.1),

@@ -20,8 +20,8 @@ export function setKey(value) {
 }
 
 /**
- * {model, languages, default_language, max_upload_mb}, asked for until the server has them. onWait(sentence) tells
- * why not yet; askForKey() resolves once there is another key to try.
+ * {model, languages, default_language, max_upload_mb, subtitles}, asked for until the server has them. onWait(sentence)
+ * tells why not yet; askForKey() resolves once there is another key to try.
  */
 export async function capabilities({ onWait, askForKey }) {
   for (;;) {

@@ -1,16 +1,13 @@
 // Captions as txt, srt and vtt. Pure: lines in, text out.
 //
-// A line is {start, end, text, words?, translation?: {text, words?}}; times in seconds.
-
-// Two rows of a subtitle, and about as long as one should stand.
-const MAX_CHARACTERS = 84;
-const MAX_S = 7;
+// A line is {start, end, text, words?, translation?: {text, words?}}; times in seconds. A cue's limits are
+// {max_characters, max_s}: how much is in one, and about how long it stands.
 
 export const MEDIA_TYPES = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt" };
 
 /** The file of a format ("txt", "srt", "vtt"), with "text", "translation" or "both" in it. */
-export function write(format, lines, which = "text") {
-  return { txt: toText, srt: toSrt, vtt: toVtt }[format](lines, which);
+export function write(format, lines, which, limits) {
+  return { txt: toText, srt: toSrt, vtt: toVtt }[format](lines, which, limits);
 }
 
 export function toText(lines, which = "text") {
@@ -18,13 +15,13 @@ export function toText(lines, which = "text") {
   return blocks.join(which === "both" ? "\n\n" : "\n") + "\n";
 }
 
-export function toSrt(lines, which = "text") {
-  const cues = allCues(lines, which);
+export function toSrt(lines, which, limits) {
+  const cues = allCues(lines, which, limits);
   return cues.map((cue, i) => `${i + 1}\n${clock(cue.start, ",")} --> ${clock(cue.end, ",")}\n${cue.text}\n`).join("\n");
 }
 
-export function toVtt(lines, which = "text") {
-  const cues = allCues(lines, which);
+export function toVtt(lines, which, limits) {
+  const cues = allCues(lines, which, limits);
   return "WEBVTT\n" + cues.map((cue) => `\n${clock(cue.start, ".")} --> ${clock(cue.end, ".")}\n${escaped(cue.text)}\n`).join("");
 }
 
@@ -43,8 +40,8 @@ function texts(line, which) {
 }
 
 /** Cues never overlap, and each ends after it starts. */
-function allCues(lines, which) {
-  const cues = lines.flatMap((line) => lineCues(line, texts(line, which)));
+function allCues(lines, which, limits) {
+  const cues = lines.flatMap((line) => lineCues(line, texts(line, which), limits));
   cues.forEach((cue, i) => {
     if (i + 1 < cues.length) cue.end = Math.min(cue.end, Math.max(cues[i + 1].start, cue.start));
     cue.end = Math.max(cue.end, cue.start + 0.001);
@@ -53,9 +50,11 @@ function allCues(lines, which) {
 }
 
 /** One line as one cue or, when it is long, several: at words, and at their times where those are known. */
-function lineCues({ start, end, words }, rows) {
+function lineCues({ start, end, words }, rows, limits) {
   if (!rows.length) return [];
-  let count = Math.max(Math.ceil((end - start) / MAX_S), 1);
+  // A word that is too long alone cannot be helped.
+  const isTooLong = (part) => part.length > limits.max_characters && part.includes(" ");
+  let count = Math.max(Math.ceil((end - start) / limits.max_s), 1);
   while (rows.some((row) => split(row, count).some(isTooLong))) count++;
   const parts = rows.map((row) => split(row, count));
   const cues = [];
@@ -68,9 +67,6 @@ function lineCues({ start, end, words }, rows) {
   }
   return cues;
 }
-
-// A word that is too long alone cannot be helped.
-const isTooLong = (part) => part.length > MAX_CHARACTERS && part.includes(" ");
 
 /** `count` parts of about the same length, cut between words; some may be empty. */
 function split(row, count) {

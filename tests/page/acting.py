@@ -13,7 +13,9 @@ def capabilities(**more) -> str:
         {"code": "de", "name": "German", "targets": ["en"]},
         {"code": "fr", "name": "French", "targets": ["en"]},
     ]
-    return json.dumps({"model": "m", "languages": languages, "default_language": "en", "max_upload_mb": 1, **more})
+    subtitles = {"max_characters": 84, "max_s": 7}
+    told = {"model": "m", "languages": languages, "default_language": "en", "max_upload_mb": 1, "subtitles": subtitles}
+    return json.dumps({**told, **more})
 
 
 def options(page: Page, menu: str) -> list[str]:

@@ -6,6 +6,10 @@ from playwright.sync_api import Page, expect
 
 @pytest.fixture
 def opened(page: Page, samples) -> Page:
+    return written_out(page, samples)
+
+
+def written_out(page: Page, samples: dict[str, dict]) -> Page:
     """The page with a recording and its translation."""
     page.select_option("#language", "en")
     page.select_option("#target", "de")
@@ -41,6 +45,14 @@ def test_what_was_written_is_saved_as_subtitles(opened, samples, read_cues):
         assert " ".join(cue.text for cue in cues) == samples["en"]["text"]
         assert 0 <= cues[0].start < cues[-1].end <= samples["en"]["duration"] + 0.1
     assert saved(opened, "txt", "Translation").replace("\n", " ").strip() == samples["en"]["translations"]["de"]
+
+
+def test_subtitles_are_as_long_as_the_server_is_set_to_make_them(visit, serve, samples, read_cues):
+    page = visit(at=serve(CANARY_SUBTITLE_LINE_LENGTH="10", CANARY_SUBTITLE_LINES="1"))
+    page.locator("#start:enabled").wait_for()
+    cues = read_cues("srt", saved(written_out(page, samples), "srt"))
+    assert " ".join(cue.text for cue in cues) == samples["en"]["text"]
+    assert max(len(cue.text) for cue in cues) <= 10
 
 
 def test_what_was_written_is_copied(opened, samples):

@@ -11,12 +11,14 @@ LINES = [
     {"start": 3661.5, "end": 3661.5, "text": "No time at all", "translation": {"text": "Keine Zeit"}},
 ]
 
+LIMITS = {"max_characters": 84, "max_s": 7}
+
 
 @pytest.fixture
 def write(page) -> Callable[..., str]:
     def run(format: str, lines: list[dict], which: str = "text") -> str:
         script = "async (given) => (await import('/static/subtitles.js')).write(...given)"
-        return page.evaluate(script, [format, lines, which])
+        return page.evaluate(script, [format, lines, which, LIMITS])
 
     return run
 
