@@ -1,7 +1,9 @@
 """NVIDIA Canary on MLX: waveforms in, transcripts out. Knows no HTTP and no NeMo."""
 
-from model import allocator, blas
+import os
 
-# Before anything below this package imports mlx.core: afterwards it would be too late.
-blas.load()
+from model import allocator
+
+# For torch, before it is loaded: its idle threads wait for work by keeping a core busy, which numpy's BLAS then lacks.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 allocator.keep_freed_memory()

@@ -6,7 +6,6 @@ Source: NeMo's get_forced_aligned_timestamps_with_external_model; the times are 
 from pathlib import Path
 from typing import Self
 
-import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from sentencepiece import SentencePieceProcessor
@@ -32,7 +31,7 @@ class Aligner(nn.Module):
         self._pieces = pieces
         self.preprocessor = LogMel(config.preprocessor)
         self.encoder = FastConformer(config.encoder)
-        self.head = nn.Linear(config.encoder.d_model, config.vocab_size + 1)
+        self.head = kernels.Linear(config.encoder.d_model, config.vocab_size + 1)
 
     @classmethod
     def load(cls, folder: Path, dtype: str) -> Self:
@@ -45,9 +44,9 @@ class Aligner(nn.Module):
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:
         """(N,) float32 at the model's rate → (T', V + 1), the blank last."""
-        mel, _ = self.preprocessor(mx.array(waveform)[None], mx.array([len(waveform)]))
+        mel, _ = self.preprocessor(waveform[None], [len(waveform)])
         frames = len(waveform) // self.config.preprocessor.hop_length
-        states = self.encoder(mel[:, :frames].astype(self.encoder.dtype))[:, : subsampled(frames)]
+        states = self.encoder(mel[:, :frames])[:, : subsampled(frames)]
         return np.array(kernels.log_softmax(self.head(states))[0])
 
     def word_times(self, waveform: np.ndarray, text: str) -> list[tuple[float, float]] | None:

@@ -7,8 +7,6 @@ are always the first R. Buffers grow in steps of a few sizes, so that shapes rep
 import mlx.core as mx
 import numpy as np
 
-from model.kernels import to_numpy
-
 TIME_STEP = 64
 
 
@@ -41,12 +39,12 @@ class KVSlots:
             new[:have_rows, :, :have_time] = old
         self.keys, self.values = grown
 
-    def write(self, positions: mx.array, time: int, keys: mx.array, values: mx.array) -> None:
-        """One new position in each of the first R rows: positions (R,) < time, keys and values (R, H, 1, d)."""
-        self.make_room(positions.shape[0], time)
-        rows = mx.arange(positions.shape[0])
-        self.keys[rows, :, positions] = keys.squeeze(2)
-        self.values[rows, :, positions] = values.squeeze(2)
+    def write(self, positions: list[int], time: int, keys: mx.array, values: mx.array) -> None:
+        """One new position in each of the first R rows: all < time, keys and values (R, H, 1, d)."""
+        self.make_room(len(positions), time)
+        rows, columns = mx.arange(len(positions)), mx.array(positions)
+        self.keys[rows, :, columns] = keys.squeeze(2)
+        self.values[rows, :, columns] = values.squeeze(2)
 
     def read(self, rows: int, time: int) -> tuple[mx.array, mx.array]:
         """Views (rows, H, time, d) of what is in use."""
@@ -58,10 +56,11 @@ class KVSlots:
             self.keys[row] = self.keys[last]
             self.values[row] = self.values[last]
 
-    def reorder(self, rows: mx.array, sources: mx.array) -> None:
-        """Row rows[i] becomes what row sources[i] was: (n,) each."""
-        self.keys[rows] = self.keys[sources]
-        self.values[rows] = self.values[sources]
+    def reorder(self, rows: list[int], sources: list[int]) -> None:
+        """Row rows[i] becomes what row sources[i] was."""
+        to, of = mx.array(rows), mx.array(sources)
+        self.keys[to] = self.keys[of]
+        self.values[to] = self.values[of]
 
     def clear(self) -> None:
         """Give the memory back."""
@@ -71,17 +70,16 @@ class KVSlots:
 class KVRows:
     """The same, each row as long as it is: nothing is padded, and what rows have in common is kept once.
 
-    For a CPU, which goes through rows one by one and gains nothing from their lying in one buffer: numpy arrays, which
-    are written in place.
+    For a CPU, which goes through rows one by one and gains nothing from their lying in one buffer.
     """
 
     def __init__(self) -> None:
         self._rows: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
+    def join(self, at: int, keys: np.ndarray, values: np.ndarray, copies: int) -> None:
         """Put a row (1, H, T, d) at rows at … at+copies-1, which are the last."""
         assert at == len(self._rows)
-        self._rows += [(to_numpy(keys)[0].copy(), to_numpy(values)[0].copy())] * copies
+        self._rows += [(keys[0].copy(), values[0].copy())] * copies
 
     def read(self, rows: int, time: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """(H, T, d) of each row, T its own."""
@@ -103,23 +101,22 @@ class GrowingRows(KVRows):
         super().__init__()
         self._used: list[int] = []
 
-    def join(self, at: int, keys: mx.array, values: mx.array, copies: int) -> None:
+    def join(self, at: int, keys: np.ndarray, values: np.ndarray, copies: int) -> None:
         T = keys.shape[2]
-        self._rows += [(_with_room(to_numpy(keys)[0], T), _with_room(to_numpy(values)[0], T)) for _ in range(copies)]
+        self._rows += [(_with_room(keys[0], T), _with_room(values[0], T)) for _ in range(copies)]
         self._used += [T] * copies
 
-    def write(self, positions: mx.array, time: int, keys: mx.array, values: mx.array) -> None:
-        """One new position in each row: positions (R,), keys and values (R, H, 1, d)."""
-        new_keys, new_values = to_numpy(keys)[:, :, 0], to_numpy(values)[:, :, 0]
-        for i, position in enumerate(_numbers(positions)):
+    def write(self, positions: list[int], time: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """One new position in each row: keys and values (R, H, 1, d)."""
+        for i, position in enumerate(positions):
             held_keys, held_values = self._rows[i]
             if position == held_keys.shape[1]:
                 held_keys, held_values = self._rows[i] = (
                     _with_room(held_keys, position + 1),
                     _with_room(held_values, position + 1),
                 )
-            held_keys[:, position] = new_keys[i]
-            held_values[:, position] = new_values[i]
+            held_keys[:, position] = keys[i, :, 0]
+            held_values[:, position] = values[i, :, 0]
             self._used[i] = position + 1
 
     def read(self, rows: int, time: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -131,10 +128,10 @@ class GrowingRows(KVRows):
         self._used[row] = self._used[last]
         self._used.pop()
 
-    def reorder(self, rows: mx.array, sources: mx.array) -> None:
-        """Row rows[i] becomes what row sources[i] was: (n,) each."""
-        moved = [(k.copy(), v.copy()) for k, v in (self._rows[s] for s in _numbers(sources))]
-        for row, pair in zip(_numbers(rows), moved, strict=True):
+    def reorder(self, rows: list[int], sources: list[int]) -> None:
+        """Row rows[i] becomes what row sources[i] was."""
+        moved = [(k.copy(), v.copy()) for k, v in (self._rows[s] for s in sources)]
+        for row, pair in zip(rows, moved, strict=True):
             self._rows[row] = pair
 
     def clear(self) -> None:
@@ -148,11 +145,6 @@ def _with_room(x: np.ndarray, positions: int) -> np.ndarray:
     grown = np.zeros((H, rounded_up(positions, TIME_STEP), d), np.float32)
     grown[:, :T] = x
     return grown
-
-
-def _numbers(x: mx.array) -> list[int]:
-    """Those of (n,)."""
-    return x.tolist()  # type: ignore[return-value]
 
 
 def _doubled(n: int, least: int) -> int:

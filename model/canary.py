@@ -19,6 +19,7 @@ from model.decoder import CrossMemory, Decoder, Head
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
+from model.kernels import Array, to_numpy
 from model.language import Detection, detection_from
 from model.prompt import Task, asks_for_times, language_query_tokens, prompt_tokens
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
@@ -38,7 +39,7 @@ class Encoded:
     features_s, encode_s: how long the batch it was in took.
     """
 
-    vectors: mx.array
+    vectors: Array
     total_steps: int
     features_s: float = 0.0
     encode_s: float = 0.0
@@ -54,7 +55,7 @@ class Canary(nn.Module):
         self.preprocessor = LogMel(config.preprocessor)
         self.encoder = FastConformer(config.encoder)
         if config.encoder.d_model != config.decoder.hidden_size:
-            self.encoder_decoder_proj = nn.Linear(config.encoder.d_model, config.decoder.hidden_size)
+            self.encoder_decoder_proj = kernels.Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
         # canary-1b-v2's timestamps model: as large as itself, so loaded when times are first asked for.
@@ -85,26 +86,28 @@ class Canary(nn.Module):
 
     @property
     def dtype(self) -> mx.Dtype:
-        return self.decoder.token_embedding.weight.dtype
+        """What it computes in."""
+        dtype = self.decoder.position_encoding.dtype
+        return mx.float32 if dtype == np.float32 else dtype
 
-    def features(self, waveforms: list[np.ndarray]) -> tuple[mx.array, mx.array]:
+    def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
         """Waveforms of any lengths → log-mel (B, T, n_mels) float32 and the valid frames (B,)."""
         lengths = [len(w) for w in waveforms]
         padded = np.zeros((len(waveforms), max(lengths)), np.float32)
         for row, waveform in zip(padded, waveforms, strict=True):
             row[: len(waveform)] = waveform
-        return self.preprocessor(mx.array(padded), mx.array(lengths))
+        return self.preprocessor(padded, lengths)
 
-    def encode(self, mel: mx.array, lengths: mx.array | None = None) -> mx.array:
+    def encode(self, mel: Array, lengths: Array = None) -> Array:
         """(B, T, n_mels) and the valid frames (B,), None where all are → (B, T', M) as the decoder attends to it.
 
         A row's first `subsampled(length)` steps are its own; what follows holds no meaning.
         """
-        encoded = self.encoder(mel.astype(self.dtype), lengths)
+        encoded = self.encoder(mel, lengths)
         return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
 
-    def logits(self, tokens: mx.array, encoded: mx.array, lengths: mx.array) -> mx.array:
-        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S)."""
+    def logits(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
+        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S), by encoded (B, T, M)."""
         hidden, _ = self.decoder.prefill(tokens, self.decoder.cross_memory(encoded, lengths))
         return self.head(hidden, self.decoder.token_embedding)
 
@@ -131,7 +134,7 @@ class Canary(nn.Module):
         """The spoken language, by what the model itself would put in the prompt's place for it."""
         codes = self.config.languages
         vectors = encoded.vectors[None]
-        memory = self.decoder.cross_memory(vectors, mx.array([vectors.shape[1]]))
+        memory = self.decoder.cross_memory(vectors, [vectors.shape[1]])
         if self.config.prompt_format == "canary":
             scores = self._scores_of_prompts([self.prompt(Task(code)) for code in codes], memory)
         else:
@@ -150,20 +153,17 @@ class Canary(nn.Module):
 
     def _log_probs(self, tokens: list[list[int]], memory: CrossMemory) -> np.ndarray:
         """(R, S, V) of what follows each of R rows of S tokens; `memory` is of the one audio that all are about."""
-        R = len(tokens)
-        keys, values = ([mx.repeat(x, R, axis=0) for x in layers] for layers in (memory.keys, memory.values))
-        hidden, _ = self.decoder.prefill(mx.array(tokens), CrossMemory(keys, values, memory.inside))
+        hidden, _ = self.decoder.prefill(tokens, memory.of_rows([0] * len(tokens)))
         return np.array(self.head(hidden, self.decoder.token_embedding))
 
     def cross_attention(self, encoded: Encoded, prompt: list[int], tokens: list[int]) -> np.ndarray:
         """Which encoder steps each of `tokens`, written after `prompt`, was written from: (len(tokens), T)."""
         vectors = encoded.vectors[None]
-        cross = self.decoder.cross_memory(vectors, mx.array([vectors.shape[1]]))
-        whole = mx.array([prompt + tokens])
+        cross = self.decoder.cross_memory(vectors, [vectors.shape[1]])
         # NeMo looks at the last but one; of two layers the first attends to no place in particular.
         layers = self.config.decoder.num_layers
         layer = layers - 2 if layers > 2 else layers - 1
-        return np.array(self.decoder.cross_attention(whole, cross, layer)[len(prompt) - 1 : -1].astype(mx.float32))
+        return to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
 
     def prompt(self, task: Task) -> list[int]:
         """The decoder's first tokens for `task`. Raises TaskError."""

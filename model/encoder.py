@@ -4,12 +4,14 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from model import kernels
 from model.config import EncoderConfig
+from model.kernels import Array, Linear, like, namespace
 
 # Encoder steps whose subsampling a CPU's cache holds.
-STRETCH = 16
+STRETCH = 8
 # Encoder steps, 41 s, up to which projected positions are kept.
 POSITIONS_KEPT = 512
 
@@ -37,8 +39,10 @@ class Depthwise2d(nn.Module):
         self.weight = mx.zeros((channels, 3, 3, 1))
         self.bias = mx.zeros((channels,))
 
-    def __call__(self, x: mx.array) -> mx.array:
-        return kernels.depthwise_2d(x, self.weight) + self.bias
+    def __call__(self, x: Array) -> Array:
+        x = kernels.depthwise_2d(x, self.weight)
+        x += self.bias
+        return x
 
 
 class Subsampling(nn.Module):
@@ -49,29 +53,24 @@ class Subsampling(nn.Module):
         C = config.subsampling_conv_channels
         self.conv_in = nn.Conv2d(1, C, kernel_size=3, stride=2, padding=(0, 1))
         self.depthwise1 = Depthwise2d(C)
-        self.pointwise1 = nn.Linear(C, C)
+        self.pointwise1 = Linear(C, C)
         self.depthwise2 = Depthwise2d(C)
-        self.pointwise2 = nn.Linear(C, C)
-        self.out = nn.Linear(C * subsampled(config.feat_in), config.d_model)
+        self.pointwise2 = Linear(C, C)
+        self.out = Linear(C * subsampled(config.feat_in), config.d_model)
 
-    def __call__(self, mel: mx.array, lengths: mx.array | None) -> mx.array:
+    def __call__(self, mel: Array, lengths: Array | None) -> Array:
         """mel: (B, T, n_mels); lengths: (B,) valid frames, None where all are → (B, T', d_model).
 
         Frames past a length count as zeros in every convolution.
         """
         # The first map is 256 channels wide: on a CPU short stretches of it stay in the cache.
         T = subsampled(mel.shape[1])
-        stretch = STRETCH if kernels.on_cpu() else T
-        parts = []
-        for t in range(0, T, stretch):
-            part = self._map(3, t, min(t + stretch, T), mel, lengths)
-            parts.append(self.out(part.reshape(*part.shape[:2], -1)))
-            if kernels.on_cpu():
-                # One after the other: left to itself MLX has many in the making at once.
-                mx.eval(parts[-1])
-        return mx.concatenate(parts, axis=1)
+        stretch = STRETCH if isinstance(mel, np.ndarray) else T
+        parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
+        x = namespace(mel).concatenate(parts, axis=1)
+        return self.out(x.reshape(*x.shape[:2], -1))
 
-    def _map(self, level: int, start: int, stop: int, mel: mx.array, lengths: mx.array | None) -> mx.array:
+    def _map(self, level: int, start: int, stop: int, mel: Array, lengths: Array | None) -> Array:
         """Frames start … stop of the map after `level` convolutions, (B, stop - start, F, C or 1).
 
         Frames before the audio's begin or past its end are zero.
@@ -80,36 +79,45 @@ class Subsampling(nn.Module):
             return _frames(mel[..., None], 0, start, stop, mel.shape[1], lengths)
         x = self._map(level - 1, 2 * start - 1, 2 * stop, mel, lengths)
         if level == 1:
-            x = nn.relu(self.conv_in(x))
+            x = kernels.conv_2d(x, self.conv_in.weight)
+            x += self.conv_in.bias
         elif level == 2:
-            x = nn.relu(self.pointwise1(self.depthwise1(x)))
+            x = self.pointwise1(self.depthwise1(x))
         else:
-            x = nn.relu(self.pointwise2(self.depthwise2(x)))
+            x = self.pointwise2(self.depthwise2(x))
+        x = kernels.relu(x)
         for _ in range(level):
             lengths = None if lengths is None else (lengths - 1) // 2 + 1
         return _frames(x, start, start, stop, subsampled(mel.shape[1], level), lengths)
 
 
-def _frames(x: mx.array, first: int, start: int, stop: int, total: int, lengths: mx.array | None) -> mx.array:
+def _frames(x: Array, first: int, start: int, stop: int, total: int, lengths: Array | None) -> Array:
     """Frames start … stop of x (B, n, …), whose frame 0 is `first` and whose audio has `total`; zero outside of it."""
+    xp = namespace(x)
     low, high = max(start, 0), min(stop, total)
     inside = x[:, low - first : high - first]
     if lengths is not None:
-        valid = mx.arange(low, high) < lengths[:, None]
-        inside = mx.where(valid[..., None, None], inside, mx.array(0, x.dtype))
+        valid = xp.arange(low, high) < lengths[:, None]
+        inside = _zero_outside(valid[..., None, None], inside)
     if (low, high) == (start, stop):
         return inside
-    return mx.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
+    return xp.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
+
+
+def _zero_outside(inside: Array, x: Array) -> Array:
+    """x where `inside` is true, which is broadcast to it, and zero elsewhere."""
+    xp = namespace(x)
+    return xp.where(inside, x, xp.zeros((), x.dtype))
 
 
 class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         inner = config.d_model * config.ff_expansion_factor
-        self.linear1 = nn.Linear(config.d_model, inner, bias=config.use_bias)
-        self.linear2 = nn.Linear(inner, config.d_model, bias=config.use_bias)
+        self.linear1 = Linear(config.d_model, inner, bias=config.use_bias)
+        self.linear2 = Linear(inner, config.d_model, bias=config.use_bias)
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Array) -> Array:
         return self.linear2(kernels.silu(self.linear1(x)))
 
 
@@ -119,41 +127,38 @@ class RelativeAttention(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D, H = config.d_model, config.n_heads
-        self.linear_qkv = nn.Linear(D, 3 * D, bias=config.use_bias)
-        self.linear_pos = nn.Linear(D, D, bias=False)
-        self.linear_out = nn.Linear(D, D, bias=config.use_bias)
-        self.pos_bias_u = mx.zeros((H, D // H))
-        self.pos_bias_v = mx.zeros((H, D // H))
+        self.linear_qkv = Linear(D, 3 * D, bias=config.use_bias)
+        self.linear_pos = Linear(D, D, bias=False)
+        self.linear_out = Linear(D, D, bias=config.use_bias)
+        self.pos_bias_u: Array = mx.zeros((H, D // H))
+        self.pos_bias_v: Array = mx.zeros((H, D // H))
 
         # The projected sinusoids of the longest audio so far; a shorter one's are the middle of them.
-        self._projected = mx.zeros((H, 0, D // H))
+        self._projected: Array = mx.zeros((H, 0, D // H))
 
-    def __call__(self, x: mx.array, mask: mx.array | None) -> mx.array:
+    def __call__(self, x: Array, mask: Array | None) -> Array:
         """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all."""
         B, T, D = x.shape
         H = self.pos_bias_u.shape[0]
-        q, k, v = mx.split(self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3), 3, axis=1)
+        heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
+        q, k, v = heads[:, :H], heads[:, H : 2 * H], heads[:, 2 * H :]
         scale = 1 / math.sqrt(D // H)
-        by_distance = mx.contiguous((q + self.pos_bias_v[:, None]) * scale @ self._positions(T).swapaxes(-1, -2))
-        # Row i of the product holds distances from T-1 down; a row stride one short of its width moves each row one
-        # place to the left of the one above, so that column j is the distance i - j. Nothing is copied.
-        width = 2 * T - 1
-        bias = mx.as_strided(by_distance, (B, H, T, T), (H * T * width, T * width, width - 1, 1), T - 1)
+        bias = kernels.relative_shift((q + self.pos_bias_v[:, None]) * scale @ self._positions(T).swapaxes(-1, -2))
         if mask is not None:
-            bias = mx.where(mask, bias, mx.array(-mx.inf, bias.dtype))
+            bias = namespace(x).where(mask, bias, -math.inf)
         attended = kernels.attention(q + self.pos_bias_u[:, None], k, v, scale, bias)
         return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
 
-    def _positions(self, length: int) -> mx.array:
+    def _positions(self, length: int) -> Array:
         """(H, 2·length - 1, D/H): the projected distances length-1 … -(length-1)."""
         H, have, d = self._projected.shape
         if have < 2 * length - 1:
             longest = max(length, min(2 * length, POSITIONS_KEPT))
-            sinusoids = positional_encoding(longest, H * d).astype(self.pos_bias_u.dtype)
+            sinusoids = like(positional_encoding(longest, H * d), self.pos_bias_u).astype(self.pos_bias_u.dtype)
             projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
             if longest > POSITIONS_KEPT:
                 return projected
-            self._projected = mx.contiguous(projected)
+            self._projected = kernels.contiguous(projected)
             have = 2 * longest - 1
         middle = have // 2
         return self._projected[:, middle - length + 1 : middle + length]
@@ -165,16 +170,17 @@ class Convolution(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D = config.d_model
-        self.pointwise_conv1 = nn.Linear(D, 2 * D, bias=config.use_bias)
+        self.pointwise_conv1 = Linear(D, 2 * D, bias=config.use_bias)
         self.depthwise_conv = nn.Conv1d(D, D, config.conv_kernel_size, groups=D)
-        self.pointwise_conv2 = nn.Linear(D, D, bias=config.use_bias)
+        self.pointwise_conv2 = Linear(D, D, bias=config.use_bias)
 
-    def __call__(self, x: mx.array, inside: mx.array | None) -> mx.array:
+    def __call__(self, x: Array, inside: Array | None) -> Array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
         x = kernels.glu(self.pointwise_conv1(x))
         if inside is not None:
-            x = mx.where(inside, x, mx.array(0, x.dtype))
-        x = kernels.depthwise_1d(x, self.depthwise_conv.weight) + self.depthwise_conv.bias
+            x = _zero_outside(inside, x)
+        x = kernels.depthwise_1d(x, self.depthwise_conv.weight)
+        x += self.depthwise_conv.bias
         return self.pointwise_conv2(kernels.silu(x))
 
 
@@ -192,7 +198,7 @@ class ConformerLayer(nn.Module):
         self.feed_forward2 = FeedForward(config)
         self.norm_out = kernels.LayerNorm(D)
 
-    def __call__(self, x: mx.array, inside: mx.array | None) -> mx.array:
+    def __call__(self, x: Array, inside: Array | None) -> Array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
         x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
@@ -211,19 +217,21 @@ class FastConformer(nn.Module):
         self.subsampling = Subsampling(config)
         self.layers = [ConformerLayer(config) for _ in range(config.n_layers)]
 
-    @property
-    def dtype(self) -> mx.Dtype:
-        return self.layers[0].norm_out.weight.dtype
-
-    def __call__(self, mel: mx.array, lengths: mx.array | None = None) -> mx.array:
+    def __call__(self, mel: Array, lengths: Array = None) -> Array:
         """mel: (B, T, n_mels); lengths: (B,) valid frames, or None where all T are → (B, T', d_model).
 
-        T' is the subsampled T. Steps past a row's subsampled length hold no meaning.
+        T' is the subsampled T. Steps past a row's subsampled length hold no meaning. What comes out is of the library
+        that the weights are of.
         """
+        weight = self.layers[0].norm_out.weight
+        mel = like(mel, weight).astype(weight.dtype)
+        lengths = None if lengths is None else like(lengths, weight)
         x = self.subsampling(mel, lengths)
         if self._config.xscaling:
             x = x * math.sqrt(self._config.d_model)
-        inside = None if lengths is None else (mx.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
+        inside = (
+            None if lengths is None else (namespace(x).arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
+        )
         for layer in self.layers:
             x = layer(x, inside)
         return x

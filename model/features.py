@@ -3,7 +3,9 @@
 import mlx.core as mx
 import mlx.nn as nn
 
+from model import kernels
 from model.config import PreprocessorConfig
+from model.kernels import Array, like, namespace
 
 LOG_GUARD = 2.0**-24
 STD_GUARD = 1e-5
@@ -15,10 +17,10 @@ class LogMel(nn.Module):
     def __init__(self, config: PreprocessorConfig):
         super().__init__()
         self._config = config
-        self.window = mx.zeros((config.win_length,))
-        self.fb = mx.zeros((config.features, config.n_fft // 2 + 1))
+        self.window: Array = mx.zeros((config.win_length,))
+        self.fb: Array = mx.zeros((config.features, config.n_fft // 2 + 1))
 
-    def __call__(self, waveform: mx.array, lengths: mx.array) -> tuple[mx.array, mx.array]:
+    def __call__(self, waveform: Array, lengths: Array) -> tuple[Array, Array]:
         """Normalised log-mel features.
 
         waveform: (B, N) float32 in [-1, 1] at the model's rate, zero-padded; lengths: (B,) samples.
@@ -26,37 +28,38 @@ class LogMel(nn.Module):
         Frames past a row's valid ones are zero.
         """
         config = self._config
+        waveform, lengths = like(waveform, self.fb), like(lengths, self.fb)
+        xp = namespace(waveform)
         valid = lengths // config.hop_length
         power = self._power_spectrum(_preemphasised(waveform, lengths, config.preemph))
-        log_mel = mx.log(power @ self.fb.T + LOG_GUARD)
-        inside = (mx.arange(log_mel.shape[1]) < valid[:, None])[..., None]
+        log_mel = xp.log(power @ self.fb.T + LOG_GUARD)
+        inside = (xp.arange(log_mel.shape[1]) < valid[:, None])[..., None]
         return _normalised_per_feature(log_mel, inside, valid), valid
 
-    def _power_spectrum(self, waveform: mx.array) -> mx.array:
+    def _power_spectrum(self, waveform: Array) -> Array:
         """(B, N) → (B, N // hop + 1, n_fft // 2 + 1): centred frames over zero padding."""
-        config = self._config
+        config, xp = self._config, namespace(waveform)
         half = config.n_fft // 2
-        padded = mx.contiguous(mx.pad(waveform, [(0, 0), (half, half)]))
-        B, N = padded.shape
-        T = (N - config.n_fft) // config.hop_length + 1
-        frames = mx.as_strided(padded, (B, T, config.n_fft), (N, config.hop_length, 1))
+        frames = kernels.frames(xp.pad(waveform, [(0, 0), (half, half)]), config.n_fft, config.hop_length)
         left = (config.n_fft - config.win_length) // 2
-        window = mx.pad(self.window, (left, config.n_fft - config.win_length - left))
-        spectrum = mx.fft.rfft(frames * window, axis=-1)
-        return mx.real(spectrum).square() + mx.imag(spectrum).square()
+        window = xp.pad(self.window, (left, config.n_fft - config.win_length - left))
+        spectrum = xp.fft.rfft(frames * window, axis=-1)
+        return xp.square(xp.real(spectrum)) + xp.square(xp.imag(spectrum))
 
 
-def _preemphasised(waveform: mx.array, lengths: mx.array, coefficient: float) -> mx.array:
+def _preemphasised(waveform: Array, lengths: Array, coefficient: float) -> Array:
     """y[n] = x[n] - c·x[n-1], zero past each row's length."""
-    filtered = mx.concatenate([waveform[:, :1], waveform[:, 1:] - coefficient * waveform[:, :-1]], axis=1)
-    return mx.where(mx.arange(waveform.shape[1]) < lengths[:, None], filtered, 0.0)
+    xp = namespace(waveform)
+    filtered = xp.concatenate([waveform[:, :1], waveform[:, 1:] - coefficient * waveform[:, :-1]], axis=1)
+    return xp.where(xp.arange(waveform.shape[1]) < lengths[:, None], filtered, 0.0)
 
 
-def _normalised_per_feature(x: mx.array, inside: mx.array, valid: mx.array) -> mx.array:
+def _normalised_per_feature(x: Array, inside: Array, valid: Array) -> Array:
     """Zero mean and unit deviation per row and band over the valid frames; zero elsewhere."""
+    xp = namespace(x)
     count = valid[:, None, None].astype(x.dtype)
-    mean = mx.where(inside, x, 0.0).sum(axis=1, keepdims=True) / mx.maximum(count, 1)
-    centred = mx.where(inside, x - mean, 0.0)
+    mean = xp.where(inside, x, 0.0).sum(axis=1, keepdims=True) / xp.maximum(count, 1)
+    centred = xp.where(inside, x - mean, 0.0)
     # n - 1, as torch.std; a single frame has no deviation.
-    deviation = mx.sqrt(centred.square().sum(axis=1, keepdims=True) / mx.maximum(count - 1, 1))
+    deviation = xp.sqrt(xp.square(centred).sum(axis=1, keepdims=True) / xp.maximum(count - 1, 1))
     return centred / (deviation + STD_GUARD)

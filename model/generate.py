@@ -10,8 +10,8 @@ import numpy as np
 
 from model import kernels
 from model.beam import Beam
-from model.cache import TIME_STEP, rounded_up
 from model.decoder import Decoder, Head
+from model.kernels import Array, like, namespace
 
 MAX_BEAM = 32
 
@@ -39,7 +39,7 @@ class Utterance:
     """
 
     key: int
-    encoded: mx.array
+    encoded: Array
     prompt: list[int]
     limit: int
     beam_size: int = 1
@@ -120,7 +120,7 @@ class RunningBatch:
     ):
         self._look_ahead = not kernels.on_cpu() if look_ahead is None else look_ahead
         # The tokens (R,) and log-probabilities (R,) of a step under way.
-        self._ahead: tuple[mx.array, mx.array] | None = None
+        self._ahead: tuple[Array, Array] | None = None
         self._decoder = decoder
         self._head = head
         self._ends = (end_id, pad_id)
@@ -146,12 +146,12 @@ class RunningBatch:
         audios = {id(u.encoded): u.encoded for u in utterances}
         of_audio = [list(audios).index(id(u.encoded)) for u in utterances]
         encoded, lengths = _padded(list(audios.values()))
-        memory = self._decoder.cross_memory(encoded, mx.array(lengths))
+        memory = self._decoder.cross_memory(encoded, lengths)
         prompts = [u.prompt for u in utterances]
         S = max(map(len, prompts))
-        tokens = mx.array([p + [self._ends[1]] * (S - len(p)) for p in prompts])
+        tokens = [p + [self._ends[1]] * (S - len(p)) for p in prompts]
         hidden, remembered = self._decoder.prefill(tokens, memory.of_rows(of_audio))
-        last = hidden[mx.arange(len(prompts)), mx.array([len(p) - 1 for p in prompts])]
+        last = hidden[like(np.arange(len(prompts)), hidden), like([len(p) - 1 for p in prompts], hidden)]
         scores = np.array(self._head(last, self._decoder.token_embedding))
         for i, utterance in enumerate(utterances):
             owner = self._begun(utterance, scores[i])
@@ -173,26 +173,26 @@ class RunningBatch:
         if not self._owners:
             return []
         if any(isinstance(owner, _Searched) for owner in self._owners):
-            return self._book(np.array(self._log_probs(mx.array(self._last_tokens()))))
-        written = self._ahead or self._written(mx.array(self._last_tokens()))
+            return self._book(np.array(self._log_probs(self._last_tokens())))
+        written = self._ahead or self._written(self._last_tokens())
         if self._look_ahead:
             self._ahead = self._written(written[0], ahead=1)
             mx.async_eval(*self._ahead)
         return self._book_greedy(*written)
 
-    def _written(self, tokens: mx.array, ahead: int = 0) -> tuple[mx.array, mx.array]:
+    def _written(self, tokens: Array, ahead: int = 0) -> tuple[Array, Array]:
         """The most probable token after each of `tokens` (R,), and its log-probability."""
         scores = self._log_probs(tokens, ahead)
         best = scores.argmax(axis=-1)
-        return best, mx.take_along_axis(scores, best[:, None], axis=-1).squeeze(1)
+        return best, namespace(scores).take_along_axis(scores, best[:, None], axis=-1)[:, 0]
 
     def _settled(self) -> list[Generated]:
         """Take in the step under way, so that rows may change; returns the utterances that it ended."""
         written, self._ahead = self._ahead, None
         return self._book_greedy(*written) if written else []
 
-    def _book_greedy(self, tokens: mx.array, log_probs: mx.array) -> list[Generated]:
-        for owner, token, log_prob in zip(self._owners, tokens.tolist(), log_probs.tolist(), strict=True):  # type: ignore[arg-type]
+    def _book_greedy(self, tokens: Array, log_probs: Array) -> list[Generated]:
+        for owner, token, log_prob in zip(self._owners, tokens.tolist(), log_probs.tolist(), strict=True):
             assert isinstance(owner, _Greedy)
             owner.position += 1
             owner.write(token, log_prob)
@@ -233,7 +233,9 @@ class RunningBatch:
             for slots in (*self._self, *self._cross):
                 slots.clear()
         elif self._ahead:
-            self._ahead = self._ahead[0][mx.array(order)], self._ahead[1][mx.array(order)]
+            tokens, log_probs = self._ahead
+            kept = like(order, tokens)
+            self._ahead = tokens[kept], log_probs[kept]
 
     def _last_tokens(self) -> list[int]:
         tokens = [0] * self.rows
@@ -242,15 +244,12 @@ class RunningBatch:
                 tokens[row] = token
         return tokens
 
-    def _log_probs(self, tokens: mx.array, ahead: int = 0) -> mx.array:
+    def _log_probs(self, tokens: Array, ahead: int = 0) -> Array:
         """(R, V) for what follows `tokens` (R,), which are `ahead` places past what is booked."""
         # A row looked ahead of may already be full; what it gets is thrown away.
         last = self._decoder.position_encoding.shape[0] - 1
         positions = [min(owner.position + ahead, last) for owner in self._owners]
-        time = rounded_up(max(positions) + 1, TIME_STEP)
-        T = rounded_up(max(self._lengths), TIME_STEP)
-        inside = (mx.arange(T) < mx.array(self._lengths)[:, None])[:, None, None]
-        hidden = self._decoder.step(tokens, mx.array(positions), time, self._self, self._cross, inside)
+        hidden = self._decoder.step(tokens, positions, self._self, self._cross, self._lengths)
         return self._head(hidden, self._decoder.token_embedding)
 
     def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
@@ -282,17 +281,17 @@ class RunningBatch:
     def _reorder(self, rows: list[int], parents: np.ndarray) -> None:
         """Each of a beam's rows becomes what its parent's row was."""
         if (parents != np.arange(len(rows))).any():
-            sources = mx.array([rows[p] for p in parents])
+            sources = [rows[p] for p in parents]
             for slots in self._self:
-                slots.reorder(mx.array(rows), sources)
+                slots.reorder(rows, sources)
 
 
-def _padded(audios: list[mx.array]) -> tuple[mx.array, list[int]]:
+def _padded(audios: list[Array]) -> tuple[Array, list[int]]:
     """Encodings (T, M) as (n, T, M), zero-padded on the right, and their lengths."""
+    xp = namespace(audios[0])
     lengths = [audio.shape[0] for audio in audios]
     T = max(lengths)
-    padded = [mx.pad(audio, [(0, T - n), (0, 0)]) for audio, n in zip(audios, lengths, strict=True)]
-    return mx.stack(padded), lengths
+    return xp.stack([xp.pad(audio, [(0, T - n), (0, 0)]) for audio, n in zip(audios, lengths, strict=True)]), lengths
 
 
 def new_token_limit(total_steps: int, prompt_length: int, max_sequence_length: int, max_generation_delta: int) -> int:

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import numpy as np
 
 from model import kernels
+from model.kernels import Array
 
 # As Linux names the instructions that multiply 8-bit numbers.
 _VNNI = {"avx512_vnni", "avx_vnni"}
@@ -56,7 +57,7 @@ class Int8Linear(nn.Module):
         self._packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(whole), None)
         self._bias = torch.zeros(len(scales)) if bias is None else torch.from_numpy(np.array(bias.astype(mx.float32)))
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: Array) -> Array:
         """(…, I) → (…, O)"""
         import torch
 
@@ -70,8 +71,8 @@ class Int8Linear(nn.Module):
             *(torch.from_numpy(whole), 1.0, _ZERO, self._packed, self._scales, self._zeros, None),
             *(1.0, 0, torch.float32, "none", [], ""),
         )
-        scaled = torch.addcmul(self._bias, product[:R], torch.from_numpy(scales))
-        return mx.array(scaled.numpy()).reshape(*x.shape[:-1], -1).astype(x.dtype)
+        scaled = torch.addcmul(self._bias, product[:R], torch.from_numpy(scales)).numpy().reshape(*x.shape[:-1], -1)
+        return scaled if isinstance(x, np.ndarray) else mx.array(scaled).astype(x.dtype)
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -57,27 +58,25 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
 
 
 def lay_out_for_cpu(module: nn.Module) -> None:
-    """Where a CPU computes, in float32, put the linear layers' weights where it reads them fastest: on large pages."""
-    if not kernels.on_cpu():
+    """Where a CPU computes, in float32, make the arrays of `module` numpy's, with which it computes from then on.
+
+    What is multiplied with is kept by inputs and in one block, for which numpy asks the system for large pages: so a
+    single row is multiplied as fast as memory is read.
+    """
+    if not kernels.on_cpu() or any(x.dtype != mx.float32 for x in dict(tree_flatten(module.parameters())).values()):
         return
-    parents = [each for each in module.modules() if not isinstance(each, nn.Linear)]
-    sizes = {
-        (i, name): layer.weight.size
-        for i, parent in enumerate(parents)
-        for name, layer in parent.items()
-        if isinstance(layer, nn.Linear) and layer.weight.dtype == mx.float32
-    }
-    # numpy asks the system for large pages where an array is large: one for all.
-    room = np.empty(sum(sizes.values()), np.float32)
-    for (i, name), size in sizes.items():
-        layer = parents[i][name]
-        parents[i][name] = kernels.NumpyLinear(layer.weight, layer.get("bias"), room[:size])
-        room = room[size:]
-    for layer in module.modules():
-        if isinstance(layer, nn.Embedding):
-            # Looked up by rows seldom, multiplied with at every step.
-            layer.weight = mx.contiguous(layer.weight.T).T
-            mx.eval(layer.weight)
+    modules = module.modules()
+    matrices: list[Any] = [each for each in modules if isinstance(each, nn.Linear | nn.Embedding)]
+    room = np.empty(sum(each.weight.size for each in matrices), np.float32)
+    for each in matrices:
+        outputs, inputs = each.weight.shape
+        columns, room = room[: outputs * inputs].reshape(inputs, outputs), room[outputs * inputs :]
+        columns[:] = kernels.to_numpy(each.weight).T
+        each.weight = columns.T
+    for each in modules:
+        for name, value in list(each.items()):
+            if isinstance(value, mx.array):
+                setattr(each, name, kernels.to_numpy(value).copy())
 
 
 def _packed_layers(module: nn.Module, weights: dict[str, mx.array]) -> set[str]:

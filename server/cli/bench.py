@@ -65,7 +65,6 @@ def _measured(
     settings: Settings, asked: dict[str, list[Any]], requests: int, pace: float, repeats: int
 ) -> dict[str, Any]:
     from convert.hub import resolve
-    from model import blas
     from model.canary import Canary, default_dtype
     from model.config import WEIGHTS_FILE
 
@@ -89,7 +88,7 @@ def _measured(
             "platform": platform.platform(),
             "cores": os.cpu_count(),
             "device": _device(),
-            "blas": blas.status(),
+            "blas": _blas(),
         },
         "load_s": load_s,
         "conversion_s": conversion_s,
@@ -125,6 +124,14 @@ def _conversion_s(source: str, dtype: str, quantize: int | None) -> float | None
         config = {"source": nemo_file(source), "output": output, "dtype": dtype, "quantize": quantize}
         convert(ConversionConfig.model_validate(config))
         return time.monotonic() - began
+
+
+def _blas() -> str:
+    """What multiplies on a CPU."""
+    import numpy as np
+
+    built_with: Any = np.show_config(mode="dicts")
+    return "{name} {version}".format_map(built_with["Build Dependencies"]["blas"])
 
 
 def _device() -> str:

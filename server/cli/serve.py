@@ -6,8 +6,6 @@ from typing import Any
 
 import uvicorn
 
-from model import blas
-
 from ..app import create_app
 from ..engine import ModelInfo
 from ..engines import Engines
@@ -58,8 +56,6 @@ async def _load(engines: Engines, server: "_Server") -> None:
         raise
     for line in _description(info):
         log.info(line)
-    if slow := blas.warning():
-        log.warning("!!! %s", slow)
     await server.listening.wait()
     server.say_how_to_try()
 
@@ -68,7 +64,7 @@ def _description(info: ModelInfo) -> list[str]:
     return [
         f"model   {info.name}, languages: {' '.join(info.config.languages)}",
         f"dtype   {info.dtype}",
-        f"device  {info.device}; {blas.status()}",
+        f"device  {info.device}",
         f"loaded in {info.load_s:.1f} s",
     ]
 

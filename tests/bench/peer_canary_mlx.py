@@ -2,14 +2,14 @@
 
 It does one audio at a time, and has no projection between an encoder and a decoder of different widths: that is one
 linear layer, put between them here. Its features are its own, and not quite NeMo's, so its tokens are others. Its wheel
-of MLX gets the BLAS that this project would choose.
+of MLX gets MKL.
 """
 
 import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+import mkl  # noqa: F401  isort: skip  before MLX
 
 import canary_mlx.model
 import mlx.core as mx

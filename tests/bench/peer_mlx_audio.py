@@ -1,11 +1,11 @@
 """mlx-audio's side of the comparison: its Canary and its `generate`, with NeMo's weights under its names.
 
-It does one audio at a time. Its wheel of MLX gets the BLAS that this project would choose.
+It does one audio at a time. Its wheel of MLX gets MKL.
 """
 
 from pathlib import Path
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
+import mkl  # noqa: F401  isort: skip  before MLX
 
 import mlx.core as mx
 from mlx_audio.stt.models.canary import Model, ModelConfig

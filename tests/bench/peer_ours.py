@@ -2,15 +2,13 @@
 
 from pathlib import Path
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
-
-import mlx.core as mx
+import numpy as np
 from worker import NEVER, Job, Run, Stages, work
 
 from convert.hub import resolve
 from model.canary import Canary
 from model.generate import Utterance
-from model.kernels import on_cpu
+from model.kernels import like, on_cpu
 from server.bench.stages import EndlessBatch
 
 
@@ -20,9 +18,9 @@ def load(archive: Path) -> Run:
     own_bias = canary.head.bias
 
     def run(job: Job, stages: Stages) -> list[list[int]]:
-        banned = mx.zeros(own_bias.shape, own_bias.dtype)
-        banned[mx.array(job.banned)] = NEVER
-        canary.head.bias = own_bias + banned
+        banned = np.zeros(own_bias.shape, np.float32)
+        banned[job.banned] = NEVER
+        canary.head.bias = own_bias + like(banned, own_bias)
         encoded = canary.encodings(job.waveforms)
         # On a CPU rows are encoded in turn, on a GPU together.
         turns = range(len(encoded)) if on_cpu() else range(1)

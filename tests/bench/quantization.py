@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -23,8 +21,10 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary import Canary
+from model.config import WEIGHTS_FILE
 from model.int8 import Int8Linear
 from model.prompt import Task
+from model.weights import lay_out_for_cpu
 from server.bench.stages import sound
 from tests.toy.grammar import LANGUAGES
 from tests.toy.score import PAIRS, Heard, exact, recordings
@@ -86,14 +86,18 @@ def repacked(weight: mx.array, bits: int, group_size: int) -> mx.array:
     return mx.dequantize(*mx.quantize(filled, group_size, bits), group_size, bits)[:, : weight.shape[1]]
 
 
-def changed(canary: Canary, weights: dict[str, mx.array], change: Change) -> Canary:
-    """The model with its own `weights` changed."""
-    canary.update(tree_unflatten([(name, change(name, weight)) for name, weight in weights.items()]))
-    mx.eval(canary.parameters())
-    for layer in canary.encoder.layers:
-        # Positions projected by other weights than these.
-        layer.self_attn._projected = layer.self_attn._projected[:, :0]
-    return canary
+def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) -> Canary:
+    """The model in `folder` with its weights changed, and computing in 8 bits as a CPU does that is fast at it."""
+
+    def laid_out(canary: Canary) -> None:
+        if change:
+            weights = tree_flatten(canary.parameters())
+            canary.update(tree_unflatten([(name, change(name, weight)) for name, weight in weights]))
+            mx.eval(canary.parameters())
+        lay_out_for_cpu(computing_in_8_bits(canary) if in_8_bits else canary)
+
+    with patch("model.canary.lay_out_for_cpu", laid_out):
+        return Canary.load(folder, "float32")
 
 
 def computing_in_8_bits(canary: Canary) -> Canary:
@@ -125,9 +129,9 @@ def log_probs(canary: Canary) -> np.ndarray:
     """(sounds · tokens, V), teacher-forced over tokens and sounds that are the same for every model."""
     rows = []
     for seed in range(2):
-        tokens = np.random.default_rng(seed).integers(0, canary.config.vocab_size, (1, TOKENS))
+        tokens = np.random.default_rng(seed).integers(0, canary.config.vocab_size, TOKENS).tolist()
         vectors = canary.encodings([sound(10, seed)])[0].vectors[None]
-        rows.append(np.array(canary.logits(mx.array(tokens), vectors, mx.array([vectors.shape[1]]))[0]))
+        rows.append(np.array(canary.logits([tokens], vectors, [vectors.shape[1]])[0]))
     return np.concatenate(rows).astype(np.float64)
 
 
@@ -137,33 +141,22 @@ def distance(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     return float(np.sqrt(((found - true) ** 2).mean()) / spread), float((found.argmax(-1) != true.argmax(-1)).mean())
 
 
-def weights_of(canary: Canary) -> dict[str, mx.array]:
-    return dict(tree_flatten(canary.parameters()))
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--large", type=Path, required=True, help="an archive of the 180m shape")
     options.add_argument("--toy", default="toy")
     options.add_argument("--count", type=int, default=50, help="recordings for each language (default %(default)s)")
     given = options.parse_args()
-    # Weights are to be changed: they stay where they are read.
-    with patch("model.canary.lay_out_for_cpu"):
-        toy, large = (Canary.load(resolve(name, dtype="float32"), "float32") for name in (given.toy, given.large))
-    of_toy, of_large = weights_of(toy), weights_of(large)
-    true = log_probs(large)
+    toy, large = (resolve(name, dtype="float32") for name in (given.toy, given.large))
+    of_large = mx.load(str(large / WEIGHTS_FILE))
+    assert isinstance(of_large, dict)
+    true = log_probs(loaded(large))
 
     print("| weights | 180m shape, MB | off by | another best token | toy: exact sentences | toy: exact translations |")
     print("|---|---|---|---|---|---|")
     for way in WAYS:
-        as_stored = changed(toy, of_toy, way.stored), changed(large, of_large, way.stored)
-        layers = [each.leaf_modules() for each in as_stored]
-        if way.computed_in_8_bits:
-            as_stored = tuple(map(computing_in_8_bits, as_stored))
-        shares = exact_shares(as_stored[0], given.count)
-        off, other = distance(log_probs(as_stored[1]), true)
-        for each, own in zip(as_stored, layers, strict=True):
-            each.update_modules(own)
+        shares = exact_shares(loaded(toy, way.stored, way.computed_in_8_bits), given.count)
+        off, other = distance(log_probs(loaded(large, way.stored, way.computed_in_8_bits)), true)
         size = sum(way.size(name, weight) for name, weight in of_large.items()) / 1e6
         scores = f"{100 * shares['written']:.1f} % | {100 * shares['translated']:.1f} %"
         print(f"| {way.name} | {size:.0f} | {100 * off:.2f} % | {100 * other:.1f} % | {scores} |", flush=True)
@@ -179,7 +172,7 @@ def main() -> None:
             return repacked(weight, 4, 64) if chosen(name, weight) else weight
 
         size = sum(w.size * (2 - 0.5 - 4 / 64) for name, w in of_large.items() if chosen(name, w)) / 1e6
-        off, _ = distance(log_probs(changed(large, of_large, pack)), true)
+        off, _ = distance(log_probs(loaded(large, pack)), true)
         print(f"| {kind} | {size:.1f} | {100 * off:.2f} % |", flush=True)
 
 

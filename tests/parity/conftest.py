@@ -3,8 +3,6 @@
 CANARY_PARITY_DIR names a folder with more of them, made with make_goldens' --out.
 """
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
-
 import json
 import os
 from collections import defaultdict

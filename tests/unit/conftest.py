@@ -1,7 +1,5 @@
 """A small Canary with random weights, loud enough that what it writes depends on sound, position and history."""
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -16,6 +14,7 @@ from model.config import (
     PreprocessorConfig,
     TokenizerConfig,
 )
+from model.weights import lay_out_for_cpu
 
 VOCAB = 64
 MAX_SEQUENCE = 128
@@ -85,9 +84,13 @@ def tiny_canary(seed: int = 0, **encoder) -> Canary:
     return canary
 
 
-@pytest.fixture(scope="session")
-def canary() -> Canary:
-    return tiny_canary()
+@pytest.fixture(scope="session", params=["of MLX's arrays", "of numpy's arrays"])
+def canary(request) -> Canary:
+    """As a GPU computes, and as a CPU does."""
+    canary = tiny_canary()
+    if request.param == "of numpy's arrays":
+        lay_out_for_cpu(canary)
+    return canary
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:

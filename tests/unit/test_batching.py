@@ -94,14 +94,7 @@ def test_random_mixes_that_join_and_leave_at_random_times_change_nobodys_tokens(
     assert batcher.rows == 0
 
 
-def test_rows_padded_to_one_length_as_on_a_gpu_write_the_same_tokens(canary, passes, alone, monkeypatch):
-    for kind in ("empty_slots", "empty_cross_slots"):
-        monkeypatch.setattr(type(canary.decoder), kind, lambda decoder: decoder.padded_slots())
-    kinds = [(7, 0, 0), (0, 3, 2), (3, 2, 1), (6, 1, 2)]
-    outcomes = run(Batcher(canary, 16), [(i, passes(kind)) for i, kind in enumerate(kinds)])
-    assert {ticket: written(result) for ticket, result in outcomes} == {i: alone(kind) for i, kind in enumerate(kinds)}
-
-
+@pytest.mark.parametrize("canary", ["of numpy's arrays"], indirect=True)
 def test_what_a_cpu_remembers_of_an_audio_is_no_longer_than_it_and_is_let_go_with_its_rows(canary, passes, sounds):
     batcher = Batcher(canary, 16)
     batcher.join([(0, passes((7, 0, 0))), (1, passes((0, 0, 2)))])

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import model  # noqa: F401  isort: skip  a fast BLAS before MLX
-
 import pytest
 from typer.testing import CliRunner
 
@@ -18,7 +16,7 @@ from .conftest import tiny_canary
 
 RESULT = {
     "model": {"name": "tiny", "dtype": "float32", "weights_mb": 1.0},
-    "system": {"device": "cpu", "blas": "BLAS: none", "threads": 1, "platform": "here"},
+    "system": {"device": "cpu", "blas": "none", "threads": 1, "platform": "here"},
     "load_s": 0.5,
     "conversion_s": None,
     "single": [

@@ -104,7 +104,6 @@ def test_an_encoder_alone_has_no_decoder_in_weights_or_configuration(tmp_path):
 
 
 def test_mlx_reads_what_was_written(tmp_path):
-    import model  # noqa: F401  isort: skip  a fast BLAS before MLX
     import mlx.core as mx
 
     loaded = mx.load(str(converted(tmp_path, dtype="bfloat16") / "model.safetensors"))

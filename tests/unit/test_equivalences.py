@@ -8,9 +8,9 @@ import pytest
 from model.canary import Encoded
 from model.encoder import subsampled
 from model.generate import DecodingOptions, RunningBatch
-from model.kernels import NumpyLinear
+from model.kernels import Linear
 from model.weights import lay_out_for_cpu
-from tests.unit.conftest import MAX_SEQUENCE
+from tests.unit.conftest import MAX_SEQUENCE, tiny_canary
 
 FREE = DecodingOptions(max_new_tokens=40)
 
@@ -49,7 +49,7 @@ def test_what_lies_beyond_a_sounds_length_does_not_change_its_encoding(canary, s
     mel, lengths = canary.features(sounds[:1])
     steps = subsampled(lengths[0].item())
     clean = canary.encode(mel, lengths)
-    loud = mx.concatenate([mel[:, : lengths[0].item()], 9 * mx.ones((1, 50, mel.shape[2]))], axis=1)
+    loud = np.concatenate([mel[:, : lengths[0].item()], 9 * np.ones((1, 50, mel.shape[2]), np.float32)], axis=1)
     dirty = canary.encode(loud, lengths)
     assert difference(clean[:, :steps], dirty[:, :steps]) < 2e-5
 
@@ -58,7 +58,7 @@ def test_steps_through_the_cache_score_like_the_whole_sequence_at_once(canary, s
     (encoded,) = canary.encodings(sounds[3:4])
     (generated,) = canary.generate([encoded], prompts[:1], FREE)
     whole = prompts[0] + generated.tokens
-    scores = canary.logits(mx.array([whole]), encoded.vectors[None], mx.array([encoded.vectors.shape[0]]))[0]
+    scores = canary.logits([whole], encoded.vectors[None], [encoded.vectors.shape[0]])[0]
     first = len(prompts[0]) - 1
     for i, (token, log_prob) in enumerate(zip(generated.tokens, generated.log_probs, strict=True)):
         assert token == int(scores[first + i].argmax())
@@ -162,26 +162,55 @@ def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, p
     assert len(tokens[True]) == request.limit
 
 
-def test_linear_layers_give_the_same_where_a_cpu_keeps_their_weights_which_is_one_block():
+@pytest.mark.parametrize("layer_options", [{}, {"use_bias": False, "xscaling": True, "feat_in": 83}])
+def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_options):
+    as_on_gpu, as_on_cpu = tiny_canary(**layer_options), tiny_canary(**layer_options)
+    lay_out_for_cpu(as_on_cpu)
+    (mel, lengths), (numpys_mel, numpys_lengths) = as_on_gpu.features(sounds), as_on_cpu.features(sounds)
+    assert isinstance(mel, mx.array)
+    assert isinstance(numpys_mel, np.ndarray)
+    assert difference(mel, numpys_mel) < 1e-4
+    assert lengths.tolist() == numpys_lengths.tolist()
+    padded, numpys_padded = as_on_gpu.encode(mel, lengths), as_on_cpu.encode(mel, lengths)
+    assert isinstance(numpys_padded, np.ndarray)
+    for row, n in enumerate(subsampled(lengths).tolist()):
+        assert difference(padded[row, :n], numpys_padded[row, :n]) < 2e-5
+    encoded = as_on_gpu.encodings(sounds)
+    texts, numpys_texts = as_on_gpu.generate(encoded, prompts, FREE), as_on_cpu.generate(encoded, prompts, FREE)
+    assert [g.tokens for g in texts] == [g.tokens for g in numpys_texts]
+    for one, other in zip(texts, numpys_texts, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+        assert one.nothing == pytest.approx(other.nothing, rel=1e-3)
+    attention, numpys_attention = (
+        each.cross_attention(encoded[3], prompts[0], [5, 6, 7]) for each in (as_on_gpu, as_on_cpu)
+    )
+    assert attention.shape == (3, encoded[3].vectors.shape[0])
+    assert difference(attention, numpys_attention) < 1e-5
+
+
+def test_what_is_multiplied_with_lies_by_inputs_in_one_block_on_a_cpu():
     module = nn.Module()
-    module.first, module.second = nn.Linear(32, 48), nn.Linear(48, 16, bias=False)
+    module.first, module.second, module.embedding = Linear(32, 48), Linear(48, 16, bias=False), nn.Embedding(7, 32)
     x = mx.random.normal((2, 5, 32))
-    before = module.second(module.first(x))
+    before, found = module.second(module.first(x)), np.array(module.embedding.weight)
     lay_out_for_cpu(module)
+    block = module.first.weight.base
+    assert block.flags.c_contiguous
+    assert block.size == 32 * 48 + 48 * 16 + 7 * 32
+    for matrix in (module.first.weight, module.second.weight, module.embedding.weight):
+        assert matrix.base is block
+        assert matrix.T.flags.c_contiguous
+    assert np.array_equal(module.embedding.weight, found)
+    rows = np.array(x)
+    assert difference(module.second(module.first(rows)), before) < 1e-5
     # A few rows are multiplied one by one.
-    for rows in (1, 2, 3, 4):
-        assert difference(module.second(module.first(x[0, :rows])), before[0, :rows]) < 1e-5
-    first, second = module.first, module.second
-    assert isinstance(first, NumpyLinear)
-    assert isinstance(second, NumpyLinear)
-    assert difference(module.second(module.first(x)), before) < 1e-5
-    assert first._columns.base is second._columns.base
-    assert second._columns.ctypes.data - first._columns.ctypes.data == 4 * 32 * 48
+    for count in (1, 2, 3, 4):
+        assert difference(module.second(module.first(rows[0, :count])), before[0, :count]) < 1e-5
 
 
-def test_layers_in_16_bits_are_left_as_they_are():
-    module = nn.Module()
-    module.layer = nn.Linear(32, 48)
-    module.set_dtype(mx.bfloat16)
-    lay_out_for_cpu(module)
-    assert type(module.layer) is nn.Linear
+def test_a_model_in_16_bits_is_left_as_it_is(sounds):
+    canary = tiny_canary()
+    canary.set_dtype(mx.bfloat16)
+    lay_out_for_cpu(canary)
+    assert type(canary.encoder.layers[0].feed_forward1.linear1.weight) is mx.array
+    assert canary.encodings(sounds[:1])[0].vectors.dtype == mx.bfloat16
