@@ -13,6 +13,8 @@ from .metrics import Metrics
 
 log = logging.getLogger(__name__)
 
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+
 
 class Requests:
     """Name each request, in the header `x-request-id` and in the log; count it, and refuse those over `at_once`.
@@ -66,13 +68,20 @@ class Requests:
             request_id.reset(named)
 
     def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope.get("method", "WEBSOCKET")
+        method = _method(scope)
         route = getattr(scope.get("route"), "path", "(none)")
         # 499: nobody was left to answer
         self._metrics.count_request(method, route, status or 499, seconds)
         level = logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO
         fields = {"method": method, "route": route, "status": status or 499, "seconds": round(seconds, 3)}
         log.log(level, "%s %s %s in %.3f s (%s)", *fields.values(), request_id.get(), extra={"fields": fields})
+
+
+def _method(scope: Scope) -> str:
+    """As counted and logged: one name for all that clients make up, or each would be remembered."""
+    if scope["type"] == "websocket":
+        return "WEBSOCKET"
+    return scope["method"] if scope["method"] in _METHODS else "OTHER"
 
 
 class BodyLimit:

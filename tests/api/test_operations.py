@@ -56,6 +56,15 @@ def test_metrics_count_requests_audio_and_stages(client, wav):
     assert found["canary_model_loaded"][("mock",)] == 1
 
 
+def test_methods_that_are_made_up_are_counted_as_one(client):
+    for method in ("BREW", "A" * 20_000, "WEBSOCKET"):
+        assert client.request(method, "/health").status_code == 405
+    client.request("PATCH", "/health")
+    methods = {method for method, route, _ in metrics(client)["canary_requests_total"] if route == "/health"}
+    assert methods == {"OTHER", "PATCH"}
+    assert len(client.get("/metrics").content) < 20_000
+
+
 def test_metrics_show_the_queue(client, mock, wav):
     mock.gate.clear()
     threads = [threading.Thread(target=lambda: client.post("/transcribe?language=en", content=wav())) for _ in "ab"]
