@@ -157,7 +157,10 @@ def transcribe(
 ) -> None:
     """Transcribe or translate files.
 
-    json is one object a line, one line a file. Folders are searched through, and their shape is kept in --output-dir.
+    json is one object a line, one line a file.
+
+    Folders are searched through, and their shape is kept in --output-dir, where files of one name are put under those
+    of their folders.
 
     A file that fails is named on stderr; the others are done all the same, and the exit code is 1.
     """

@@ -6,7 +6,7 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,8 @@ def _language_source(task: Task, given: str | None) -> str:
 
 def found_jobs(files: list[Path], output_dir: Path | None, suffix: str) -> tuple[list[Job], int]:
     """Every file meant, once, and how many of `files` mean none, which is said."""
-    found: dict[Path, Path] = {}
+    # By absolute path, so that a file that is named twice is taken once, in its first place.
+    found: dict[str, tuple[Path, Path]] = {}
     missing = 0
     for named in files:
         if named.is_dir():
@@ -139,17 +140,40 @@ def found_jobs(files: list[Path], output_dir: Path | None, suffix: str) -> tuple
         if not meant:
             complain(f"{named}: no sound files there; taken are {', '.join(sorted(SOUNDS))}")
             missing += 1
-        # Named twice, a file is taken once, in its first place.
-        found = found | {path: place for path, place in meant.items() if path not in found}
-    if not output_dir:
-        return [Job(path, None) for path in found], missing
-    stems = Counter(place.with_suffix("") for place in found.values())
-    jobs = []
-    for path, place in found.items():
-        # a.wav and a.mp3 cannot both become a.txt.
-        alone = stems[place.with_suffix("")] == 1
-        jobs.append(Job(path, output_dir / (place.with_suffix(suffix) if alone else Path(f"{place}{suffix}"))))
+        for path, place in meant.items():
+            found.setdefault(os.path.abspath(path), (path, place))
+    outputs = _outputs({whole: place for whole, (_, place) in found.items()}, suffix) if output_dir else {}
+    jobs = [Job(path, output_dir / outputs[whole] if output_dir else None) for whole, (path, _) in found.items()]
     return jobs, missing
+
+
+def _outputs(places: dict[str, Path], suffix: str) -> dict[str, Path]:
+    """Where in the output folder each file's text goes, no two to one place. places: by absolute path."""
+    places = _apart(places)
+    names = Counter(_folded(place.with_suffix("")) for place in places.values())
+    # a.wav and a.mp3 cannot both become a.txt, and a.wav.flac not a.wav.txt beside them.
+    names.update({_folded(place) for place in places.values() if place.suffix})
+    return {
+        whole: place.with_suffix(suffix) if names[_folded(place.with_suffix(""))] == 1 else Path(f"{place}{suffix}")
+        for whole, place in places.items()
+    }
+
+
+def _apart(places: dict[str, Path]) -> dict[str, Path]:
+    """The places, those that are the same for several files under the names of their folders: as many as it takes."""
+    files = defaultdict(set)
+    for whole, place in places.items():
+        files[_folded(place)].add(_folded(whole))
+    same = {whole for whole, place in places.items() if len(files[_folded(place)]) > 1}
+    if not same:
+        return places
+    longer = {whole: Path(*Path(whole).parts[1:][-len(places[whole].parts) - 1 :]) for whole in same}
+    return _apart(places | longer)
+
+
+def _folded(path: Path | str) -> str:
+    """What is equal where a file system takes Talk.wav and talk.wav for one."""
+    return str(path).casefold()
 
 
 async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:

@@ -159,6 +159,53 @@ def test_an_output_folder_gets_a_file_for_each_in_the_shape_of_the_input(engine)
     assert Path("out/deep/b.srt").read_text() == "1\n00:00:00,000 --> 00:00:02,000\nloud 0.1\n"
 
 
+def written_to(*arguments: str) -> dict[str, str]:
+    """By path in the output folder, the text that is there after transcribing these."""
+    assert run("transcribe", *arguments, "-o", "out").exit_code == 0
+    return {p.relative_to("out").as_posix(): p.read_text() for p in Path("out").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "named", [("mon", "tue"), ("mon/talk.wav", "tue/talk.wav"), ("*/talk.wav",), ("mon", "*/talk.wav")]
+)
+def test_files_of_one_name_are_written_under_the_names_of_their_folders(engine, named):
+    sound("mon/talk.wav", 0.1), sound("tue/talk.wav", 0.2)
+    assert written_to(*named) == {"mon/talk.txt": "loud 0.1\n", "tue/talk.txt": "loud 0.2\n"}
+    assert run("transcribe", *named, "-o", "out", "--resume").exit_code == 0
+    assert len(engine.calls) == 2
+
+
+def test_as_many_folders_are_named_as_tell_files_of_one_name_apart_and_none_for_the_others(engine):
+    for level, name in enumerate(("a/mon/talk.wav", "b/mon/talk.wav", "b/tue/talk.wav", "b/mon/rest.wav"), 1):
+        sound(name, level / 10)
+    assert written_to("a/mon", "b/mon", "b/tue") == {
+        "a/mon/talk.txt": "loud 0.1\n",
+        "b/mon/talk.txt": "loud 0.2\n",
+        "tue/talk.txt": "loud 0.3\n",
+        "rest.txt": "loud 0.4\n",
+    }
+
+
+def test_what_a_file_system_might_take_for_one_name_is_kept_apart(engine):
+    sound("mon/Talk.wav", 0.1), sound("tue/talk.wav", 0.2)
+    assert sorted(written_to("mon", "tue")) == ["mon/Talk.txt", "tue/talk.txt"]
+
+
+def test_a_name_that_ends_in_two_suffixes_takes_no_other_files_place(engine):
+    sound("a.wav", 0.1), sound("a.mp3", 0.2), sound("a.wav.flac", 0.3)
+    assert written_to("a.wav", "a.mp3", "a.wav.flac") == {
+        "a.wav.txt": "loud 0.1\n",
+        "a.mp3.txt": "loud 0.2\n",
+        "a.wav.flac.txt": "loud 0.3\n",
+    }
+
+
+def test_a_file_that_is_named_in_two_ways_is_taken_once(engine):
+    sound("in/a.wav", 0.1)
+    assert written_to("in", "in/../in/a.wav", str(Path("in/a.wav").absolute())) == {"a.txt": "loud 0.1\n"}
+    assert len(engine.calls) == 1
+
+
 def test_what_is_done_is_passed_over_on_resume(engine):
     sound("in/a.wav", 0.1), sound("in/b.wav", 0.9)
     assert run("transcribe", "in", "-o", "out").exit_code == 1
