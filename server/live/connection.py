@@ -64,6 +64,13 @@ class LiveConnection:
         self._changed.set()
         await self._keep_to_bounds()
 
+    async def clear(self) -> None:
+        """Forget what is being said, in the detector too."""
+        async with self._detecting:
+            self.session.clear()
+            self._detector.reset()
+        self._changed.set()
+
     async def run(self) -> None:
         """Step the session whenever one is due; ends only by being cancelled, or by what a step raises."""
         while True:

@@ -43,13 +43,16 @@ class Segment:
 
 
 class Endpointer:
-    """Takes the probability of every frame, in order; new segments are appended to `segments`."""
+    """Takes the probability of every frame, in order; new segments are appended to `segments`.
+
+    Frames follow each other, the first after a `cut` from where that was.
+    """
 
     def __init__(self, options: Endpointing):
         self.options = options
         self.segments: list[Segment] = []
         self._open: Segment | None = None
-        self._frames = 0
+        self._heard = 0
         self._onset = 0
         self._last_speech = 0
         self._free_from = 0
@@ -62,13 +65,13 @@ class Endpointer:
     @property
     def needed_from(self) -> int:
         """What came before this sample will be in no new segment."""
-        before = self._frames * FRAME - self._samples(self.options.padding_s) - ONSET_FRAMES * FRAME
+        before = self._heard - self._samples(self.options.padding_s) - ONSET_FRAMES * FRAME
         return max(self._free_from, before)
 
     def hear(self, probabilities: list[float]) -> list[SpeechStarted | SpeechStopped]:
         events: list[SpeechStarted | SpeechStopped] = []
         for probability in probabilities:
-            self._frames += 1
+            self._heard += FRAME
             event = self._silent(probability) if self._open is None else self._speaking(self._open, probability)
             if event:
                 events.append(event)
@@ -77,11 +80,11 @@ class Endpointer:
     def cut(self, at: int) -> list[SpeechStopped]:
         """End whatever is said at the sample `at`; what follows is a new turn."""
         segment, self._open = self._open, None
-        self._onset, self._free_from = 0, at
+        self._onset, self._free_from, self._heard = 0, at, at
         if segment is None:
             return []
         segment.end, segment.ends_turn = at, True
-        return [SpeechStopped(segment.turn, min(at, self._last_speech * FRAME) / SAMPLE_RATE)]
+        return [SpeechStopped(segment.turn, self._last_speech / SAMPLE_RATE)]
 
     def drop(self, at: int) -> None:
         """Forget what is being said; what follows the sample `at` is a new turn."""
@@ -93,23 +96,23 @@ class Endpointer:
         self._onset = self._onset + 1 if probability >= self.options.threshold else 0
         if self._onset < ONSET_FRAMES:
             return None
-        spoken = (self._frames - self._onset) * FRAME
+        spoken = self._heard - self._onset * FRAME
         self._turns += 1
         self._begin(max(self._free_from, spoken - self._samples(self.options.padding_s), 0), spoken=True)
-        self._onset, self._last_speech = 0, self._frames
+        self._onset, self._last_speech = 0, self._heard
         return SpeechStarted(self._turns, max(spoken, self._free_from) / SAMPLE_RATE)
 
     def _speaking(self, segment: Segment, probability: float) -> SpeechStopped | None:
-        now = self._frames * FRAME
+        now = self._heard
         if probability >= self.options.threshold - HYSTERESIS:
-            self._last_speech, segment.spoken = self._frames, True
+            self._last_speech, segment.spoken = now, True
             return None
-        silence = now - self._last_speech * FRAME
+        silence = now - self._last_speech
         if silence >= self._samples(self.options.silence_s):
-            segment.end = min(now, self._last_speech * FRAME + self._samples(self.options.padding_s))
+            segment.end = min(now, self._last_speech + self._samples(self.options.padding_s))
             segment.ends_turn = True
             self._open, self._free_from = None, segment.end
-            return SpeechStopped(segment.turn, self._last_speech * FRAME / SAMPLE_RATE)
+            return SpeechStopped(segment.turn, self._last_speech / SAMPLE_RATE)
         long = now - segment.start >= self._samples(self.options.long_s)
         if long and silence >= self._samples(self.options.pause_s) and segment.spoken:
             segment.end = now

@@ -205,7 +205,10 @@ class LiveSession:
         return [*events]
 
     def finalize(self) -> list[Event]:
-        """Write out all that was heard, without waiting for a pause. Ends in a Finalized."""
+        """Write out all that was heard, without waiting for a pause. Ends in a Finalized.
+
+        The detector's frames begin anew here, as they do where it is cleared.
+        """
         events = self._endpointer.cut(self._sound.end)
         self._take_segments()
         self._line.append(Finalized())
