@@ -97,6 +97,7 @@ async def transcribe_audio(
     work = _Work(engine, assembly, options or DecodingOptions(), priority, loop_guard)
     pieces = cut(_counted(audio, assembly), cutting)
     running: deque[tuple[Piece, asyncio.Task[Outcome]]] = deque()
+    is_first = True
 
     async def take_first() -> None:
         piece, working = running[0]
@@ -108,7 +109,8 @@ async def transcribe_audio(
 
     try:
         while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
-            running.append((piece, asyncio.ensure_future(work.outcome(piece, is_first=piece.start_s == 0))))
+            running.append((piece, asyncio.ensure_future(work.outcome(piece, is_first))))
+            is_first = False
             # The language that the first piece is in is needed for the next.
             while len(running) >= AT_ONCE or (running and assembly.task.language == AUTO and not detect_each):
                 await take_first()
