@@ -64,10 +64,10 @@ class LiveConnection:
         self._changed.set()
         await self._keep_to_bounds()
 
-    async def clear(self) -> None:
-        """Forget what is being said, in the detector too."""
+    async def clear(self, ended_turns: bool = False) -> None:
+        """Forget what the session is told to, in the detector too."""
         async with self._detecting:
-            self.session.clear()
+            self.session.clear(ended_turns)
             self._detector.reset()
         self._changed.set()
 

@@ -59,8 +59,9 @@ class Endpointer:
         self._turns = 0
 
     @property
-    def speaking(self) -> bool:
-        return self._open is not None
+    def turn(self) -> int | None:
+        """The turn that goes on."""
+        return self._open.turn if self._open else None
 
     @property
     def needed_from(self) -> int:
@@ -85,12 +86,6 @@ class Endpointer:
             return []
         segment.end, segment.ends_turn = at, True
         return [SpeechStopped(segment.turn, self._last_speech / SAMPLE_RATE)]
-
-    def drop(self, at: int) -> None:
-        """Forget what is being said; what follows the sample `at` is a new turn."""
-        if self._open:
-            self._open.dropped = True
-        self.cut(at)
 
     def _silent(self, probability: float) -> SpeechStarted | None:
         self._onset = self._onset + 1 if probability >= self.options.threshold else 0

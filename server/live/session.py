@@ -214,10 +214,15 @@ class LiveSession:
         self._line.append(Finalized())
         return [*events]
 
-    def clear(self) -> None:
-        """Forget the turn that goes on, as if it had not been heard."""
-        self._endpointer.drop(self._sound.end)
+    def clear(self, ended_turns: bool = False) -> None:
+        """Forget the turn that goes on, as if it had not been heard; `ended_turns`: all since the last finalize."""
+        turn = self._endpointer.turn
+        self._endpointer.cut(self._sound.end)
         self._take_segments()
+        for waiting in reversed(self._line):
+            if isinstance(waiting, Finalized):
+                break
+            waiting.dropped |= ended_turns or waiting.turn == turn
 
     async def step(self) -> list[Event]:
         """Look at the first segment that is not written out."""

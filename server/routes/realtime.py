@@ -274,7 +274,7 @@ class Hearing:
         """Forget the sound that was not committed."""
         self._turns = {turn: item for turn, item in self._turns.items() if item.committed}
         self.open = Item()
-        await self._live.clear()
+        await self._live.clear(ended_turns=not self._by_turn)
         self._last_commit_s = self._live.session.heard_s
 
     async def finish(self) -> float:

@@ -15,6 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from server.live.realtime import Session
+from server.live.session import LiveSession
 
 DELTA = "conversation.item.input_audio_transcription.delta"
 COMPLETED = "conversation.item.input_audio_transcription.completed"
@@ -188,6 +189,20 @@ async def test_what_is_cleared_is_not_transcribed(url, pcm, samples):
         await speak(ws, pcm(rate=24_000))
         await send(ws, "input_audio_buffer.commit")
         assert texts(await until(ws, COMPLETED)) == [samples["en"].text]
+
+
+async def test_turns_that_have_ended_are_cleared_unless_they_are_committed(url, pcm, samples, monkeypatch):
+    """Without turn detection a pause ends a turn that nobody is told of; here all of them wait to be written."""
+    due, held = LiveSession.due.fget, [True]  # type: ignore[attr-defined]
+    monkeypatch.setattr(LiveSession, "due", property(lambda session: not held and due(session)))
+    async with opened(url, MANUAL) as ws:
+        for end in ("commit", "clear", "commit"):
+            await speak(ws, pcm(rate=24_000, tail_s=1.6))
+            await send(ws, f"input_audio_buffer.{end}")
+            if end == "clear":
+                await until(ws, "input_audio_buffer.cleared")
+                held.clear()
+        assert texts(await until(ws, COMPLETED, 2)) == [samples["en"].text] * 2
 
 
 async def test_a_buffer_of_nothing_is_not_committed(url):

@@ -138,6 +138,28 @@ async def test_what_is_cleared_is_not_written():
     assert reader.text.endswith("four")
 
 
+@pytest.mark.parametrize(
+    ("ended_turns", "kept"),
+    [(True, "one two ten"), (False, "one two three four ten")],
+    ids=["back to the last finalize", "the turn that goes on"],
+)
+async def test_clearing_goes_back_as_far_as_it_is_asked_to(ended_turns, kept):
+    """All of it waits to be written: a turn that is finalized, one that has ended, one that goes on in two segments."""
+    script = said("one two | three four | five six seven eight | ten")
+    waveform, chances = sound(script), speech_probabilities(script, len(sound(script)))
+    options = LiveOptions(endpointing=Endpointing(long_s=1.5, pause_s=0.08))
+    session, reader = LiveSession(ScriptedDecoder(script), options), Reader()
+    reader.read(session.hear(waveform[: 50 * FRAME], chances[:50]))
+    reader.read(session.finalize())
+    reader.read(session.hear(waveform[50 * FRAME : 178 * FRAME], chances[50:178]))
+    assert session.waiting == 5
+    session.clear(ended_turns)
+    reader.read(session.hear(waveform[178 * FRAME :], chances[178:]))
+    reader.read(session.finalize())
+    await step_all(session, reader)
+    assert (reader.text, reader.finalized) == (kept, 2)
+
+
 async def test_what_is_cleared_while_it_is_being_decoded_is_not_written():
     script = said("one two three four")
     waveform = sound(script)
