@@ -1,4 +1,4 @@
-"""How glibc's malloc, which MLX's CPU back end asks for every array, is told to hold on to what is freed.
+"""How glibc's malloc, which numpy and MLX on a CPU ask for every array, is told to hold on to what is freed.
 
 By default large arrays go back to the system at once and the next ones are fetched anew, page by page and zeroed: up to
 a fifth of the time that encoding 35 s of audio takes. Elsewhere than on Linux with glibc there is nothing to do.

@@ -23,12 +23,12 @@ def subsampled(length, convolutions: int = 3):
     return length
 
 
-def positional_encoding(length: int, d_model: int) -> mx.array:
+def positional_encoding(length: int, d_model: int) -> np.ndarray:
     """(2·length - 1, d_model): sinusoids of the distances length-1 … -(length-1), sine and cosine interleaved."""
-    distance = mx.arange(length - 1, -length, -1, dtype=mx.float32)[:, None]
-    rate = mx.exp(mx.arange(0, d_model, 2, dtype=mx.float32) * -(math.log(10000.0) / d_model))
+    distance = np.arange(length - 1, -length, -1, dtype=np.float32)[:, None]
+    rate = np.exp(np.arange(0, d_model, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / d_model))
     angle = distance * rate
-    return mx.stack([mx.sin(angle), mx.cos(angle)], axis=-1).reshape(2 * length - 1, d_model)
+    return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(2 * length - 1, d_model)
 
 
 class Depthwise2d(nn.Module):
