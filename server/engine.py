@@ -24,7 +24,7 @@ from model.prompt import Task, TaskError, check_task
 from model.transcript import Transcript
 
 from .batching import Batcher, Pass, PassResult
-from .errors import EngineStopped, QueueFull, ServiceError, TranscriptionFailed
+from .errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed
 
 if TYPE_CHECKING:
     from model.canary import Canary
@@ -82,6 +82,8 @@ class Engine:
         self._cancelled: set[int] = set()
         self._rows = 0
         self._stopping = False
+        # When loading or the loop failed, by the monotonic clock.
+        self.failed_at: float | None = None
         self._info: Future[ModelInfo] = Future()
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
 
@@ -104,7 +106,7 @@ class Engine:
     async def run(self, wanted: Pass, priority: int = INTERACTIVE) -> PassResult:
         """One pass. Cancelling takes it out of the line, or frees its rows within a step.
 
-        Raises TaskError, QueueFull or EngineStopped at once, TranscriptionFailed if the model fails.
+        Raises TaskError, QueueFull, EngineStopped or ModelFailed at once, TranscriptionFailed if the model fails on it.
         """
         for task in wanted.tasks:
             self.check(task)
@@ -121,7 +123,7 @@ class Engine:
             check_task(task, self.info.config)
 
     async def stop(self, drain_s: float = 30.0) -> None:
-        """Take no more requests, let those that wait finish for `drain_s`, then fail the rest."""
+        """Take no more requests, let those there are finish for `drain_s`, then refuse those still in line."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
@@ -139,10 +141,10 @@ class Engine:
     @property
     def status(self) -> str:
         """loading, ready, stopping or failed."""
+        if self.failed_at is not None:
+            return "failed"
         if not self._info.done():
             return "loading"
-        if not self.info:
-            return "failed"
         return "stopping" if self._stopping else "ready"
 
     @property
@@ -163,7 +165,7 @@ class Engine:
     def _enqueue(self, wanted: Pass, priority: int) -> Waiting:
         with self._changed:
             if self._stopping:
-                raise EngineStopped("The server is stopping.")
+                raise self._refusal()
             if len(self._line) >= self._max_queue:
                 raise QueueFull(f"{len(self._line)} requests are waiting, the most that may; try again in a moment.")
             self._accepted += 1
@@ -185,7 +187,12 @@ class Engine:
             refused, self._line = self._line, []
         for request in refused:
             if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(EngineStopped("The server is stopping."))
+                request.future.set_exception(self._refusal())
+
+    def _refusal(self) -> ServiceError:
+        if self.failed_at is not None:
+            return ModelFailed("The model failed; the server's log says why.")
+        return EngineStopped("The server is stopping.")
 
     # ---- in the engine's thread ----
 
@@ -200,6 +207,7 @@ class Engine:
         try:
             canary = self._load()
         except BaseException as error:
+            self.failed_at = time.monotonic()
             self._info.set_exception(error)
             self._refuse_line()
             return
@@ -212,11 +220,12 @@ class Engine:
                 self._retire(outcomes)
                 self._rows = batcher.rows
         except Exception:
+            self.failed_at = time.monotonic()
             log.critical("the engine's loop failed", exc_info=True)
         finally:
             # Only such a fault leaves anybody here: they are told, not left waiting.
             self._refuse_line()
-            self._retire([(number, EngineStopped("The server is stopping.")) for number in list(self._running)])
+            self._retire([(number, self._refusal()) for number in list(self._running)])
 
     def _load(self) -> "Canary":
         import mlx.core as mx

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # What clients of other services ask for when nobody told them a name.
 _ALIAS = re.compile(r"default|whisper-[\w.-]+|gpt-([\w.-]+-)?transcribe([\w.-]*)|gpt-realtime[\w.-]*", re.IGNORECASE)
-# A model that could not be loaded is tried again no sooner than this.
+# A model that could not be loaded, or broke, is loaded again no sooner than this after it failed.
 RETRY_LOADING_S = 30.0
 
 
@@ -54,12 +54,12 @@ class Served:
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
     was_ready: bool = False
-    began_at: float = 0.0
+    has_begun: bool = False
 
     @property
     def state(self) -> str:
         """idle (not loaded), loading, ready, stopping or failed."""
-        return self.engine.status if self.began_at else "idle"
+        return self.engine.status if self.has_begun else "idle"
 
 
 Resolve = Callable[[str, Progress], "Canary"]
@@ -102,6 +102,11 @@ class Engines:
         if self._settings.idle_unload_s:
             self._unloading = asyncio.create_task(self._unload_idle(self._settings.idle_unload_s))
 
+    def retry(self) -> None:
+        """Begin to load the default model again if it failed: what is not ready may be sent no requests."""
+        if self.default.state == "failed":
+            self._begin(self.default)
+
     async def loaded(self, name: str | None = None) -> ModelInfo:
         """What is running once the model is loaded, however long that takes. Raises what loading raised."""
         model = self.named(name)
@@ -140,10 +145,11 @@ class Engines:
         return Engine(lambda: self._resolve(source, progress), settings.max_queue, settings.max_rows)
 
     def _begin(self, model: Served, tell: bool = True) -> None:
-        if model.state == "failed" and time.monotonic() - model.began_at > RETRY_LOADING_S:
+        failed_at = model.engine.failed_at
+        if failed_at is not None and time.monotonic() - failed_at > RETRY_LOADING_S:
             self._renew(model)
         if model.state == "idle":
-            model.began_at = time.monotonic()
+            model.has_begun = True
             # Only its first steps: starting the thread. What it raises is asked for by whoever needs the model.
             starting = asyncio.ensure_future(model.engine.start())
             starting.add_done_callback(lambda done: _note_loading(model, done, tell))
@@ -158,14 +164,16 @@ class Engines:
             raise ModelLoading(f"{model.id} is being loaded; try again in a moment.") from None
         except Exception:
             raise ModelFailed(f"{model.id} could not be loaded; the server's log says why.") from None
-        if model.engine.status == "stopping":
+        if model.state == "failed":
+            raise ModelFailed(f"{model.id} failed; the server's log says why.")
+        if model.state == "stopping":
             raise EngineStopped("The server is stopping.")
         return model.engine
 
     def _renew(self, model: Served) -> None:
         model.progress = Progress()
         model.engine = self._new_engine(model.source, model.progress)
-        model.began_at = 0.0
+        model.has_begun = False
 
     async def _unload_idle(self, idle_s: float) -> None:
         while True:

@@ -34,6 +34,7 @@ async def health(engines: EnginesDep) -> dict[str, Any]:
 @router.get("/ready", response_model=Ready, responses={503: {"model": NotReady, "description": "Not yet, or no more."}})
 async def ready(engines: EnginesDep) -> Any:
     """Whether the default model is loaded, or was and is only resting; until then, how far it is."""
+    engines.retry()
     model = engines.default
     if model.state == "ready" or (model.state == "idle" and model.was_ready):
         return {"status": "ready", "models": _states(engines)}

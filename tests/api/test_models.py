@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
+from server import engines
+
 
 @pytest.fixture
 def loads() -> list[str]:
@@ -176,3 +178,33 @@ def test_a_model_that_cannot_be_loaded_is_said_to_be_and_the_others_are_served(s
     assert "secret" not in response.text
     assert "secret internals" in caplog.text
     assert client.post("/transcribe?model=first&language=en", content=wav()).status_code == 200
+
+
+def test_a_model_whose_engine_broke_is_said_to_have_failed_and_is_loaded_anew(
+    serve_models, loads, monkeypatch, caplog, wav
+):
+    client = serve_models(model=("first",))
+    monkeypatch.setattr(client.server.config.app.state.engines.default.engine, "_free_cancelled", lambda _: 1 / 0)
+    for _ in range(2):
+        response = client.post("/transcribe?language=en", content=wav())
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed")
+    assert "ZeroDivisionError" in caplog.text
+    ready = client.get("/ready")
+    assert (ready.status_code, ready.json()["status"], ready.json()["error"]["code"]) == (503, "failed", "model_failed")
+    assert loads == ["first"]
+    monkeypatch.setattr(engines, "RETRY_LOADING_S", 0.0)
+    assert client.post("/transcribe?language=en", content=wav()).status_code == 200
+    assert (client.get("/ready").status_code, loads) == (200, ["first", "first"])
+
+
+def test_a_model_that_failed_is_loaded_anew_also_where_nobody_asks_but_whether_it_is_ready(
+    serve_models, loads, monkeypatch, wav
+):
+    client = serve_models(model=("first",))
+    monkeypatch.setattr(client.server.config.app.state.engines.default.engine, "_free_cancelled", lambda _: 1 / 0)
+    assert client.post("/transcribe?language=en", content=wav()).status_code == 503
+    monkeypatch.setattr(engines, "RETRY_LOADING_S", 0.0)
+    deadline = time.monotonic() + 20
+    while client.get("/ready").status_code != 200:
+        assert time.monotonic() < deadline
+    assert loads == ["first", "first"]

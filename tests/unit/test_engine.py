@@ -15,7 +15,7 @@ from model.prompt import Task, TaskError
 from model.transcript import Transcript
 from server.batching import Batcher, Pass
 from server.engine import Engine
-from server.errors import EngineStopped, QueueFull, TranscriptionFailed
+from server.errors import EngineStopped, ModelFailed, QueueFull, TranscriptionFailed
 
 from .conftest import tiny_canary
 
@@ -347,7 +347,7 @@ async def test_a_model_that_cannot_be_loaded_fails_the_start_with_its_own_error(
         await engine.start()
     assert engine.status == "failed"
     assert engine.info is None
-    with pytest.raises(EngineStopped):
+    with pytest.raises(ModelFailed):
         await engine.transcribe(wave(1), Task())
     await engine.stop()
 
@@ -366,7 +366,7 @@ async def test_requests_that_came_before_the_model_failed_to_load_are_told_so(mo
     model.gate.set()
     with pytest.raises(ValueError, match="no such model"):
         await loading
-    with pytest.raises(EngineStopped):
+    with pytest.raises(ModelFailed):
         await early
 
 
@@ -382,7 +382,11 @@ async def test_a_fault_of_the_loop_itself_tells_whoever_runs_or_waits(model, mon
     model.steps = 1_000_000_000
     model.gate.set()
     for request in (running, waiting):
-        with pytest.raises(EngineStopped):
+        with pytest.raises(ModelFailed, match="The model failed"):
             await request
+    assert engine.status == "failed"
+    with pytest.raises(ModelFailed):
+        await engine.transcribe(wave(3), Task())
     await engine.stop()
+    assert engine.status == "failed"
     assert "ZeroDivisionError" in caplog.text
