@@ -51,7 +51,7 @@ class Requests:
 
         self._running += 1
         try:
-            if self._running > self._at_once and scope["type"] == "http":
+            if self._running > self._at_once:
                 too_many = TooManyRequests(f"{self._at_once} requests are being served, the most that may be.")
                 return await answer(too_many)(scope, receive, send_named)
             await self.app(scope, receive, send_named)

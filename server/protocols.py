@@ -2,7 +2,7 @@
 
 import asyncio
 from asyncio import TimerHandle, Transport
-from typing import Any, cast
+from typing import Any
 
 import h11
 from starlette.responses import Response
@@ -68,7 +68,8 @@ class Http(_Read, H11Protocol):
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
-        self._most, self.limit_concurrency = self.limit_concurrency, None
+        # `_application` keeps to it, of websockets too
+        self.limit_concurrency = None
         self._expecting: TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -76,8 +77,7 @@ class Http(_Read, H11Protocol):
         self._expect_head()
 
     def data_received(self, data: bytes) -> None:
-        full = self._most is not None and len(self.connections) >= self._most
-        self.app = cast(Any, _too_many if full else self.config.loaded_app)
+        self.app = _application(self)
         super().data_received(data)
         if self.conn.their_state is h11.IDLE:
             self._expect_head()
@@ -112,6 +112,13 @@ class Http(_Read, H11Protocol):
             self._expecting = None
 
 
+def _application(protocol: H11Protocol | WebSocketsSansIOProtocol) -> Any:
+    """What answers a request that begins: over the most connections, of either kind, what refuses it."""
+    most = protocol.config.limit_concurrency
+    full = most is not None and len(protocol.connections) >= most
+    return _too_many if full else protocol.config.loaded_app
+
+
 async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
     response = answer(TooManyRequests("All connections that there may be are in use."))
     response.raw_headers.append(CLOSE_HEADER)
@@ -119,13 +126,23 @@ async def _too_many(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class WebSocket(_Read, WebSocketsSansIOProtocol):
-    """Takes whoever sends for alive, and answers no pings of who does not read."""
+    """Takes whoever sends for alive, answers no pings of who does not read, and is refused over the most."""
 
     _heard_at = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.app = _application(self)
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self.loop.time()
         super().data_received(data)
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if self.initial_response and self.close_sent:
+            # Refused is answered as well; uvicorn would log an error.
+            self.handshake_complete = True
 
     def keepalive_timeout(self) -> None:
         # The answer to a ping may be behind sound that there was no room to read.

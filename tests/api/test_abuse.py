@@ -128,7 +128,15 @@ def test_what_is_not_http_is_answered_in_the_usual_shape(connected, sent):
     assert json.loads(body)["error"]["code"] == "bad_request"
 
 
-def test_over_the_most_connections_the_next_is_refused_in_the_usual_shape(serve_mock):
+HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+UPGRADE = (
+    b"GET /stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("sent", [HEALTH, UPGRADE], ids=["http", "websocket"])
+def test_over_the_most_connections_the_next_is_refused_in_the_usual_shape(serve_mock, sent):
     client = serve_mock(max_connections=1)
     where = client.base_url.host, client.base_url.port
     with ExitStack() as stack:
@@ -136,14 +144,30 @@ def test_over_the_most_connections_the_next_is_refused_in_the_usual_shape(serve_
         for _ in range(65):
             stack.enter_context(socket.create_connection(where, timeout=10))
         with socket.create_connection(where, timeout=10) as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            connection.sendall(sent)
             head, _, body = received(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
-    assert b"retry-after" in head
+    assert b"retry-after: 5" in head
     assert json.loads(body)["error"]["code"] == "too_many_requests"
     deadline = time.monotonic() + 10
     while client.get("/health").status_code != 200:
         assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("sent", [HEALTH, UPGRADE], ids=["http", "websocket"])
+def test_open_websockets_count_as_requests_of_which_there_are_only_so_many(serve_mock, caplog, sent):
+    client = serve_mock(max_connections=1)
+    where = client.base_url.host, client.base_url.port
+    with socket.create_connection(where, timeout=10) as first, socket.create_connection(where, timeout=10) as second:
+        first.sendall(UPGRADE)
+        assert first.recv(65_536).startswith(b"HTTP/1.1 101")
+        second.sendall(sent)
+        second.shutdown(socket.SHUT_WR)
+        head, _, body = received(second).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503")
+    assert b"retry-after: 5" in head
+    assert json.loads(body)["error"]["code"] == "too_many_requests"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_who_asks_for_much_and_reads_nothing_is_let_go(serve_mock, monkeypatch):
