@@ -232,8 +232,10 @@ async def _transcription(
                     loop_guard=wish.loop_guard,
                     detect_each=wish.detect_each,
                 )
-        except (ServiceError, OSError) as error:
-            return f"{job.path}: {error.strerror if isinstance(error, OSError) else error}"
+        except (ServiceError, TaskError) as error:
+            return f"{job.path}: {error}"
+        except OSError as error:
+            return f"{job.path}: {error.strerror or error}"
         finally:
             bar.finish(job)
 

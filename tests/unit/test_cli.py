@@ -3,9 +3,11 @@
 import asyncio
 import io
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +26,9 @@ from server.errors import AudioError, TranscriptionFailed
 
 
 class MockEngine:
-    """Says how loud each piece is; keeps what it was asked."""
+    """Says how loud each piece is, taking what is louder than 0.6 for Spanish; keeps what it was asked."""
 
-    info = SimpleNamespace(config=SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="canary2"))
+    info = SimpleNamespace(config=SimpleNamespace(name="mock", languages=("en", "de", "es"), prompt_format="canary2"))
 
     def __init__(self):
         self.calls: list[Pass] = []
@@ -49,6 +51,8 @@ class MockEngine:
         self.running -= 1
         if wanted.waveform.max() > 0.8:
             raise TranscriptionFailed("The model failed on this audio.")
+        if wanted.waveform.max() > 0.6 and wanted.tasks[0].language == "auto":
+            check_task(replace(wanted.tasks[0], language="es"), self.info.config)
         task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}"
         detection = detection_from({"de": 0.9, "en": 0.1}) if task.language == "auto" else None
         words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()) if task.timestamps != "none")
@@ -256,6 +260,27 @@ def test_a_file_that_the_model_fails_on_costs_no_other(engine):
     assert result.stderr == "canary: loud.wav: The model failed on this audio.\n"
 
 
+def test_a_file_in_a_language_that_the_model_cannot_translate_so_costs_no_other(engine):
+    result = run("transcribe", sound("a.wav", 0.1), sound("spanish.wav", 0.7), sound("b.wav", 0.2), "-t", "de")
+    assert result.exit_code == 1
+    assert result.stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
+    assert result.stderr == (
+        "canary: spanish.wav: mock does not translate es to de: it translates from and to English\n"
+    )
+
+
+def test_what_can_be_read_only_once_is_said_to_be_so(engine):
+    reading, writing = os.pipe()
+    with open(writing, "wb") as pipe:
+        pipe.write(b"RIFF")
+    with open(reading, "rb"):
+        result = run("transcribe", f"/dev/fd/{reading}")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"canary: /dev/fd/{reading}: ")
+    assert "is not seekable" in line
+
+
 def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     assert run("transcribe", sound("a.wav", 0.1), "-f", "srt").stdout == "1\n00:00:00,000 --> 00:00:02,000\nloud 0.1\n"
     assert engine.calls[-1].tasks[0].timestamps == "segment"
@@ -273,7 +298,7 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     [
         (["transcribe"], "FILE"),
         (["transcribe", "a.wav", "--language", "klingon"], "'klingon' is not known"),
-        (["transcribe", "a.wav", "--language", "fr"], "'fr' is not one of mock's: en, de"),
+        (["transcribe", "a.wav", "--language", "fr"], "'fr' is not one of mock's: en, de, es"),
         (["transcribe", "a.wav", "--timestamps", "letter"], "letter"),
         (["transcribe", "a.wav", "--beam-size", "0"], "beam-size"),
         (["serve", "--port", "70000"], "port"),
