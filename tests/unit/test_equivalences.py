@@ -169,10 +169,12 @@ def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_o
     (mel, lengths), (numpys_mel, numpys_lengths) = as_on_gpu.features(sounds), as_on_cpu.features(sounds)
     assert isinstance(mel, mx.array)
     assert isinstance(numpys_mel, np.ndarray)
+    assert numpys_mel.dtype == np.float32
     assert difference(mel, numpys_mel) < 1e-4
     assert lengths.tolist() == numpys_lengths.tolist()
     padded, numpys_padded = as_on_gpu.encode(mel, lengths), as_on_cpu.encode(mel, lengths)
     assert isinstance(numpys_padded, np.ndarray)
+    assert numpys_padded.dtype == as_on_cpu.logits(prompts[:1], numpys_padded[:1], [1]).dtype == np.float32
     for row, n in enumerate(subsampled(lengths).tolist()):
         assert difference(padded[row, :n], numpys_padded[row, :n]) < 2e-5
     encoded = as_on_gpu.encodings(sounds)
