@@ -168,9 +168,9 @@ class Conversation:
             raise Mistake("invalid_value", str(wrong), f"session.{wrong.param}") from None
         if self._hearing and updated != self._session:
             # What was heard is written out under the settings it was heard under.
-            hearing, self._hearing = self._hearing, None
-            self._heard_before_s += await hearing.finish()
-            self._open = hearing.open
+            self._heard_before_s += await self._hearing.finish()
+            # Not before: whoever leaves meanwhile leaves it to `run`.
+            self._open, self._hearing = self._hearing.open, None
         self._session = updated
         self.send("session.updated", session=self._described())
 
