@@ -73,12 +73,15 @@ class ConversionConfig(BaseModel):
         return QuantizationConfig(self.quantize, self.group_size or DEFAULT_GROUP_SIZE) if self.quantize else None
 
 
-def convert(config: ConversionConfig) -> Path:
-    """The finished folder. Raises ConversionError; then nothing is left where the folder would have been."""
+def convert(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
+    """The finished folder. Raises ConversionError; then nothing is left where the folder would have been.
+
+    cache_dir: where the lock lies, in place of the default.
+    """
     output = _output(config)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ConversionError(f"{output} already exists; remove it or name another folder")
-    convert_once(config)
+    convert_once(config, cache_dir)
     if config.upload_repo:
         from convert.upload import upload
 

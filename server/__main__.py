@@ -55,6 +55,7 @@ def serve(
     ),
     dtype: Dtype = None,
     quantize: Quantize = None,
+    cache: str | None = _setting("--cache", help="The folder that converted models are kept in."),
     idle_unload_s: float | None = _setting(
         "--idle-unload", help="Seconds without a request after which a model is let go."
     ),

@@ -202,7 +202,8 @@ def load_model(settings: Settings, source: str | None = None, progress: Progress
     from model.canary import Canary, default_dtype
 
     dtype = settings.dtype or default_dtype()
-    folder = resolve(source or settings.model[0], dtype=dtype, quantize=settings.quantize, progress=progress)
+    source = source or settings.model[0]
+    folder = resolve(source, dtype=dtype, quantize=settings.quantize, cache_dir=settings.cache, progress=progress)
     if progress:
         progress("loading", 0, 0)
     return Canary.load(folder, dtype)

@@ -2,6 +2,7 @@
 
 import ipaddress
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ def _split(value: Any) -> Any:
 
 # The environment and the command line write text.
 Bits = Annotated[Literal[4, 8], BeforeValidator(lambda value: {"8": 8, "4": 4}.get(value, value))]
+Folder = Annotated[Path | None, BeforeValidator(lambda value: Path(value).expanduser() if value else None)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
@@ -38,6 +40,11 @@ class Settings(BaseSettings):
     dtype: Dtype | None = Field(None, description="What the weights are held in; by default what suits the device.")
     quantize: Bits | None = Field(
         None, description="Pack the weights of large linear layers into 8 or 4 bits, when a model is converted."
+    )
+    cache: Folder = Field(
+        None,
+        description="Where converted models are kept; by default ~/.cache/canary-server, on a Mac "
+        "~/Library/Caches/canary-server.",
     )
     idle_unload_s: float | None = Field(
         None, gt=0, description="Give a model's memory back after so long without a request; by default never."

@@ -72,8 +72,8 @@ def _measured(
     from ..bench.load import BenchError, measured_load, running_server
 
     source, dtype = settings.model[0], settings.dtype or default_dtype()
-    conversion_s = _conversion_s(source, dtype, settings.quantize)
-    folder = resolve(source, dtype=dtype, quantize=settings.quantize)
+    conversion_s = _conversion_s(source, dtype, settings)
+    folder = resolve(source, dtype=dtype, quantize=settings.quantize, cache_dir=settings.cache)
     began = time.monotonic()
     canary = Canary.load(folder, dtype)
     load_s = time.monotonic() - began
@@ -111,7 +111,7 @@ def _measured(
     return result
 
 
-def _conversion_s(source: str, dtype: str, quantize: int | None) -> float | None:
+def _conversion_s(source: str, dtype: str, settings: Settings) -> float | None:
     """How long an archive's conversion takes; None for what is no archive on this machine."""
     from convert.convert import ConversionConfig, convert
     from convert.download import MODELS, nemo_file
@@ -121,8 +121,8 @@ def _conversion_s(source: str, dtype: str, quantize: int | None) -> float | None
     with tempfile.TemporaryDirectory() as folder:
         began = time.monotonic()
         output = Path(folder) / "model"
-        config = {"source": nemo_file(source), "output": output, "dtype": dtype, "quantize": quantize}
-        convert(ConversionConfig.model_validate(config))
+        config = {"source": nemo_file(source), "output": output, "dtype": dtype, "quantize": settings.quantize}
+        convert(ConversionConfig.model_validate(config), settings.cache)
         return time.monotonic() - began
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from .failures import one_line_failures
+from .failures import chosen_settings, one_line_failures
 
 
 def convert_archive(
@@ -25,6 +25,7 @@ def convert_archive(
     """Convert `source` and print the folder's path."""
     from convert.convert import ConversionConfig, convert
 
+    settings = chosen_settings()
     chosen: dict[str, Any] = {"dtype": dtype} if dtype else {}
     # Options are text; the numbers' types are for the library.
     chosen |= {"quantize": quantize and int(quantize), "group_size": group_size and int(group_size)}
@@ -42,4 +43,4 @@ def convert_archive(
         raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="canary: %(message)s")
     with one_line_failures():
-        typer.echo(convert(config))
+        typer.echo(convert(config, settings.cache))
