@@ -39,8 +39,9 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
     app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
+    # around Requests, which answers by itself at times, before a body's end
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
     install_error_handlers(app)
     for routes in (page, health, native, openai, captions, realtime):
         app.include_router(routes.router)

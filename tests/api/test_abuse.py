@@ -76,8 +76,9 @@ def test_a_body_that_hardly_comes_is_given_up(client, monkeypatch):
 def received(connection: socket.socket) -> bytes:
     """All that comes until the server closes."""
     answer = b""
-    while piece := connection.recv(65_536):
-        answer += piece
+    with suppress(ConnectionResetError):
+        while piece := connection.recv(65_536):
+            answer += piece
     return answer
 
 
@@ -168,6 +169,31 @@ def test_open_websockets_count_as_requests_of_which_there_are_only_so_many(serve
     assert b"retry-after: 5" in head
     assert json.loads(body)["error"]["code"] == "too_many_requests"
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_body_of_a_request_over_the_most_is_not_waited_for(serve_mock, mock, monkeypatch):
+    monkeypatch.setattr(BodyLimit, "DRAIN_S", 0.1)
+    client = serve_mock(max_connections=1)
+    where = client.base_url.host, client.base_url.port
+    head = b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    with socket.create_connection(where, timeout=10) as first, socket.create_connection(where, timeout=10) as second:
+        first.sendall(UPGRADE)
+        assert first.recv(65_536).startswith(b"HTTP/1.1 101")
+        done = threading.Event()
+
+        def trickle() -> None:
+            with suppress(OSError):
+                while not done.wait(0.05):
+                    second.sendall(b"x")
+
+        second.sendall(head)
+        sender = threading.Thread(target=trickle)
+        sender.start()
+        answer = received(second)
+        done.set()
+        sender.join()
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b"connection: close" in answer
 
 
 def test_who_asks_for_much_and_reads_nothing_is_let_go(serve_mock, monkeypatch):
