@@ -190,7 +190,7 @@ def _task_code(error: TaskError) -> str:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every expected error in one shape. The unexpected ones are caught in `middleware.RequestId`."""
+    """Answer every expected error in one shape. The unexpected ones are caught in `middleware.Requests`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return answer(error)
