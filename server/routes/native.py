@@ -95,7 +95,7 @@ def accepted(header: str) -> str | None:
         media_type, *parameters = (part.strip().lower() for part in wish.split(";"))
         quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
         if media_type in _ACCEPTED or media_type in (EVENTS, "*/*"):
-            wishes.append((media_type, float(quality) if quality.replace(".", "", 1).isdigit() else 0.0))
+            wishes.append((media_type, float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0))
     best = max(wishes, key=lambda wish: wish[1], default=("*/*", 1.0))
     return best[0] if best[0] != "*/*" and best[1] > 0 else None
 

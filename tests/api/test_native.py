@@ -87,6 +87,19 @@ def test_each_format_has_its_media_type(client, wav):
     assert answer("vtt") == ("text/vtt; charset=utf-8", cue)
 
 
+def test_an_accept_header_chooses_the_format_it_likes_best(client, wav):
+    for accept, media_type in (
+        ("text/plain;q=0.5, text/vtt", "text/vtt"),
+        ("text/vtt;q=0.1, application/x-subrip;q=0.9", "application/x-subrip"),
+        ("image/png", "application/json"),
+        # what is no number is no wish
+        (b"text/plain;q=\xb2", "application/json"),
+        ("text/plain;q=1.0.0", "application/json"),
+    ):
+        response = client.post("/transcribe", content=wav(), headers={"accept": accept})
+        assert (response.status_code, response.headers["content-type"].partition(";")[0]) == (200, media_type)
+
+
 def test_the_shape_of_subtitles_is_the_settings_unless_a_request_says_another(serve_mock, wav):
     client = serve_mock(subtitle_line_length=5)
 
