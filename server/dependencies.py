@@ -6,6 +6,7 @@ from tempfile import SpooledTemporaryFile
 from typing import Annotated, BinaryIO, cast
 
 from fastapi import Depends, Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from .engine import Engine
@@ -14,6 +15,8 @@ from .errors import RequestError
 from .settings import Settings
 
 _IN_MEMORY = 1 << 20
+# Of a form's names and values. Others are not even looked up: not all of Python's decode what a client may send.
+_CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
 
 
 @dataclass
@@ -42,7 +45,11 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
 
     `curl --data-binary` calls its body a urlencoded form, so anything but multipart is taken for the file.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == "multipart/form-data":
+    kind, parameters = parse_options_header(request.headers.get("content-type"))
+    if kind == b"multipart/form-data":
+        charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
+        if charset.lower() not in _CHARSETS:
+            raise RequestError(f"charset {charset[:40]!r} is not possible; possible: {', '.join(_CHARSETS)}")
         async with request.form(max_files=1, max_fields=100) as form:
             fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
             file = form.get("file")

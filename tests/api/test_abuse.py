@@ -1,5 +1,6 @@
 """Requests that nobody means well with: each is refused in the usual shape, and the next one is served."""
 
+import encodings
 import io
 import json
 import socket
@@ -47,6 +48,26 @@ def test_huge_and_broken_forms_are_refused_quickly(client, body):
     assert response.json()["error"]["message"]
     assert time.monotonic() - began < 5
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-7", "utf-16", "x" * 1000])
+def test_a_form_in_an_odd_charset_is_refused_and_the_charset_is_not_even_looked_up(client, charset):
+    content_type = f"multipart/form-data; boundary=b; charset={charset}"
+    response = client.post("/transcribe", content=form(("\\ud800", "v")), headers={"content-type": content_type})
+    refused = response.json()["error"]
+    assert (response.status_code, refused["code"]) == (400, "invalid_request")
+    assert refused["message"] == f"charset {charset[:40]!r} is not possible; possible: utf-8, utf8, us-ascii, iso-8859-1"
+    # Python never forgets a name that it looked up in vain.
+    assert "x" * 1000 not in encodings._cache  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("charset", ["UTF-8", '"utf8"', "us-ascii", "ISO-8859-1"])
+def test_a_form_may_name_the_usual_charsets(client, charset):
+    sound = bytes(wav(np.zeros((16000, 1))))
+    request = client.build_request("POST", "/transcribe", files={"file": sound}, data={"language": "fr"})
+    request.headers["content-type"] += f"; charset={charset}"
+    response = client.send(request)
+    assert (response.status_code, response.json()["language"]) == (200, "fr")
 
 
 def test_a_body_that_hardly_comes_is_given_up(client, monkeypatch):
