@@ -44,7 +44,7 @@ class ConversionConfig(BaseModel):
     source: str | Path
     """A known name, a Hub repository, or a `.nemo` file."""
     output: Path | None = None
-    """The folder to make; by default the model's name, here."""
+    """The folder to make; by default the model's name and precision, here."""
     dtype: Dtype = DEFAULT_DTYPE
     quantize: Bits | None = None
     """Bits that the weights of large linear layers are packed into; by default they are not."""
@@ -104,6 +104,8 @@ def convert_once(config: ConversionConfig, cache_dir: Path | None = None) -> Pat
 
 def _output(config: ConversionConfig) -> Path:
     name = Path(str(config.source).partition("@")[0]).name.removesuffix(".nemo")
+    # Not the name alone: where a model is asked for, that means the one on the Hub.
+    name = f"{name}-{config.dtype}" + (f"-q{config.quantize}" if config.quantize else "")
     return Path(config.output or name).expanduser().absolute()
 
 

@@ -30,13 +30,15 @@ def resolve(
     """The converted folder of a model.
 
     name_or_path: a name in MODELS, a Hub repository `org/name[@revision]`, a `.nemo` file, or a converted folder,
-    which is given back as it is. dtype: of the weights, when they are to be converted; quantize: into how many bits
-    their large layers are packed, 4 or 8. cache_dir: in place of CANARY_CACHE. progress: called with "downloading" or
-    "converting", what is done, and the total.
+    which is given back as it is; where that has a name in MODELS, a Path or `./` before it says that it is meant.
+    dtype: of the weights, when they are to be converted; quantize: into how many bits their large layers are packed,
+    4 or 8. cache_dir: in place of CANARY_CACHE. progress: called with "downloading" or "converting", what is done, and
+    the total.
     Raises ConversionError, of which HubError is one, in a line that says what to do.
     """
     source = str(name_or_path)
-    if is_converted(Path(source).expanduser()) and source not in MODELS:
+    is_name = isinstance(name_or_path, str) and name_or_path in MODELS
+    if is_converted(Path(source).expanduser()) and not is_name:
         return _as_asked(Path(source).expanduser(), quantize)
     dtype = dtype or DEFAULT_DTYPE
     dtypes = get_args(Dtype)

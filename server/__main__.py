@@ -197,7 +197,8 @@ def transcribe(
 def convert(
     source: Annotated[str, typer.Argument(help="A .nemo file, a known name or a Hugging Face repository.")],
     out: Annotated[
-        Path | None, typer.Argument(help="The folder to make. By default the model's name, here.", show_default=False)
+        Path | None,
+        typer.Argument(help="The folder to make. By default the model's name and precision, here.", show_default=False),
     ] = None,
     dtype: Dtype = None,
     quantize: Quantize = None,

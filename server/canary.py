@@ -39,7 +39,7 @@ class Canary:
         Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
         """
         dtype = dtype or model.canary.default_dtype()
-        return cls(model.canary.Canary.load(resolve(str(name_or_path), dtype=dtype, quantize=quantize), dtype))
+        return cls(model.canary.Canary.load(resolve(name_or_path, dtype=dtype, quantize=quantize), dtype))
 
     @property
     def languages(self) -> tuple[str, ...]:

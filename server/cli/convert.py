@@ -1,6 +1,7 @@
 """`canary convert`: a NeMo archive to a folder of safetensors."""
 
 import logging
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def convert_archive(
     upload_repo: str | None,
     verbose: bool,
 ) -> None:
-    """Convert `source` and print the folder's path."""
+    """Convert `source`, print the folder's path, and say how it is asked for."""
     from convert.convert import ConversionConfig, convert
 
     settings = chosen_settings()
@@ -43,4 +44,13 @@ def convert_archive(
         raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="canary: %(message)s")
     with one_line_failures():
-        typer.echo(convert(config, settings.cache))
+        folder = convert(config, settings.cache)
+    typer.echo(folder)
+    if not (preserve_keys or encoder_only):
+        typer.echo(f"canary: to use it: --model {_typed(folder)}", err=True)
+
+
+def _typed(folder: Path) -> str:
+    """The folder as a shell takes it: with `./` before it, so that it is no known model's name."""
+    here = Path.cwd()
+    return shlex.quote(f"./{folder.relative_to(here)}" if folder.is_relative_to(here) else str(folder))

@@ -353,6 +353,29 @@ def test_a_cache_that_is_said_to_be_nowhere_in_particular_is_the_platforms(monke
     assert Settings(_env_file=None).cache == Path.home() / "models"
 
 
+@pytest.mark.parametrize(
+    ("out", "typed"),
+    [
+        ((), "./canary-180m-flash-float32"),
+        (("canary-1b-v2",), "./canary-1b-v2"),
+        (("our models/new",), "'./our models/new'"),
+        (("{elsewhere}",), "{elsewhere}"),
+        (("parts", "--encoder-only"), None),
+        (("parts", "--preserve-keys"), None),
+    ],
+)
+def test_a_conversion_ends_with_the_folder_and_with_what_to_type_to_use_it(monkeypatch, tmp_path, out, typed):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
+    elsewhere = str(tmp_path / "elsewhere")
+    result = run("convert", str(archives.tiny_archive(tmp_path)), *(each.format(elsewhere=elsewhere) for each in out))
+    folder = Path(result.stdout.removesuffix("\n"))
+    assert (folder / "config.json").is_file()
+    said = [line for line in result.stderr.splitlines() if line.startswith("canary: ")]
+    assert said == ([f"canary: to use it: --model {typed.format(elsewhere=elsewhere)}"] if typed else [])
+
+
 def test_a_model_that_does_not_exist_ends_in_one_line(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path))

@@ -124,6 +124,14 @@ def test_verbose_names_each_tensor_and_its_sources(tmp_path, capsys):
     assert line in capsys.readouterr().err.splitlines()
 
 
+def test_a_folder_that_nobody_named_has_the_models_name_and_precision_which_is_no_known_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    archive = archives.tiny_archive(tmp_path)
+    assert convert(ConversionConfig(source=archive)) == tmp_path / "canary-180m-flash-float32"
+    packed = convert(ConversionConfig(source=str(archive), dtype="bfloat16", quantize=8, group_size=32))
+    assert packed == tmp_path / "canary-180m-flash-bfloat16-q8"
+
+
 def test_a_folder_that_is_in_use_is_left_as_it_is(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("all of it")

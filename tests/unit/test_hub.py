@@ -215,6 +215,16 @@ def test_a_converted_folder_is_given_back_as_it_is(archive):
     assert resolve(str(folder), dtype="bfloat16") == folder
 
 
+def test_of_a_folder_with_a_known_models_name_a_path_means_the_folder_and_the_bare_name_the_model(
+    archive, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("convert.convert.nemo_file", lambda *_: archive)
+    resolve(archive).rename("canary-1b-v2")
+    assert resolve("./canary-1b-v2") == resolve(Path("canary-1b-v2")) == Path("canary-1b-v2")
+    assert resolve("canary-1b-v2").parent == tmp_path / "cache" / "models"
+
+
 def test_weights_are_packed_when_asked_and_that_is_another_folder(archive):
     whole, packed = resolve(archive), resolve(archive, quantize=8)
     assert resolve(archive, quantize=8) == packed != whole
