@@ -16,6 +16,7 @@
         ├── ModelFailed          503  model_failed            trying again at once is of no use
         ├── TooManyRequests      503  too_many_requests
         ├── QueueFull            503  queue_full
+        ├── StorageFull          503  storage_full            nowhere to keep the upload while it is read
         └── EngineStopped        503  stopping
 
 model.prompt.TaskError (a language, pair or feature that the model does not have) is 400 as well: unsupported_language,
@@ -25,6 +26,7 @@ Every answer has the shape OpenAI's clients read: {"error": {"message", "type", 
 Messages say what the caller can use; what happened inside goes to the log.
 """
 
+import errno
 import logging
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -129,6 +131,10 @@ class QueueFull(Unavailable):
     code = "queue_full"
 
 
+class StorageFull(Unavailable):
+    code = "storage_full"
+
+
 class EngineStopped(Unavailable):
     code = "stopping"
 
@@ -167,6 +173,9 @@ def answer(error: Exception) -> JSONResponse:
         return error_response(400, f"{error}.", _task_code(error), error.param)
     if isinstance(error, RequestValidationError | ValidationError):
         error = invalid_field(error)
+    if _is_storage_full(error):
+        log.error("there is no room for an upload, see TMPDIR: %s", error)
+        error = StorageFull("There is no room for the upload now; try again in a moment.")
     if isinstance(error, ServiceError):
         return error_response(error.status, str(error), error.code, error.param, error.headers)
     if not isinstance(error, HTTPException):
@@ -189,11 +198,21 @@ def _task_code(error: TaskError) -> str:
     return "unsupported_language" if error.param in ("language", "target_language") else "unsupported_task"
 
 
+def _is_storage_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Answer every expected error in one shape. The unexpected ones are caught in `middleware.Requests`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         return answer(error)
 
+    async def handle_system(request: Request, error: Exception) -> JSONResponse:
+        if not _is_storage_full(error):
+            raise error
+        return answer(error)
+
+    app.add_exception_handler(OSError, handle_system)
     for kind in (ServiceError, TaskError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, handle)

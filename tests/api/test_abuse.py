@@ -1,10 +1,12 @@
 """Requests that nobody means well with: each is refused in the usual shape, and the next one is served."""
 
 import encodings
+import errno
 import io
 import json
 import socket
 import struct
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -234,6 +236,24 @@ def test_who_asks_for_much_and_reads_nothing_is_let_go(serve_mock, monkeypatch):
         while server.server_state.connections - others:
             assert time.monotonic() < deadline, "the connection is still there"
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_an_upload_for_which_there_is_no_room_is_told_to_come_back(client, monkeypatch, caplog, stream):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    sound = bytes(wav(np.zeros((700_000, 1))))
+    with monkeypatch.context() as patch:
+        patch.setattr(tempfile, "TemporaryFile", full)
+        # the last is small, but read in another process
+        for sent in ({"content": sound}, {"files": {"file": sound}}, {"content": b"\x1aE\xdf\xa3" + bytes(100)}):
+            response = client.post(f"/transcribe?language=en&stream={stream}", **sent)
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
+            assert int(response.headers["retry-after"]) > 0
+    assert "No space left on device" in caplog.text
+    assert "Traceback" not in caplog.text
+    assert client.post("/transcribe?language=en", content=sound).status_code == 200
 
 
 def wav(samples: np.ndarray, rate: int = 16000) -> bytearray:
