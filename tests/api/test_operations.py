@@ -224,3 +224,10 @@ def test_what_the_image_and_the_compose_file_set_are_settings():
     assert (ROOT / "docker" / service["build"]["context"]).resolve() == ROOT
     assert (ROOT / service["build"]["dockerfile"]).is_file()
     assert re.search(r"^USER canary$", dockerfile, re.MULTILINE)
+
+
+def test_uploads_take_a_bounded_part_of_a_containers_memory_and_the_largest_fits():
+    service = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]["canary"]
+    (bound,) = (re.fullmatch(r"/tmp:size=(\d+)g", place) for place in service["tmpfs"])
+    assert bound
+    assert Settings.model_fields["max_upload_mb"].default * 1e6 < int(bound[1]) * 2**30 <= 4 * 2**30
