@@ -1,5 +1,9 @@
 """Names of the languages that Canary models speak."""
 
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+
 from model.prompt import AUTO
 
 from .errors import RequestError
@@ -27,3 +31,11 @@ def language_code(spoken: str, param: str = "language") -> str:
     if code not in NAMES:
         raise RequestError(f"{param}: {spoken[:40]!r} is not known; possible: {', '.join(sorted(NAMES))}", param)
     return code
+
+
+def _field_as_code(value: str | None, info: ValidationInfo) -> str | None:
+    return value and language_code(value, info.field_name or "language")
+
+
+Language = Annotated[str | None, AfterValidator(_field_as_code)]
+"""A model's field for a language, as callers write it: read as a code. An empty one is not given."""

@@ -28,13 +28,13 @@ import secrets
 from typing import Any, Literal
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.prompt import Task, TaskError
 
 from ..engine import Engine
 from ..errors import AudioError, RequestError, invalid_field
-from ..languages import language_code
+from ..languages import Language
 from ..live.connection import Bounds, LiveConnection
 from ..live.container import CONTAINERS, ContainerSound
 from ..live.decoder import EngineDecoder
@@ -64,16 +64,11 @@ class Start(BaseModel):
     type: Literal["start"]
     encoding: Literal["pcm_s16le", "webm", "mp4", "ogg"] = "pcm_s16le"
     sample_rate: int | None = Field(None, ge=8_000, le=192_000)
-    language: str | None = None
-    target_language: str | None = None
+    language: Language = None
+    target_language: Language = None
     interim_results: bool = True
     endpointing_ms: int = Field(500, ge=100, le=5_000)
     model: str | None = None
-
-    @field_validator("language", "target_language")
-    @classmethod
-    def _as_code(cls, value: str | None, info: Any) -> str | None:
-        return value and language_code(value, info.field_name)
 
 
 @router.websocket("/stream")

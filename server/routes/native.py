@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.prompt import Task
 
@@ -14,7 +14,7 @@ from .. import formats
 from ..dependencies import EnginesDep, SettingsDep, Upload, UploadDep
 from ..engines import Served
 from ..errors import RequestError, answer, invalid_field
-from ..languages import language_code
+from ..languages import Language
 from ..pipeline import Result, event_stream, language_source, progress_of, transcribe_file, unless_disconnected
 from ..schemas import Transcript, error_responses
 from ..settings import Settings
@@ -37,12 +37,12 @@ class Fields(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="One of `/v1/models`; by default the first.")
-    language: str | None = Field(
+    language: Language = Field(
         None,
         description="What is spoken: `de`, `de-DE` or `german`; `auto` finds it out from the sound.",
         examples=["de"],
     )
-    target_language: str | None = Field(
+    target_language: Language = Field(
         None, description="Write the text in this language instead: from or to English.", examples=["en"]
     )
     timestamps: Literal["none", "segment", "word"] | None = Field(
@@ -56,18 +56,18 @@ class Fields(BaseModel):
         None, description="By default what the `Accept` header asks for, or json.", examples=["json"]
     )
     line_length: int | None = Field(
-        None, ge=1, le=1000, description="For srt and vtt: the most characters in a line. By default 42."
+        None,
+        ge=1,
+        le=1000,
+        description="For srt and vtt: the most characters in a line. By default the server's setting.",
     )
-    lines: int | None = Field(None, ge=1, le=10, description="For srt and vtt: the most lines of a cue. By default 2.")
+    lines: int | None = Field(
+        None, ge=1, le=10, description="For srt and vtt: the most lines of a cue. By default the server's setting."
+    )
     stream: bool = Field(False, description="Send segments as they are ready, as server-sent events.")
     detect_each: bool = Field(
         False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
     )
-
-    @field_validator("language", "target_language")
-    @classmethod
-    def _as_code(cls, value: str | None, info: Any) -> str | None:
-        return value and language_code(value, info.field_name)
 
     @classmethod
     def read(cls, request: Request, upload: Upload) -> Self:

@@ -18,7 +18,7 @@ from .. import formats
 from ..dependencies import EnginesDep, SettingsDep, Upload, UploadDep
 from ..engines import Engines, Served
 from ..errors import RequestError, answer, invalid_field
-from ..languages import language_code
+from ..languages import Language
 from ..pipeline import Result, event_stream, progress_of, transcribe_file, unless_disconnected
 from ..schemas import Model, Models, OpenAITranscription, OpenAIVerboseTranscription, error_responses
 from ..settings import Settings
@@ -42,17 +42,12 @@ class Fields(BaseModel):
         description="One of `/v1/models`; `whisper-1`, `gpt-4o-transcribe` and the like mean the default.",
         examples=["whisper-1"],
     )
-    language: str | None = Field(
+    language: Language = Field(
         None, description="What is spoken: `de`, `de-DE` or `german`. By default found out.", examples=["de"]
     )
     prompt: str | None = Field(None, description="Text to go by; ignored by models that have no place for it.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
     temperature: str | None = Field(None, description="Ignored: nothing is drawn at random.")
-
-    @field_validator("language")
-    @classmethod
-    def _as_code(cls, value: str | None) -> str | None:
-        return value and language_code(value)
 
     @field_validator("response_format", mode="before")
     @classmethod
@@ -87,13 +82,8 @@ class TranscriptionFields(Fields):
 
 
 class TranslationFields(Fields):
-    target_language: str | None = Field(None, description="By default `en`.", examples=["de"])
-    to_language: str | None = Field(None, description="Another name of `target_language`.")
-
-    @field_validator("target_language", "to_language")
-    @classmethod
-    def _target_as_code(cls, value: str | None, info: Any) -> str | None:
-        return value and language_code(value, info.field_name)
+    target_language: Language = Field(None, description="By default `en`.", examples=["de"])
+    to_language: Language = Field(None, description="Another name of `target_language`.")
 
 
 def _form(fields: type[Fields]) -> dict[str, Any]:
