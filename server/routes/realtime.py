@@ -268,7 +268,7 @@ class Hearing:
             self._awaited.append(self.open)
             self.open = Item()
         self._last_commit_s = heard_s
-        await self._live.finalize()
+        await self.beside(self._live.finalize())
 
     async def clear(self) -> None:
         """Forget the sound that was not committed."""
@@ -280,7 +280,7 @@ class Hearing:
     async def finish(self) -> float:
         """Write out what was heard, and return how many seconds that was."""
         self._awaited.append(finished := asyncio.Event())
-        await self._live.finalize()
+        await self.beside(self._live.finalize())
         await self.beside(_waited(finished))
         await self.stop()
         return self._live.session.heard_s

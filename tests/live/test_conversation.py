@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.live import connection
 from server.live.outbox import Outbox
 from server.live.session import Heard
 from server.routes import realtime
@@ -80,3 +81,19 @@ async def test_who_leaves_while_settings_change_leaves_no_engine_in_use_and_no_t
         await conversation
     assert client.users == 0
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_model_that_fails_while_a_client_commits_again_and_again_ends_the_session(client, pcm):
+    """More ends than may wait do: the last of them has to hear that it waits in vain."""
+    conversation = asyncio.create_task(Conversation(client, Outbox(client.send_json)).run())
+    client.speak(pcm(rate=24_000)[: 24_000 * 2 * 3])
+    for _ in range(connection.MAX_WAITING):
+        client.send("input_audio_buffer.commit")
+    await asyncio.wait_for(client.ending.wait(), 20)
+    while client.messages.qsize():
+        await asyncio.sleep(0)
+    for _ in range(10):  # the last one is handled
+        await asyncio.sleep(0)
+    client.may_end.set_exception(RuntimeError("broken"))
+    with pytest.raises(RuntimeError, match="broken"):
+        await asyncio.wait_for(conversation, 20)
