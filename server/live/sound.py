@@ -53,6 +53,12 @@ class RawSound:
         if self._resampler:
             self._resampler.clear()
 
+    def clear(self) -> None:
+        """Forget what has not been handed on: what comes then is heard as if it were the first."""
+        self._rest = b""
+        if self._resampler:
+            self._resampler.clear()
+
     async def _pass_on(self, samples: np.ndarray, last: bool) -> None:
         if self._resampler:
             samples = self._resampler.resample_chunk(samples, last=last)

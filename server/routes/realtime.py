@@ -274,6 +274,7 @@ class Hearing:
         """Forget the sound that was not committed."""
         self._turns = {turn: item for turn, item in self._turns.items() if item.committed}
         self.open = Item()
+        self._sound.clear()
         await self._live.clear(ended_turns=not self._by_turn)
         self._last_commit_s = self._live.session.heard_s
 

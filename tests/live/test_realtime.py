@@ -183,7 +183,7 @@ async def test_deltas_come_before_the_end_of_a_turn(url, pcm):
 
 async def test_what_is_cleared_is_not_transcribed(url, pcm, samples):
     async with opened(url, MANUAL) as ws:
-        await speak(ws, pcm(rate=24_000)[: 24_000 * 2])
+        await speak(ws, pcm(rate=24_000)[: 24_000 * 2 + 1])
         await send(ws, "input_audio_buffer.clear")
         await until(ws, "input_audio_buffer.cleared")
         await speak(ws, pcm(rate=24_000))

@@ -73,6 +73,22 @@ async def test_resampled_pieces_are_the_resampled_whole():
     assert pieces.samples == pytest.approx(whole.samples, abs=1e-6)
 
 
+@pytest.mark.parametrize("rate", [8_000, 16_000, 24_000])
+async def test_nothing_is_heard_of_what_was_cleared_and_all_of_what_comes_then(rate):
+    loud, then = np.full(rate, 20_000, "<i2").tobytes(), np.full(rate, 100, "<i2").tobytes()
+    heard, alone = Heard(), Heard()
+    raw, other = RawSound("pcm_s16le", rate, heard), RawSound("pcm_s16le", rate, alone)
+    # half a sample waits, and at other rates what the resampler holds back
+    await raw.write(loud[:-1])
+    raw.clear()
+    before = len(heard.samples)
+    for each in (raw, other):
+        await each.write(then)
+        await each.end()
+    assert heard.samples[before:] == pytest.approx(alone.samples)
+    assert len(alone.samples) == 16_000
+
+
 @pytest.mark.parametrize("rate", [7_999, 192_001])
 def test_a_rate_out_of_bounds_is_named(rate):
     with pytest.raises(AudioError, match=str(rate)):
