@@ -49,6 +49,7 @@ class RawSound:
         await self._pass_on(self._decode(data[:whole]), last=False)
 
     async def end(self) -> None:
+        """As above, for all that is heard as one; more may be written after it."""
         await self._pass_on(np.zeros(0, np.float32), last=True)
         if self._resampler:
             self._resampler.clear()

@@ -258,10 +258,11 @@ class Hearing:
 
     async def commit(self) -> None:
         """End the turn here. Without server_vad an empty buffer is a mistake; with it there may just be no turn."""
+        await self.beside(self._sound.end())
         heard_s = self._live.session.heard_s
         if self._by_turn:
             self._awaited.append(None)
-        elif heard_s - self._last_commit_s < SHORTEST_COMMIT_S:
+        elif round(heard_s - self._last_commit_s, 3) < SHORTEST_COMMIT_S:
             raise Mistake("input_audio_buffer_commit_empty", f"The buffer holds less than {SHORTEST_COMMIT_S} s.")
         else:
             self._conversation.committed(self.open)
@@ -280,6 +281,7 @@ class Hearing:
 
     async def finish(self) -> float:
         """Write out what was heard, and return how many seconds that was."""
+        await self.beside(self._sound.end())
         self._awaited.append(finished := asyncio.Event())
         await self.beside(self._live.finalize())
         await self.beside(_waited(finished))

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 
 from server.live import connection
-from server.live.outbox import Outbox
 from server.live.session import Heard
 from server.routes import realtime
 from server.routes.realtime import Conversation
@@ -18,7 +17,7 @@ from server.settings import Settings
 
 
 class Client:
-    """Whoever talks, and the server's engines, of which `users` are in use. The decoder hears nothing.
+    """Whoever talks and reads, and the server's engines, of which `users` are in use. The decoder hears nothing.
 
     ending: a segment is looked at for the last time, which goes on as `may_end` does.
     """
@@ -41,8 +40,15 @@ class Client:
     async def receive(self) -> dict:
         return await self.messages.get()
 
-    async def send_json(self, message: dict) -> None:
+    def put(self, message: dict) -> None:
         self.told.append(message)
+
+    async def until(self, kind: str) -> dict:
+        """The first message of this type."""
+        async with asyncio.timeout(20):
+            while not (found := [message for message in self.told if message["type"] == kind]):
+                await asyncio.sleep(0.005)
+        return found[0]
 
     @asynccontextmanager
     async def use(self, name: str | None) -> AsyncIterator[SimpleNamespace]:
@@ -51,6 +57,9 @@ class Client:
             yield SimpleNamespace(check=lambda task: None)
         finally:
             self.users -= 1
+
+    def conversation(self) -> asyncio.Task[None]:
+        return asyncio.create_task(Conversation(self, self).run())
 
     async def decode(self, window, tasks, given, last) -> Heard:
         if last:
@@ -68,7 +77,7 @@ async def client(monkeypatch) -> Client:
 
 @pytest.mark.parametrize("end", ["hangs up", "is failed by the model"])
 async def test_who_leaves_while_settings_change_leaves_no_engine_in_use_and_no_task(client, pcm, end):
-    conversation = asyncio.create_task(Conversation(client, Outbox(client.send_json)).run())
+    conversation = client.conversation()
     client.speak(pcm(rate=24_000)[: 24_000 * 2 * 3])
     client.send("session.update", session={"audio": {"input": {"transcription": {"language": "de"}}}})
     await asyncio.wait_for(client.ending.wait(), 20)
@@ -85,7 +94,7 @@ async def test_who_leaves_while_settings_change_leaves_no_engine_in_use_and_no_t
 
 async def test_a_model_that_fails_while_a_client_commits_again_and_again_ends_the_session(client, pcm):
     """More ends than may wait do: the last of them has to hear that it waits in vain."""
-    conversation = asyncio.create_task(Conversation(client, Outbox(client.send_json)).run())
+    conversation = client.conversation()
     client.speak(pcm(rate=24_000)[: 24_000 * 2 * 3])
     for _ in range(connection.MAX_WAITING):
         client.send("input_audio_buffer.commit")
@@ -97,3 +106,31 @@ async def test_a_model_that_fails_while_a_client_commits_again_and_again_ends_th
     client.may_end.set_exception(RuntimeError("broken"))
     with pytest.raises(RuntimeError, match="broken"):
         await asyncio.wait_for(conversation, 20)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 24_000, 48_000])
+async def test_what_is_committed_is_all_that_was_appended(client, rate):
+    """A resampler holds up to a sixth of a second back."""
+    conversation = client.conversation()
+    format = {"type": "audio/pcm", "rate": rate}
+    client.send("session.update", session={"audio": {"input": {"format": format, "turn_detection": None}}})
+    for _ in range(20):
+        client.speak(bytes(rate // 10 * 2))
+        client.send("input_audio_buffer.commit")
+    client.send("input_audio_buffer.commit", event_id="of nothing")
+    error = await client.until("error")
+    conversation.cancel()
+    assert (error["error"]["code"], error["error"]["event_id"]) == ("input_audio_buffer_commit_empty", "of nothing")
+    assert [message["type"] for message in client.told].count("input_audio_buffer.committed") == 20
+
+
+async def test_no_time_is_lost_when_settings_change(client, pcm):
+    conversation = client.conversation()
+    for law in ("pcma", "pcmu") * 5:
+        client.send("session.update", session={"audio": {"input": {"format": {"type": f"audio/{law}"}}}})
+        client.speak(bytes([0xD5 if law == "pcma" else 0xFF]) * 1000)
+    client.send("session.update", session={"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}})
+    client.speak(pcm())
+    started = await client.until("input_audio_buffer.speech_started")
+    conversation.cancel()
+    assert started["audio_start_ms"] == pytest.approx(10 * 125 + 320, abs=5)
