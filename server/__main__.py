@@ -14,10 +14,13 @@ main = typer.Typer(
 )
 
 _MODEL_HELP = "A known name, a Hugging Face repository, a .nemo file or a converted folder."
-Model = Annotated[str | None, typer.Option("--model", "-m", help=f"{_MODEL_HELP} By default toy.", show_default=False)]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help=f"{_MODEL_HELP} Toy if none is set.", show_default=False)
+]
+Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option("--dtype", help="What the weights are held in; by default what suits the device."),
+    Precision | None,
+    typer.Option("--dtype", help="What the weights are held in; if nothing is set, what suits the device."),
 ]
 
 Quantize = Annotated[
@@ -63,8 +66,8 @@ def serve(
     default_language: str | None = _setting(
         "--default-language", help="Of requests that name none; auto finds it out."
     ),
-    host: str | None = _setting("--host", help="By default 127.0.0.1."),
-    port: int | None = _setting("--port", help="0 takes a free one. By default 8000."),
+    host: str | None = _setting("--host", help="The address to listen on; 127.0.0.1 if none is set."),
+    port: int | None = _setting("--port", help="0 takes a free one; 8000 if none is set."),
     api_keys: list[str] | None = _setting("--api-key", help="A key to ask for; better kept in CANARY_API_KEYS."),
     public_without_key: bool | None = _setting(
         "--public-without-key", help="Let others reach the server without a key."
@@ -79,10 +82,13 @@ def serve(
     max_channels: int | None = _setting("--max-channels", help="The most channels."),
     pass_s: float | None = _setting("--pass", help="The longest piece that longer audio is cut into, in seconds."),
     loop_guard: bool | None = _setting(
-        "--loop-guard/--no-loop-guard", help="Decode again what repeats itself, or was passed over. By default on."
+        "--loop-guard/--no-loop-guard",
+        help="Decode again what repeats itself, or was passed over; on if nothing is set.",
     ),
-    subtitle_line_length: int | None = _setting("--subtitle-line-length", help="Characters in a line. By default 42."),
-    subtitle_lines: int | None = _setting("--subtitle-lines", help="Lines of a subtitle. By default 2."),
+    subtitle_line_length: int | None = _setting(
+        "--subtitle-line-length", help="Characters in a line; 42 if nothing is set."
+    ),
+    subtitle_lines: int | None = _setting("--subtitle-lines", help="Lines of a subtitle; 2 if nothing is set."),
     subtitle_min_s: float | None = _setting("--subtitle-min", help="Seconds that a subtitle stays at least."),
     subtitle_max_s: float | None = _setting("--subtitle-max", help="Seconds that a subtitle stays at most."),
     subtitle_reading_speed: float | None = _setting(
@@ -122,7 +128,9 @@ def transcribe(
     model: Model = None,
     language: Annotated[
         str | None,
-        typer.Option("--language", "-l", help="What is spoken. By default it is found out.", show_default=False),
+        typer.Option(
+            "--language", "-l", help="What is spoken; if nothing is set, it is found out.", show_default=False
+        ),
     ] = None,
     detect_each: Annotated[
         bool, typer.Option("--detect-each", help="Find the language out anew, every few seconds.")
@@ -148,13 +156,20 @@ def transcribe(
         bool, typer.Option("--resume", help="Pass over files whose text is in --output-dir already.")
     ] = False,
     loop_guard: Annotated[
-        bool, typer.Option("--loop-guard/--no-loop-guard", help="Decode again what repeats itself, or was passed over.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--loop-guard/--no-loop-guard",
+            help="Decode again what repeats itself, or was passed over; on if nothing is set.",
+            show_default=False,
+        ),
+    ] = None,
     line_length: Annotated[
         int | None,
-        typer.Option("--subtitle-line-length", help="Characters in a line of srt and vtt. By default 42."),
+        typer.Option("--subtitle-line-length", help="Characters in a line of srt and vtt; 42 if nothing is set."),
     ] = None,
-    lines: Annotated[int | None, typer.Option("--subtitle-lines", help="Lines of a subtitle. By default 2.")] = None,
+    lines: Annotated[
+        int | None, typer.Option("--subtitle-lines", help="Lines of a subtitle; 2 if nothing is set.")
+    ] = None,
 ) -> None:
     """Transcribe or translate files.
 
@@ -164,6 +179,8 @@ def transcribe(
     of their folders.
 
     A file that fails is named on stderr; the others are done all the same, and the exit code is 1.
+
+    What is not given here is taken from CANARY_MODEL, CANARY_DEFAULT_LANGUAGE … in the environment or in .env.
     """
     from server.cli.transcribe import transcribe_files
 
@@ -200,7 +217,10 @@ def convert(
         Path | None,
         typer.Argument(help="The folder to make. By default the model's name and precision, here.", show_default=False),
     ] = None,
-    dtype: Dtype = None,
+    dtype: Annotated[
+        Precision | None,
+        typer.Option("--dtype", help="What the weights are stored in. By default float32.", show_default=False),
+    ] = None,
     quantize: Quantize = None,
     group_size: Annotated[
         Literal["32", "64", "128"] | None,
@@ -250,7 +270,8 @@ def bench(
 ) -> None:
     """Measure a model on this machine: stage by stage, and served.
 
-    An empty list, such as --concurrency "", leaves that part out.
+    An empty list, such as --concurrency "", leaves that part out. The model, its dtype and its packing are taken from
+    CANARY_* in the environment or in .env if they are not given here.
     """
     from server.cli.bench import bench
 

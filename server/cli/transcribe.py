@@ -58,7 +58,6 @@ class Wish:
     options: DecodingOptions
     format: formats.Format
     rules: SubtitleRules
-    loop_guard: bool
     detect_each: bool
 
 
@@ -76,7 +75,7 @@ def transcribe_files(
     format: formats.Format,
     output_dir: Path | None = None,
     resume: bool = False,
-    loop_guard: bool = True,
+    loop_guard: bool | None = None,
     detect_each: bool = False,
     line_length: int | None = None,
     lines: int | None = None,
@@ -89,6 +88,7 @@ def transcribe_files(
         model=[model] if model else None,
         dtype=dtype,
         quantize=quantize,
+        loop_guard=loop_guard,
         subtitle_line_length=line_length,
         subtitle_lines=lines,
     )
@@ -110,7 +110,7 @@ def transcribe_files(
         jobs = [job for job in jobs if not job.is_done]
     rules = SubtitleRules.chosen(settings)
     source = _language_source(task, language)
-    wish = Wish(task, source, DecodingOptions(beam_size), format, rules, loop_guard, detect_each)
+    wish = Wish(task, source, DecodingOptions(beam_size), format, rules, detect_each)
     if not jobs:
         return missing
     with one_line_failures():
@@ -229,7 +229,7 @@ async def _transcription(
                     priority=BULK,
                     on_progress=lambda progress: bar.tell(job, progress),
                     cutting=None if wish.detect_each else chosen_cutting(settings),
-                    loop_guard=wish.loop_guard,
+                    loop_guard=settings.loop_guard,
                     detect_each=wish.detect_each,
                 )
         except (ServiceError, TaskError) as error:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import typer
 from typer.testing import CliRunner
 
 from model.generate import DecodingOptions
@@ -28,7 +30,10 @@ from tests import archives
 
 
 class MockEngine:
-    """Says how loud each piece is, taking what is louder than 0.6 for Spanish; keeps what it was asked."""
+    """Says how loud each piece is, over and over if that is below 0.1, and takes what is above 0.6 for Spanish.
+
+    Keeps what it was asked.
+    """
 
     info = SimpleNamespace(config=SimpleNamespace(name="mock", languages=("en", "de", "es"), prompt_format="canary2"))
 
@@ -55,13 +60,23 @@ class MockEngine:
             raise TranscriptionFailed("The model failed on this audio.")
         if wanted.waveform.max() > 0.6 and wanted.tasks[0].language == "auto":
             check_task(replace(wanted.tasks[0], language="es"), self.info.config)
-        task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}"
+        task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}" * (1 if wanted.waveform.max() > 0.09 else 50)
         detection = detection_from({"de": 0.9, "en": 0.1}) if task.language == "auto" else None
         words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()) if task.timestamps != "none")
         segment = Segment(0.0, 2.0, text, (5, 6), words)
         language = detection.language if detection else task.language
         transcript = Transcript(text, language, task.target_language or language, 2.0, (segment,))
         return PassResult((transcript,), (), (), detection, Timing())
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was():
+    """Commands set up a log on their stderr, which ends with them."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -137,6 +152,36 @@ def test_the_options_reach_the_model(engine):
     (call,) = engine.calls
     assert call.tasks == (Task("de", "en", pnc=False, timestamps="word"),)
     assert call.options == DecodingOptions(beam_size=4)
+
+
+@pytest.mark.parametrize(
+    ("variable", "option", "guarded"),
+    [
+        (None, (), True),
+        ("false", (), False),
+        ("false", ("--loop-guard",), True),
+        ("true", ("--no-loop-guard",), False),
+    ],
+)
+def test_a_loop_is_decoded_again_unless_the_option_or_else_the_setting_says_no(
+    engine, monkeypatch, variable, option, guarded
+):
+    if variable:
+        monkeypatch.setenv("CANARY_LOOP_GUARD", variable)
+    assert run("transcribe", sound("loop.wav", 0.05), *option).exit_code == 0
+    assert (len(engine.calls) > 1) == guarded
+
+
+def test_help_says_of_no_option_that_a_setting_decides_on_what_it_is_by_default():
+    commands = typer.main.get_command(main).commands  # type: ignore[attr-defined]
+    for command in ("serve", "transcribe", "bench"):
+        for option in commands[command].params:
+            setting = {"line_length": "subtitle_line_length", "lines": "subtitle_lines", "language": "default_language"}
+            name = setting.get(option.name, option.name)
+            if name in Settings.model_fields:
+                assert "by default" not in option.help.lower(), f"{command} {option.opts[0]}: {option.help}"
+                assert option.default is None, f"{command} {option.opts[0]}"
+        assert "CANARY_" in commands[command].help
 
 
 def test_folders_and_patterns_are_searched_and_each_file_is_taken_once(engine):
