@@ -345,6 +345,7 @@ def _sound(audio: Any) -> bytes:
 def _error(code: str, message: str, param: str | None = None, event_id: Any = None) -> dict[str, Any]:
     """event_id: the client's own name for the message at fault."""
     kind = "server_error" if code == "internal_error" else "invalid_request_error"
-    event_id = event_id if isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID else None
+    named = isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID
+    event_id = event_id.encode(errors="replace").decode() if named else None
     told = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
     return {"type": "error", "event_id": f"event_{secrets.token_hex(10)}", "error": told}

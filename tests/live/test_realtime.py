@@ -266,6 +266,20 @@ async def test_a_bad_message_is_named_and_the_session_goes_on(url, message, code
         assert (await told(ws))["type"] == "session.updated"
 
 
+@pytest.mark.parametrize(("given", "told_back"), [("mine \ud800", "mine ?"), ("Zoë 😀", "Zoë 😀")])
+async def test_a_message_may_be_named_with_what_is_no_character(url, given, told_back):
+    """Half of a pair of surrogates can be written in JSON, and not in UTF-8."""
+    async with opened(url) as ws:
+        await send(ws, "nope", event_id=given)
+        error = (await told(ws))["error"]
+        assert (error["code"], error["event_id"]) == ("unknown_event", told_back)
+        wanted = {"transcription": {"prompt": given, "model": given}}
+        await send(ws, given, session={"audio": {"input": wanted}}, event_id=given)
+        assert (await told(ws))["error"]["event_id"] == told_back
+        await send(ws, "session.update", session={"audio": {"input": wanted}}, event_id=given)
+        assert (await told(ws))["error"]["event_id"] == told_back
+
+
 async def test_what_a_client_sends_is_neither_piled_up_nor_sent_back_without_bounds(url):
     async with opened(url) as ws:
         for name in ("a", "b"):
