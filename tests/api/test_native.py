@@ -1,10 +1,13 @@
 """POST /transcribe and /translate, and what every answer has in common; the model's answers are known."""
 
+import io
 import socket
 import threading
 
 import httpx
+import numpy as np
 import pytest
+import soundfile
 
 
 @pytest.fixture
@@ -293,6 +296,21 @@ def test_requests_sent_at_once_get_each_their_own_answer(serve_mock, mock, wav):
         thread.join(30)
     assert texts == {seconds: f"{seconds:g} s & <none>." for seconds in lengths}
     assert sorted(mock.heard) == [round(seconds * 16000) for seconds in lengths]
+
+
+@pytest.mark.parametrize(
+    ("query", "least_s", "most_s"),
+    [("language=en", 1, 3), ("language=en&detect_each=true", 1, 3), ("language=auto&detect_each=true", 5, 10)],
+)
+def test_pieces_are_as_long_as_the_settings_say_unless_the_language_is_found_out_in_each(
+    serve_mock, mock, samples, query, least_s, most_s
+):
+    speech = [soundfile.read(sample.path, dtype="float32")[0] for sample in samples.values()]
+    file = io.BytesIO()
+    soundfile.write(file, 0.5 * np.concatenate(speech), 16000, format="WAV")  # louder, the model fails
+    client = serve_mock(pass_s=3, loop_guard=False)
+    assert client.post(f"/transcribe?{query}", content=file.getvalue()).status_code == 200
+    assert least_s < max(mock.heard) / 16000 <= most_s
 
 
 def test_a_caller_who_hangs_up_leaves_the_line_without_a_fuss(serve_mock, mock, wav, caplog):
