@@ -19,7 +19,16 @@ from pydantic import ValidationError
 
 from model.prompt import Task, TaskError
 
-from ..errors import ModelNotFound, RequestError, invalid_field
+from ..errors import (
+    EngineStopped,
+    ModelFailed,
+    ModelLoading,
+    ModelNotFound,
+    RequestError,
+    ServiceError,
+    TranscriptionFailed,
+    invalid_field,
+)
 from ..live.connection import Bounds, LiveConnection
 from ..live.decoder import EngineDecoder
 from ..live.events import Event, Finalized, Result, SpeechStarted, SpeechStopped
@@ -34,6 +43,9 @@ router = APIRouter()
 T = TypeVar("T")
 
 SUBPROTOCOL = "realtime"
+# Codes of what no message of the client's is to blame for.
+SERVER_ERRORS = {kind.code for kind in (ServiceError, TranscriptionFailed, ModelLoading, ModelFailed, EngineStopped)}
+SERVER_ERRORS.add("internal_error")
 MAX_MISTAKES = 100
 # Characters of a client's own name for a message.
 MAX_EVENT_ID = 512
@@ -222,7 +234,7 @@ class Hearing:
         self._last_commit_s = 0.0
 
     async def start(self, websocket: WebSocket) -> None:
-        """Raises Mistake for what the model cannot do, Fatal if there is no model."""
+        """Raises Mistake for what the model cannot do, ServiceError if there is no model."""
         settings: Settings = websocket.app.state.settings
         wanted = self._session.audio.input
         asked = wanted.transcription or Transcription()
@@ -344,7 +356,7 @@ def _sound(audio: Any) -> bytes:
 
 def _error(code: str, message: str, param: str | None = None, event_id: Any = None) -> dict[str, Any]:
     """event_id: the client's own name for the message at fault."""
-    kind = "server_error" if code == "internal_error" else "invalid_request_error"
+    kind = "server_error" if code in SERVER_ERRORS else "invalid_request_error"
     named = isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID
     event_id = event_id.encode(errors="replace").decode() if named else None
     told = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
@@ -48,6 +48,9 @@ async def converse(websocket: WebSocket, talk: Callable[[Outbox], Coroutine[Any,
     except Fatal as fatal:
         last_words = told(fatal.code, str(fatal))
         close = fatal.close, str(fatal)
+    except ServiceError as refused:
+        last_words = told(refused.code, str(refused))
+        close = GOING_AWAY if isinstance(refused, EngineStopped) else POLICY, str(refused)
     except Exception:
         log.exception("a live session failed")
         last_words = told("internal_error", WENT_WRONG)
@@ -85,16 +88,9 @@ async def seat(websocket: WebSocket) -> AsyncIterator[None]:
             yield
 
 
-@asynccontextmanager
-async def loaded_engine(websocket: WebSocket, model: str | None) -> AsyncIterator[Engine]:
-    """The engine of a model, loaded. What refuses it, there or inside, is raised as Fatal."""
-    try:
-        async with websocket.app.state.engines.use(model) as engine:
-            yield engine
-    except EngineStopped as stopped:
-        raise Fatal(stopped.code, str(stopped), GOING_AWAY) from None
-    except ServiceError as refused:
-        raise Fatal(refused.code, str(refused)) from None
+def loaded_engine(websocket: WebSocket, model: str | None) -> AbstractAsyncContextManager[Engine]:
+    """The engine of a model, loaded. Raises ServiceError for what refuses it."""
+    return websocket.app.state.engines.use(model)
 
 
 async def _say_goodbye(

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client import Gauge
 
+from server.errors import EngineStopped, TranscriptionFailed
 from server.live import connection
 from server.live.session import Heard
 from server.routes import realtime
@@ -27,9 +29,10 @@ class Client:
         self.told: list[dict] = []
         self.users = 0
         self.ending, self.may_end = asyncio.Event(), asyncio.Future()
-        self.query_params: dict[str, str] = {}
-        settings = Settings(_env_file=None, default_language="en", max_live_rate=1000.0)  # type: ignore[call-arg]
-        self.app = SimpleNamespace(state=SimpleNamespace(settings=settings, engines=self))
+        self.scope, self.query_params = {}, {}
+        settings = Settings(_env_file=None, default_language="en", max_live_rate=1000.0)
+        metrics = SimpleNamespace(live_sessions=Gauge("live_sessions", "", registry=None))
+        self.app = SimpleNamespace(state=SimpleNamespace(settings=settings, engines=self, metrics=metrics))
 
     def send(self, kind: str, **fields) -> None:
         self.messages.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": kind, **fields})})
@@ -39,6 +42,15 @@ class Client:
 
     async def receive(self) -> dict:
         return await self.messages.get()
+
+    async def accept(self, protocol: str | None) -> None:
+        pass
+
+    async def send_json(self, message: dict) -> None:
+        self.put(message)
+
+    async def close(self, code: int, reason: str) -> None:
+        self.closed = code, reason
 
     def put(self, message: dict) -> None:
         self.told.append(message)
@@ -66,6 +78,11 @@ class Client:
             self.ending.set()
             await self.may_end
         return Heard(((),) * len(tasks), "en")
+
+
+async def hung_up(conversation: asyncio.Task[None]) -> None:
+    conversation.cancel()
+    await asyncio.gather(conversation, return_exceptions=True)
 
 
 @pytest.fixture
@@ -119,7 +136,7 @@ async def test_what_is_committed_is_all_that_was_appended(client, rate):
         client.send("input_audio_buffer.commit")
     client.send("input_audio_buffer.commit", event_id="of nothing")
     error = await client.until("error")
-    conversation.cancel()
+    await hung_up(conversation)
     assert (error["error"]["code"], error["error"]["event_id"]) == ("input_audio_buffer_commit_empty", "of nothing")
     assert [message["type"] for message in client.told].count("input_audio_buffer.committed") == 20
 
@@ -132,5 +149,22 @@ async def test_no_time_is_lost_when_settings_change(client, pcm):
     client.send("session.update", session={"audio": {"input": {"format": {"type": "audio/pcm", "rate": 16_000}}}})
     client.speak(pcm())
     started = await client.until("input_audio_buffer.speech_started")
-    conversation.cancel()
+    await hung_up(conversation)
     assert started["audio_start_ms"] == pytest.approx(10 * 125 + 320, abs=5)
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "close"),
+    [
+        (EngineStopped("The server is stopping."), "stopping", 1001),
+        (TranscriptionFailed("The model failed on this audio."), "transcription_failed", 1008),
+    ],
+)
+async def test_what_ends_a_session_is_told_as_what_it_is(client, pcm, failure, code, close):
+    client.may_end.set_exception(failure)
+    client.speak(pcm(rate=24_000)[: 24_000 * 2 * 3])
+    client.send("input_audio_buffer.commit")
+    await asyncio.wait_for(realtime.realtime(client), 20)
+    error = client.told[-1]["error"]
+    assert (error["type"], error["code"], error["message"]) == ("server_error", code, str(failure))
+    assert client.closed == (close, str(failure))
