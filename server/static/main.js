@@ -143,7 +143,9 @@ async function open(files) {
   enter("file");
   showFile(file.name, null, "Sending");
   status.show("wait", "Transcribing");
-  const duration = await durationOf(file);
+  // Nobody waits for that: it may take long, and only the progress needs it.
+  let duration = null;
+  durationOf(file).then((seconds) => (duration = seconds));
   const session = ++count;
   try {
     await transcribeBeside(address("transcribe"), file, {

@@ -115,3 +115,17 @@ def test_a_recording_can_be_cancelled(page, samples):
     expect(page.locator("#file")).to_be_hidden()
     expect(page.locator("#start")).to_have_text("Start")
     expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_a_recording_can_be_cancelled_while_its_length_is_found_out(page, samples):
+    """The browser takes long for that; neither the recording nor the button waits."""
+    page.evaluate("() => { window.Audio = class {}; }")
+    page.route("**/transcribe", lambda route: None)
+    with page.expect_request("**/transcribe"):
+        page.set_input_files("#picker", samples["en"]["path"])
+    with page.expect_event("requestfailed"):
+        page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#start")).to_have_text("Start")
+    expect(page.locator("#file")).to_be_hidden()
+    page.unroute("**/transcribe")
+    assert on_screen(written_out(page, samples), "text") == samples["en"]["text"]
