@@ -75,6 +75,7 @@ async function start() {
 }
 
 function stop() {
+  restart = false;
   if (opening) opening.abort();
   listening?.stop();
 }

@@ -124,6 +124,19 @@ def test_another_language_goes_on_where_the_last_one_ended(faked, stream):
     expect(faked.locator("#log .line").nth(1).locator("time")).to_have_text("0:03")
 
 
+def test_who_stops_while_the_language_changes_is_not_listened_to_any_more(faked, stream, monkeypatch):
+    start(faked, stream)
+    done, say = [], stream.say
+    monkeypatch.setattr(stream, "say", done.append)
+    faked.select_option("#language", "de")
+    expect(faked.locator("#start")).to_have_text("Stopping")
+    faked.click("#start")
+    say(*done)
+    expect(faked.locator("#start")).to_have_text("Start")
+    expect(faked.locator("#status")).to_have_text("Ready")
+    assert len(stream.started) == 1
+
+
 # --- languages
 
 
