@@ -133,7 +133,9 @@ function showColumns() {
 
 async function open(files) {
   if (!files.length || !able) return;
-  if (listening || opening) return status.problem("Stop what is going on first, then open the recording.", "hint");
+  if (document.body.dataset.state !== "idle") {
+    return status.problem("Stop what is going on first, then open the recording.", "hint");
+  }
   const [file] = files;
   status.dismiss();
   if (file.size > able.max_upload_mb * 1e6) {

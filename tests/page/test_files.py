@@ -129,3 +129,19 @@ def test_a_recording_can_be_cancelled_while_its_length_is_found_out(page, sample
     expect(page.locator("#file")).to_be_hidden()
     page.unroute("**/transcribe")
     assert on_screen(written_out(page, samples), "text") == samples["en"]["text"]
+
+
+def test_a_recording_waits_until_the_microphone_that_was_asked_for_is_not_used(page, samples):
+    page.evaluate(
+        """() => {
+            navigator.mediaDevices.getUserMedia = () => new Promise((_, refuse) => { window.refuse = refuse; });
+        }"""
+    )
+    page.keyboard.press("Space")
+    expect(page.locator("#start")).to_have_text("Starting")
+    page.set_input_files("#picker", samples["en"]["path"])
+    expect(page.get_by_role("alert")).to_contain_text("Stop what is going on first")
+    expect(page.locator("#start")).to_have_text("Starting")
+    page.evaluate("() => refuse(new DOMException('', 'NotAllowedError'))")
+    expect(page.get_by_role("alert")).to_contain_text("may not use the microphone")
+    assert on_screen(written_out(page, samples), "text") == samples["en"]["text"]
