@@ -76,14 +76,14 @@ class Mistake(Exception):
 
 
 class Item:
-    """A turn's text, sent as it grows."""
+    """A turn's text, sent as it grows. before_s: what was heard of it under settings that have changed since."""
 
     def __init__(self) -> None:
         self.id = f"item_{secrets.token_hex(10)}"
         self.committed = False
         self.sent = ""
         self.language: str | None = None
-        self.seconds = 0.0
+        self.seconds = self.before_s = 0.0
         self._finals: list[str] = []
 
     def delta(self, result: Result) -> str:
@@ -274,7 +274,7 @@ class Hearing:
         heard_s = self._live.session.heard_s
         if self._by_turn:
             self._awaited.append(None)
-        elif round(heard_s - self._last_commit_s, 3) < SHORTEST_COMMIT_S:
+        elif round(self.open.before_s + heard_s - self._last_commit_s, 3) < SHORTEST_COMMIT_S:
             raise Mistake("input_audio_buffer_commit_empty", f"The buffer holds less than {SHORTEST_COMMIT_S} s.")
         else:
             self._conversation.committed(self.open)
@@ -298,7 +298,10 @@ class Hearing:
         await self.beside(self._live.finalize())
         await self.beside(_waited(finished))
         await self.stop()
-        return self._live.session.heard_s
+        heard_s = self._live.session.heard_s
+        if not self._by_turn:
+            self.open.before_s += heard_s - self._last_commit_s
+        return heard_s
 
     async def stop(self) -> None:
         self._stepping.cancel()

@@ -168,3 +168,17 @@ async def test_what_ends_a_session_is_told_as_what_it_is(client, pcm, failure, c
     error = client.told[-1]["error"]
     assert (error["type"], error["code"], error["message"]) == ("server_error", code, str(failure))
     assert client.closed == (close, str(failure))
+
+
+async def test_what_was_appended_before_settings_change_is_committed_after_it(client, pcm):
+    conversation = client.conversation()
+    client.may_end.set_result(None)
+    client.send("session.update", session={"audio": {"input": {"turn_detection": None}}})
+    client.speak(pcm(rate=24_000)[: 24_000 * 2 * 3])
+    client.send("session.update", session={"audio": {"input": {"transcription": {"language": "de"}}}})
+    client.send("input_audio_buffer.commit")
+    client.send("input_audio_buffer.commit", event_id="of nothing")
+    error = await client.until("error")
+    await hung_up(conversation)
+    assert error["error"]["event_id"] == "of nothing"
+    assert "input_audio_buffer.committed" in [message["type"] for message in client.told]
