@@ -1,4 +1,4 @@
-"""NVIDIA Canary on MLX: waveforms in, transcripts out. Knows no HTTP and no NeMo."""
+"""NVIDIA Canary, on a GPU with MLX, on a CPU with numpy: waveforms in, transcripts out. Knows no HTTP and no NeMo."""
 
 import os
 

@@ -10,12 +10,11 @@ import mlx.nn as nn
 import numpy as np
 from sentencepiece import SentencePieceProcessor
 
-from model import kernels
+from model import kernels, weights
 from model.config import WEIGHTS_FILE, AlignerConfig, read_config
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.tokenizer import load_pieces
-from model.weights import lay_out_for_cpu, load_weights
 
 _PUNCTUATION = {",", ".", "!", "?"}
 # NeMo's word for "impossible".
@@ -38,8 +37,7 @@ class Aligner(nn.Module):
         """The aligner in a converted model's `aligner/`. Raises ConfigError, TokenizerError or WeightsError."""
         config = read_config(folder, AlignerConfig)
         aligner = cls(config, load_pieces(folder / next(iter(config.tokenizer.models.values()))))
-        load_weights(aligner, folder / WEIGHTS_FILE, dtype, config.quantization)
-        lay_out_for_cpu(aligner)
+        weights.load(aligner, folder / WEIGHTS_FILE, dtype, config.quantization)
         return aligner
 
     def log_probs(self, waveform: np.ndarray) -> np.ndarray:

@@ -12,8 +12,13 @@ def _penalty(lengths: np.ndarray, length_penalty: float) -> np.ndarray:
 
 
 def _top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest along the last axis, largest first."""
-    return np.argsort(-scores, axis=-1, kind="stable")[..., :k]
+    """Indices of the k largest along the last axis, largest first and equal ones in their order."""
+    if scores.ndim > 1:
+        return np.stack([_top(row, k) for row in scores])
+    k = min(k, len(scores))
+    # Sorting a whole vocabulary would take ten times as long.
+    candidates = np.flatnonzero(scores >= np.partition(scores, -k)[-k])
+    return candidates[np.argsort(-scores[candidates], kind="stable")[:k]]
 
 
 class Beam:

@@ -104,7 +104,6 @@ class GrowingRows(KVRows):
     def join(self, at: int, keys: np.ndarray, values: np.ndarray, copies: int) -> None:
         T = keys.shape[2]
         self._rows += [(_with_room(keys[0], T), _with_room(values[0], T)) for _ in range(copies)]
-        self._used += [T] * copies
 
     def write(self, positions: list[int], time: int, keys: np.ndarray, values: np.ndarray) -> None:
         """One new position in each row: keys and values (R, H, 1, d)."""
@@ -117,26 +116,17 @@ class GrowingRows(KVRows):
                 )
             held_keys[:, position] = keys[i, :, 0]
             held_values[:, position] = values[i, :, 0]
-            self._used[i] = position + 1
+        self._used = [position + 1 for position in positions]
 
     def read(self, rows: int, time: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         pairs = [(k[:, :n], v[:, :n]) for (k, v), n in zip(self._rows, self._used, strict=True)]
         return [k for k, _ in pairs], [v for _, v in pairs]
-
-    def leave(self, row: int, last: int) -> None:
-        super().leave(row, last)
-        self._used[row] = self._used[last]
-        self._used.pop()
 
     def reorder(self, rows: list[int], sources: list[int]) -> None:
         """Row rows[i] becomes what row sources[i] was."""
         moved = [(k.copy(), v.copy()) for k, v in (self._rows[s] for s in sources)]
         for row, pair in zip(rows, moved, strict=True):
             self._rows[row] = pair
-
-    def clear(self) -> None:
-        super().clear()
-        self._used.clear()
 
 
 def _with_room(x: np.ndarray, positions: int) -> np.ndarray:

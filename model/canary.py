@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from model import allocator, kernels
+from model import kernels, weights
 from model.aligner import Aligner
 from model.alignment import attention_times
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, CanaryConfig, read_config
@@ -25,7 +25,6 @@ from model.prompt import Task, asks_for_times, language_query_tokens, prompt_tok
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
-from model.weights import lay_out_for_cpu, load_weights
 
 MIN_DURATION_S = 1.0
 # Freed arrays, in bytes, that MLX keeps for the next ones of their size. On a CPU malloc keeps them already.
@@ -72,9 +71,7 @@ class Canary(nn.Module):
         mx.set_cache_limit(0 if kernels.on_cpu() else GPU_CACHE)
         canary = cls(config, load_tokenizer(folder, config.tokenizer))
         dtype = dtype or default_dtype()
-        with allocator.on_pages_of_their_own():
-            load_weights(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
-            lay_out_for_cpu(canary)
+        weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
         return canary

@@ -230,4 +230,4 @@ class Head(nn.Module):
 
     def __call__(self, hidden: Array, embedding: nn.Embedding) -> Array:
         """(…, M) → (…, V) log-probabilities, float32."""
-        return kernels.log_softmax(hidden @ embedding.weight.T + self.bias)
+        return kernels.log_softmax(kernels.product(hidden, embedding.weight) + self.bias)

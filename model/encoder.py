@@ -98,16 +98,10 @@ def _frames(x: Array, first: int, start: int, stop: int, total: int, lengths: Ar
     inside = x[:, low - first : high - first]
     if lengths is not None:
         valid = xp.arange(low, high) < lengths[:, None]
-        inside = _zero_outside(valid[..., None, None], inside)
+        inside = xp.where(valid[..., None, None], inside, 0)
     if (low, high) == (start, stop):
         return inside
     return xp.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
-
-
-def _zero_outside(inside: Array, x: Array) -> Array:
-    """x where `inside` is true, which is broadcast to it, and zero elsewhere."""
-    xp = namespace(x)
-    return xp.where(inside, x, xp.zeros((), x.dtype))
 
 
 class FeedForward(nn.Module):
@@ -158,7 +152,8 @@ class RelativeAttention(nn.Module):
             projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
             if longest > POSITIONS_KEPT:
                 return projected
-            self._projected = kernels.contiguous(projected)
+            # MLX would copy it at every product if it were strided.
+            self._projected = projected if isinstance(projected, np.ndarray) else mx.contiguous(projected)
             have = 2 * longest - 1
         middle = have // 2
         return self._projected[:, middle - length + 1 : middle + length]
@@ -178,7 +173,7 @@ class Convolution(nn.Module):
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
         x = kernels.glu(self.pointwise_conv1(x))
         if inside is not None:
-            x = _zero_outside(inside, x)
+            x = namespace(x).where(inside, x, 0)
         x = kernels.depthwise_1d(x, self.depthwise_conv.weight)
         x += self.depthwise_conv.bias
         return self.pointwise_conv2(kernels.silu(x))

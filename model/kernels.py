@@ -41,20 +41,28 @@ def to_numpy(x: Array) -> np.ndarray:
     return np.array(values, copy=False)
 
 
+def product(x: Array, weight: Array) -> Array:
+    """(…, I) with (O, I) → (…, O)"""
+    if not isinstance(x, np.ndarray):
+        return x @ weight.T
+    rows, columns = x.reshape(-1, x.shape[-1]), weight.T
+    # For more than one row BLAS packs the weights first, which takes as long as four rows do without.
+    few = len(rows) in (2, 3, 4)
+    found = np.stack([row @ columns for row in rows]) if few else rows @ columns
+    return found.reshape(*x.shape[:-1], -1)
+
+
 class Linear(nn.Linear):
     """(…, I) → (…, O)"""
 
     def __call__(self, x: Array) -> Array:
         if not isinstance(x, np.ndarray):
             return super().__call__(x)
-        rows, columns = x.reshape(-1, x.shape[-1]), self.weight.T
-        # For more than one row BLAS packs the weights first, which takes as long as four rows do without.
-        few = len(rows) in (2, 3, 4)
-        product = np.stack([row @ columns for row in rows]) if few else rows @ columns
+        found = product(x, self.weight)
         bias = getattr(self, "bias", None)
         if bias is not None:
-            product += bias
-        return product.reshape(*x.shape[:-1], -1)
+            found += bias
+        return found
 
 
 class LayerNorm(nn.LayerNorm):
@@ -143,17 +151,12 @@ def _attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float, bias: n
     return attended
 
 
-def contiguous(x: Array) -> Array:
-    return np.ascontiguousarray(x) if isinstance(x, np.ndarray) else mx.contiguous(x)
-
-
 def frames(x: Array, length: int, hop: int) -> Array:
     """(B, N) → a view (B, (N - length) // hop + 1, length), each begun `hop` after the one before."""
     if isinstance(x, np.ndarray):
         return np.lib.stride_tricks.sliding_window_view(x, length, axis=1)[:, ::hop]
-    x = contiguous(x)
     B, N = x.shape
-    return mx.as_strided(x, (B, (N - length) // hop + 1, length), (N, hop, 1))
+    return mx.as_strided(mx.contiguous(x), (B, (N - length) // hop + 1, length), (N, hop, 1))
 
 
 def relative_shift(by_distance: Array) -> Array:
@@ -163,9 +166,8 @@ def relative_shift(by_distance: Array) -> Array:
     """
     B, H, T, width = by_distance.shape
     shape, strides = (B, H, T, T), (H * T * width, T * width, width - 1, 1)
-    by_distance = contiguous(by_distance)
     if not isinstance(by_distance, np.ndarray):
-        return mx.as_strided(by_distance, shape, strides, T - 1)
+        return mx.as_strided(mx.contiguous(by_distance), shape, strides, T - 1)
     first = by_distance.reshape(-1)[T - 1 :]
     return np.lib.stride_tricks.as_strided(first, shape, [first.itemsize * n for n in strides], writeable=False)
 
@@ -177,13 +179,14 @@ def depthwise_1d(x: Array, weight: Array) -> Array:
     if not isinstance(x, np.ndarray):
         return mx.conv1d(x, weight, padding=half, groups=D)
     T = x.shape[1]
-    total, product = np.zeros_like(x), np.empty_like(x)
-    for i, tap in enumerate(weight[..., 0].T):
+    total, scratch = np.zeros_like(x), np.empty_like(x)
+    # Each channel's neighbour beside it: strided taps would be read one by one.
+    for i, tap in enumerate(weight[..., 0].T.copy()):
         # Places first … last of the result have an input at this tap; the others meet the padding.
         first, last = max(0, half - i), min(T, T + half - i)
         if first < last:
             heard = x[:, first + i - half : last + i - half]
-            total[:, first:last] += np.multiply(heard, tap, out=product[:, first:last])
+            total[:, first:last] += np.multiply(heard, tap, out=scratch[:, first:last])
     return total
 
 
@@ -208,13 +211,14 @@ def depthwise_2d(x: Array, weight: Array) -> Array:
         return mx.conv2d(x, weight, stride=2, padding=(0, 1), groups=x.shape[-1])
     T, F = (x.shape[1] - 3) // 2 + 1, (x.shape[2] - 1) // 2 + 1
     total = np.zeros((x.shape[0], T, F, x.shape[3]), np.float32)
-    product = np.empty_like(total)
+    scratch = np.empty_like(total)
+    taps = weight[..., 0].transpose(1, 2, 0).copy()
     for t in range(3):
-        frames = x[:, t : t + 2 * T - 1 : 2]
+        rows = x[:, t : t + 2 * T - 1 : 2]
         for f in range(3):
             # The first column's left neighbour is padding, and an odd width's last one's right neighbour.
             first = int(f == 0)
-            heard = frames[:, :, 2 * first + f - 1 :: 2][:, :, : F - first]
+            heard = rows[:, :, 2 * first + f - 1 :: 2][:, :, : F - first]
             last = first + heard.shape[2]
-            total[:, :, first:last] += np.multiply(heard, weight[:, t, f, 0], out=product[:, :, first:last])
+            total[:, :, first:last] += np.multiply(heard, taps[t, f], out=scratch[:, :, first:last])
     return total

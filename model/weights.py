@@ -9,7 +9,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from model import int8, kernels
+from model import allocator, int8, kernels
 from model.config import QuantizationConfig
 from model.int8 import Int8Linear
 
@@ -22,6 +22,13 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 class WeightsError(ValueError):
     """Weights that do not fit the configuration beside them."""
+
+
+def load(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:
+    """`load_weights`, laid out for where they are computed with, and little more memory at any time than they take."""
+    with allocator.on_pages_of_their_own():
+        load_weights(module, path, dtype, quantization)
+        lay_out_for_cpu(module)
 
 
 def load_weights(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:
@@ -63,7 +70,7 @@ def lay_out_for_cpu(module: nn.Module) -> None:
     """Where a CPU computes, in float32, make the arrays of `module` numpy's, with which it computes from then on.
 
     What is multiplied with is kept by inputs and in one block, for which numpy asks the system for large pages: so a
-    single row is multiplied as fast as memory is read.
+    single row is multiplied as fast as memory is read. `module.parameters()`, which are MLX's, are none afterwards.
     """
     if not kernels.on_cpu() or any(x.dtype != mx.float32 for x in dict(tree_flatten(module.parameters())).values()):
         return

@@ -96,7 +96,7 @@ def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) 
             mx.eval(canary.parameters())
         lay_out_for_cpu(computing_in_8_bits(canary) if in_8_bits else canary)
 
-    with patch("model.canary.lay_out_for_cpu", laid_out):
+    with patch("model.weights.lay_out_for_cpu", laid_out):
         return Canary.load(folder, "float32")
 
 

@@ -102,6 +102,8 @@ def test_what_a_cpu_remembers_of_an_audio_is_no_longer_than_it_and_is_let_go_wit
     assert [k.shape[1] for k in keys] == [canary.encodings([sounds[i]])[0].vectors.shape[0] for i in (7, 0, 0, 0)]
     # The hypotheses of one beam share it.
     assert keys[1] is keys[2] is keys[3]
+    # Nothing larger stays in memory for what is kept.
+    assert keys[0].base is None
     batcher.cancel(0)
     assert [k.shape[1] for k in batcher._batch._cross[0].read(batcher.rows, 0)[0]] == [13, 13, 13]
 

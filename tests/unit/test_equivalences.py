@@ -5,6 +5,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
+from model import kernels
+from model.beam import _top
 from model.canary import Encoded
 from model.encoder import subsampled
 from model.generate import DecodingOptions, RunningBatch
@@ -122,6 +124,14 @@ def test_a_beam_finds_a_sequence_at_least_as_likely_as_the_greedy_one(canary, so
     assert min(gains) > 0.5
 
 
+def test_the_best_of_a_vocabulary_are_those_that_sorting_it_finds_equal_ones_in_their_order():
+    random = np.random.default_rng(5)
+    for width in (1, 4, 7, 32):
+        scores = random.integers(-6, 0, (3, 32)).astype(np.float64)
+        scores[1, ::3] = -np.inf
+        assert np.array_equal(_top(scores, width), np.argsort(-scores, axis=-1, kind="stable")[:, :width])
+
+
 def test_looking_a_step_ahead_changes_no_tokens_whoever_joins_leaves_or_searches(canary, sounds, prompts):
     encoded = canary.encodings(sounds)
     options = [
@@ -146,6 +156,24 @@ def test_looking_a_step_ahead_changes_no_tokens_whoever_joins_leaves_or_searches
     assert ahead.keys() == set(range(8)) - {4}
 
 
+def test_a_row_that_ends_while_the_next_step_is_under_way_leaves_the_others_their_own_tokens(canary, sounds, prompts):
+    encoded = canary.encodings(sounds[:3])
+    limits = (5, 30, 21)
+    requests = [
+        canary.utterance(i, e, p, DecodingOptions(max_new_tokens=n))
+        for i, (e, p, n) in enumerate(zip(encoded, prompts, limits, strict=False))
+    ]
+    tokens = {}
+    for look_ahead in (False, True):
+        batch = RunningBatch(canary.decoder, canary.head, -1, 2, look_ahead=look_ahead)
+        finished = batch.join(requests)
+        while batch.rows:
+            finished += batch.step()
+        tokens[look_ahead] = {generated.key: generated.tokens for generated in finished}
+    assert tokens[True] == tokens[False]
+    assert [len(tokens[True][i]) for i in range(3)] == list(limits)
+
+
 def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, prompts):
     (encoded,) = canary.encodings(sounds[7:])
     longest = Encoded(encoded.vectors, 10_000)
@@ -163,7 +191,7 @@ def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, p
 
 
 @pytest.mark.parametrize("layer_options", [{}, {"use_bias": False, "xscaling": True, "feat_in": 83}])
-def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_options):
+def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_options, monkeypatch):
     as_on_gpu, as_on_cpu = tiny_canary(**layer_options), tiny_canary(**layer_options)
     lay_out_for_cpu(as_on_cpu)
     (mel, lengths), (numpys_mel, numpys_lengths) = as_on_gpu.features(sounds), as_on_cpu.features(sounds)
@@ -178,7 +206,17 @@ def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_o
     for row, n in enumerate(subsampled(lengths).tolist()):
         assert difference(padded[row, :n], numpys_padded[row, :n]) < 2e-5
     encoded = as_on_gpu.encodings(sounds)
-    texts, numpys_texts = as_on_gpu.generate(encoded, prompts, FREE), as_on_cpu.generate(encoded, prompts, FREE)
+    multiplied = set()
+    product = kernels.product
+
+    def watched(x, weight):
+        multiplied.add((type(x), x.dtype, weight.dtype))
+        return product(x, weight)
+
+    texts = as_on_gpu.generate(encoded, prompts, FREE)
+    monkeypatch.setattr(kernels, "product", watched)
+    numpys_texts = as_on_cpu.generate(encoded, prompts, FREE)
+    assert multiplied == {(np.ndarray, np.dtype(np.float32), np.dtype(np.float32))}
     assert [g.tokens for g in texts] == [g.tokens for g in numpys_texts]
     for one, other in zip(texts, numpys_texts, strict=True):
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
@@ -188,6 +226,21 @@ def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_o
     )
     assert attention.shape == (3, encoded[3].vectors.shape[0])
     assert difference(attention, numpys_attention) < 1e-5
+
+
+@pytest.mark.parametrize("lay_out", [lay_out_for_cpu, lambda _: None], ids=["numpy", "mlx"])
+def test_audio_longer_than_positions_are_kept_for_is_encoded_alike_and_leaves_none_behind(sounds, lay_out, monkeypatch):
+    fresh, other = tiny_canary(), tiny_canary()
+    lay_out(fresh)
+    lay_out(other)
+    (encoded,) = other.encodings(sounds[7:])
+    assert len(encoded.vectors) > 90
+    monkeypatch.setattr("model.encoder.POSITIONS_KEPT", 20)
+    assert difference(fresh.encodings(sounds[7:])[0].vectors, encoded.vectors) < 1e-5
+    fresh.encodings(sounds[:1])
+    assert difference(fresh.encodings(sounds[7:])[0].vectors, encoded.vectors) < 1e-5
+    kept = [layer.self_attn._projected.shape[1] for layer in (*fresh.encoder.layers, *other.encoder.layers)]
+    assert kept == [2 * 20 - 1] * 2 + [2 * 2 * len(encoded.vectors) - 1] * 2
 
 
 def test_what_is_multiplied_with_lies_by_inputs_in_one_block_on_a_cpu():
@@ -210,9 +263,19 @@ def test_what_is_multiplied_with_lies_by_inputs_in_one_block_on_a_cpu():
         assert difference(module.second(module.first(rows[0, :count])), before[0, :count]) < 1e-5
 
 
-def test_a_model_in_16_bits_is_left_as_it_is(sounds):
+def test_a_model_in_16_bits_is_left_as_it_is_and_writes(sounds, prompts):
     canary = tiny_canary()
     canary.set_dtype(mx.bfloat16)
     lay_out_for_cpu(canary)
     assert type(canary.encoder.layers[0].feed_forward1.linear1.weight) is mx.array
-    assert canary.encodings(sounds[:1])[0].vectors.dtype == mx.bfloat16
+    (encoded,) = canary.encodings(sounds[:1])
+    assert encoded.vectors.dtype == mx.bfloat16
+    assert canary.logits(prompts[:1], encoded.vectors[None], [len(encoded.vectors)]).dtype == mx.float32
+    (alone,) = canary.generate([encoded], prompts[:1], FREE)
+    assert len(alone.tokens) == len(alone.log_probs) > 20
+    for look_ahead in (False, True):
+        batch = RunningBatch(canary.decoder, canary.head, 3, 2, look_ahead=look_ahead)
+        finished = batch.join([canary.utterance(0, encoded, prompts[0], FREE)])
+        while batch.rows:
+            finished += batch.step()
+        assert finished[0].tokens == alone.tokens
