@@ -80,6 +80,9 @@ class ContainerSound:
             decoder.stdin.write(data)
             await decoder.stdin.drain()
 
+    async def flush(self) -> None:
+        """Nothing: a decoder tells at the end alone what it holds back."""
+
     async def end(self) -> None:
         """Returns when all sound has been handed on; not at all where `run` raises."""
         decoder = await asyncio.shield(self._decoder)

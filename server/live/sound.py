@@ -23,6 +23,9 @@ class Sound(Protocol):
 
     async def write(self, data: bytes) -> None: ...
 
+    async def flush(self) -> None:
+        """Hand on what is held back of what was written, where that can be told before the end; more may come."""
+
     async def end(self) -> None:
         """All of it has been written: hand on what is left."""
 
@@ -48,11 +51,13 @@ class RawSound:
         self._rest = data[whole:]
         await self._pass_on(self._decode(data[:whole]), last=False)
 
-    async def end(self) -> None:
-        """As above, for all that is heard as one; more may be written after it."""
+    async def flush(self) -> None:
         await self._pass_on(np.zeros(0, np.float32), last=True)
         if self._resampler:
             self._resampler.clear()
+
+    async def end(self) -> None:
+        await self.flush()
 
     def clear(self) -> None:
         """Forget what has not been handed on: what comes then is heard as if it were the first."""

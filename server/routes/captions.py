@@ -213,6 +213,7 @@ class Captions:
             if isinstance(message, bytes):
                 await self._write(message)
             elif message["type"] == "finalize":
+                await self._sound.flush()
                 await self._finalize()
             elif message["type"] == "stop":
                 return await self._stop()

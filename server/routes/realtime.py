@@ -270,7 +270,7 @@ class Hearing:
 
     async def commit(self) -> None:
         """End the turn here. Without server_vad an empty buffer is a mistake; with it there may just be no turn."""
-        await self.beside(self._sound.end())
+        await self.beside(self._sound.flush())
         heard_s = self._live.session.heard_s
         if self._by_turn:
             self._awaited.append(None)
@@ -293,7 +293,7 @@ class Hearing:
 
     async def finish(self) -> float:
         """Write out what was heard, and return how many seconds that was."""
-        await self.beside(self._sound.end())
+        await self.beside(self._sound.flush())
         self._awaited.append(finished := asyncio.Event())
         await self.beside(self._live.finalize())
         await self.beside(_waited(finished))

@@ -137,6 +137,19 @@ async def test_finalize_writes_out_what_was_heard_without_a_pause(url, pcm, samp
         assert messages[-1]["speech_final"]
 
 
+async def test_finalize_writes_out_all_that_was_sent_before_it_also_what_resampling_holds_back(url, pcm):
+    written = []
+    for rate in (16_000, 24_000, 48_000):
+        async with opened(url, sample_rate=rate) as ws:
+            await ws.send(pcm(rate=rate)[: 2 * rate])
+            await ws.send('{"type": "finalize"}')
+            messages = await until(ws, "result")
+            while not messages[-1]["is_final"]:
+                messages += await until(ws, "result")
+        written.append((messages[-1]["text"], messages[-1]["end"]))
+    assert written == [written[0]] * 3
+
+
 async def test_what_is_said_between_a_finalize_and_the_stop_comes_before_done(url, pcm, samples):
     async with opened(url) as ws:
         for message in (pcm("en"), '{"type": "finalize"}', pcm("en"), '{"type": "stop"}'):

@@ -68,7 +68,7 @@ async def test_resampled_pieces_are_the_resampled_whole():
         raw = RawSound("pcm_s16le", 48_000, heard)
         for at in range(0, len(tone), size):
             await raw.write(tone[at : at + size])
-        await raw.end()
+        await raw.flush()
     assert len(whole.samples) == 16_000
     assert pieces.samples == pytest.approx(whole.samples, abs=1e-6)
 
@@ -84,7 +84,7 @@ async def test_nothing_is_heard_of_what_was_cleared_and_all_of_what_comes_then(r
     before = len(heard.samples)
     for each in (raw, other):
         await each.write(then)
-        await each.end()
+        await each.flush()
     assert heard.samples[before:] == pytest.approx(alone.samples)
     assert len(alone.samples) == 16_000
 
