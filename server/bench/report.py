@@ -94,6 +94,11 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _from_zero(rows: Rows, key: str) -> tuple[float, float]:
+    """The ends of an axis on which the highest value does not touch the edge."""
+    return 0, 1.1 * max(_column(rows, key))
+
+
 def _plot_decoding(axes: Any, rows: Rows) -> None:
     for audio_s in dict.fromkeys(_column(rows, "audio_s")):
         of_length = [row for row in rows if row["audio_s"] == audio_s]
@@ -101,14 +106,16 @@ def _plot_decoding(axes: Any, rows: Rows) -> None:
     counts = list(dict.fromkeys(_column(rows, "rows")))
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set(xlabel="rows in the batch", ylabel="decode step, ms a row", ylim=(0, None))
+    axes.set(xlabel="rows in the batch", ylabel="decode step, ms a row")
+    axes.set_ylim(_from_zero(rows, "row_ms"))
     axes.legend()
     axes.grid(alpha=0.3)
 
 
 def _plot_encoding(axes: Any, rows: Rows) -> None:
     axes.plot(_column(rows, "audio_s"), _column(rows, "per_audio_s_ms"), "o-")
-    axes.set(xlabel="seconds of audio", ylabel="encoding, ms a second of audio", ylim=(0, None))
+    axes.set(xlabel="seconds of audio", ylabel="encoding, ms a second of audio")
+    axes.set_ylim(_from_zero(rows, "per_audio_s_ms"))
     axes.grid(alpha=0.3)
 
 
@@ -116,12 +123,13 @@ def _plot_load(axes: Any, rows: Rows) -> None:
     clients = range(len(rows))
     axes.plot(clients, _column(rows, "throughput"), "o-")
     axes.set_xticks(clients, [str(count) for count in _column(rows, "concurrency")])
-    axes.set(xlabel="clients", ylabel="seconds of audio done in a second", ylim=(0, None))
+    axes.set(xlabel="clients", ylabel="seconds of audio done in a second")
+    axes.set_ylim(_from_zero(rows, "throughput"))
     axes.grid(alpha=0.3)
     latency = axes.twinx()
     latency.plot(clients, _column(rows, "p95_s"), "s--", color="tab:red")
     latency.set_ylabel("p95 latency, s", color="tab:red")
-    latency.set_ylim(bottom=0)
+    latency.set_ylim(_from_zero(rows, "p95_s"))
 
 
 _PANELS = {"decode": _plot_decoding, "encode": _plot_encoding, "load": _plot_load}
