@@ -86,13 +86,13 @@ async def transcribe_audio(
     """The transcript of audio of any length, 16 kHz mono float32: whole, or as blocks that are decoded as needed.
 
     cutting: by default what the engine's model is good for; loop_guard: decode what repeats itself again, another way;
-    detect_each: with the language "auto", find it out in every piece, not only in the first; total_s: what is known of
-    the length, for the progress.
+    detect_each: with the language "auto", find it out in every piece, not only in the first, and cut short ones for
+    that; total_s: what is known of the length, for the progress.
     Raises what reading the blocks or a pass raises; what is under way is then cancelled.
     """
     if isinstance(audio, np.ndarray):
         total_s, audio = len(audio) / SAMPLE_RATE, [audio]
-    cutting = cutting or (DETECT_EACH if detect_each and task.language == AUTO else cutting_for(engine))
+    cutting = DETECT_EACH if detect_each and task.language == AUTO else cutting or cutting_for(engine)
     assembly = _Assembly(task, cutting.overlap_s, detect_each)
     work = _Work(engine, assembly, options or DecodingOptions(), priority, loop_guard)
     pieces = cut(_counted(audio, assembly), cutting)

@@ -88,8 +88,7 @@ async def transcribe_file(
                 blocks,
                 task,
                 on_progress=on_progress,
-                # Short pieces are for finding out each one's language, and only then.
-                cutting=None if detect_each and task.language == AUTO else chosen_cutting(state.settings),
+                cutting=chosen_cutting(state.settings),
                 loop_guard=state.settings.loop_guard,
                 detect_each=detect_each,
             )

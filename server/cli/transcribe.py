@@ -228,7 +228,7 @@ async def _transcription(
                     wish.options,
                     priority=BULK,
                     on_progress=lambda progress: bar.tell(job, progress),
-                    cutting=None if wish.detect_each else chosen_cutting(settings),
+                    cutting=chosen_cutting(settings),
                     loop_guard=settings.loop_guard,
                     detect_each=wish.detect_each,
                 )
