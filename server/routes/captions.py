@@ -45,7 +45,7 @@ from ..live.session import LiveOptions, LiveSession
 from ..live.sound import RawSound, Sound
 from ..pipeline import audio_limits
 from ..settings import Settings
-from .websockets import NORMAL, Fatal, converse, first_of, loaded_engine, seat
+from .websockets import NORMAL, Fatal, converse, first_of, seat
 
 router = APIRouter()
 
@@ -81,7 +81,7 @@ async def stream(websocket: WebSocket) -> None:
         async with seat(websocket):
             inbox = Inbox(websocket, outbox)
             start = await _started(inbox)
-            async with loaded_engine(websocket, start.model) as engine:
+            async with websocket.app.state.engines.use(start.model) as engine:
                 await Captions(start, engine, websocket.app.state.settings, inbox, outbox).run()
 
     await converse(websocket, talk, lambda code, message: _error(code, message, fatal=True))

@@ -37,7 +37,7 @@ from ..live.realtime import Session, Transcription
 from ..live.session import LiveOptions, LiveSession
 from ..live.sound import RawSound
 from ..settings import Settings
-from .websockets import Fatal, converse, loaded_engine, seat
+from .websockets import Fatal, converse, seat
 
 router = APIRouter()
 T = TypeVar("T")
@@ -239,7 +239,7 @@ class Hearing:
         wanted = self._session.audio.input
         asked = wanted.transcription or Transcription()
         model = asked.model or websocket.query_params.get("model")
-        engine = await self._stack.enter_async_context(loaded_engine(websocket, model))
+        engine = await self._stack.enter_async_context(websocket.app.state.engines.use(model))
         language = asked.language or settings.default_language
         try:
             engine.check(Task(language))

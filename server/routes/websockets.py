@@ -3,12 +3,11 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from ..engine import Engine
 from ..errors import EngineStopped, ServiceError
 from ..live.connection import Seats
 from ..live.outbox import NotReading, Outbox
@@ -86,11 +85,6 @@ async def seat(websocket: WebSocket) -> AsyncIterator[None]:
             raise Fatal("too_many_sessions", f"All {settings.max_live_sessions} live sessions are in use.", TRY_LATER)
         with state.metrics.live_sessions.track_inprogress():
             yield
-
-
-def loaded_engine(websocket: WebSocket, model: str | None) -> AbstractAsyncContextManager[Engine]:
-    """The engine of a model, loaded. Raises ServiceError for what refuses it."""
-    return websocket.app.state.engines.use(model)
 
 
 async def _say_goodbye(
