@@ -105,8 +105,12 @@ def convert_once(config: ConversionConfig, cache_dir: Path | None = None) -> Pat
 def _output(config: ConversionConfig) -> Path:
     name = Path(str(config.source).partition("@")[0]).name.removesuffix(".nemo")
     # Not the name alone: where a model is asked for, that means the one on the Hub.
-    name = f"{name}-{config.dtype}" + (f"-q{config.quantize}" if config.quantize else "")
-    return Path(config.output or name).expanduser().absolute()
+    return Path(config.output or folder_name(name, config.dtype, config.quantize)).expanduser().absolute()
+
+
+def folder_name(model: str, dtype: str, quantize: int | None) -> str:
+    """One for each precision of a model."""
+    return f"{model}-{dtype}" + (f"-q{quantize}" if quantize else "")
 
 
 def is_converted(folder: Path) -> bool:

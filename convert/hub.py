@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import cast, get_args
 
 from convert.cache import default_cache_dir
-from convert.convert import DEFAULT_DTYPE, Bits, ConversionConfig, Dtype, Progress, convert_once, is_converted
+from convert.convert import (
+    DEFAULT_DTYPE,
+    Bits,
+    ConversionConfig,
+    Dtype,
+    Progress,
+    convert_once,
+    folder_name,
+    is_converted,
+)
 from convert.download import MODELS, Model, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
 from model.config import read_config
@@ -47,8 +56,7 @@ def resolve(
     cache_dir = Path(cache_dir or default_cache_dir())
     if quantize not in (None, *get_args(Bits)):
         raise ConversionError(f"quantize {quantize} is not one of {', '.join(map(str, get_args(Bits)))}")
-    packed = f"-q{quantize}" if quantize else ""
-    folder = cache_dir / "models" / f"{_key(source)}-{dtype}{packed}"
+    folder = cache_dir / "models" / folder_name(_key(source), dtype, quantize)
     if is_converted(folder):
         return folder
     _log_licence(source)
