@@ -184,7 +184,9 @@ class Decoder(nn.Module):
         R = len(positions)
         # As many positions and encoder steps as are looked at of each row, where they are padded to one count.
         time, T = (rounded_up(n, TIME_STEP) for n in (max(positions) + 1, max(lengths)))
-        past, inside = self._up_to([position + 1 for position in positions], time), self._up_to(lengths, T)
+        past = inside = None
+        if not self._in_numpy:
+            past, inside = self._up_to([position + 1 for position in positions], time), self._up_to(lengths, T)
         x = self._embedded(tokens, self.position_encoding[like(positions, self.position_encoding)])[:, None]
         for i, layer in enumerate(self.layers):
             q, k, v = layer.self_attn.project(layer.layer_norm_1(x))

@@ -86,8 +86,7 @@ class Subsampling(nn.Module):
         else:
             x = self.pointwise2(self.depthwise2(x))
         x = kernels.relu(x)
-        for _ in range(level):
-            lengths = None if lengths is None else (lengths - 1) // 2 + 1
+        lengths = None if lengths is None else subsampled(lengths, level)
         return _frames(x, start, start, stop, subsampled(mel.shape[1], level), lengths)
 
 
