@@ -26,7 +26,9 @@ def test_a_frame_has_a_chance_however_the_sound_comes_in():
 
 def test_nothing_is_waited_for_within_a_frame():
     detector = SpeechDetector()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+    # This thread's waits where the system tells them: what other tests have left running waits as well.
+    mine = getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)
+    before = resource.getrusage(mine).ru_nvcsw
     frames = len(detector.feed(SPEECH))
-    # Four threads that wait for each other are switched more than a hundred times a frame.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before < frames
+    # Four threads that wait for each other make the first of them wait some forty times a frame.
+    assert resource.getrusage(mine).ru_nvcsw - before < frames
