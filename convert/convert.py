@@ -29,7 +29,7 @@ from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE,
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
+OnLoadProgress = Callable[[str, int, int], None]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Bits = Literal[4, 8]
 DEFAULT_DTYPE: Dtype = "float32"
@@ -57,7 +57,7 @@ class ConversionConfig(BaseModel):
     """A Hub repository, `org/name`, to publish the folder to."""
     verbose: bool = False
     """Name each tensor as it is written."""
-    progress: Progress | None = None
+    progress: OnLoadProgress | None = None
     """Called with a stage ("downloading" or "converting"), bytes or tensors done, and their total."""
 
     @model_validator(mode="after")

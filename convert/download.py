@@ -15,7 +15,7 @@ CC_BY_NC = "CC-BY-NC-4.0 (non-commercial use only)"
 
 
 @dataclass(frozen=True)
-class Model:
+class KnownModel:
     """A model known by name: on the Hub as `repo`, or shipped with this project at `path`."""
 
     file: str
@@ -25,17 +25,17 @@ class Model:
 
 
 MODELS = {
-    "canary-180m-flash": Model("canary-180m-flash.nemo", CC_BY, "nvidia/canary-180m-flash"),
-    "canary-1b-flash": Model("canary-1b-flash.nemo", CC_BY, "nvidia/canary-1b-flash"),
-    "canary-1b": Model("canary-1b.nemo", CC_BY_NC, "nvidia/canary-1b"),
-    "canary-1b-v2": Model("canary-1b-v2.nemo", CC_BY, "nvidia/canary-1b-v2"),
-    "toy": Model("toy.nemo", "Apache-2.0", path=Path(__file__).parent / "toy" / "toy.nemo"),
+    "canary-180m-flash": KnownModel("canary-180m-flash.nemo", CC_BY, "nvidia/canary-180m-flash"),
+    "canary-1b-flash": KnownModel("canary-1b-flash.nemo", CC_BY, "nvidia/canary-1b-flash"),
+    "canary-1b": KnownModel("canary-1b.nemo", CC_BY_NC, "nvidia/canary-1b"),
+    "canary-1b-v2": KnownModel("canary-1b-v2.nemo", CC_BY, "nvidia/canary-1b-v2"),
+    "toy": KnownModel("toy.nemo", "Apache-2.0", path=Path(__file__).parent / "toy" / "toy.nemo"),
 }
 
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def known_model(repo: str) -> Model | None:
+def known_model(repo: str) -> KnownModel | None:
     """The known model that a Hub repository holds."""
     return next((model for model in MODELS.values() if model.repo == repo), None)
 

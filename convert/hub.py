@@ -14,16 +14,16 @@ from convert.convert import (
     Bits,
     ConversionConfig,
     Dtype,
-    Progress,
+    OnLoadProgress,
     convert_once,
     folder_name,
     is_converted,
 )
-from convert.download import MODELS, Model, hub_name, known_model, nemo_file
+from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
 from model.config import read_config
 
-__all__ = ["MODELS", "ConversionError", "HubError", "Model", "resolve"]
+__all__ = ["MODELS", "ConversionError", "HubError", "resolve"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def resolve(
     dtype: str | None = None,
     quantize: int | None = None,
     cache_dir: Path | None = None,
-    progress: Progress | None = None,
+    progress: OnLoadProgress | None = None,
 ) -> Path:
     """The converted folder of a model.
 

@@ -2,7 +2,7 @@
 
 import os
 
-from model import allocator
+from model.cpu import allocator
 
 # For torch, before it is loaded: its idle threads wait for work by keeping a core busy, which numpy's BLAS then lacks.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

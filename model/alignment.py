@@ -7,7 +7,7 @@ that it finds is then moved to the pause near it in the sound, if there is one.
 import numpy as np
 
 from model.config import SAMPLE_RATE
-from model.timestamps import Written
+from model.timestamps import WordTokens
 
 FRAME_S = 0.01
 _FRAME = int(FRAME_S * SAMPLE_RATE)
@@ -17,7 +17,7 @@ QUIET = 0.04
 
 
 def attention_times(
-    attention: np.ndarray, words: list[Written], waveform: np.ndarray, step_s: float, early_s: float = 0.0
+    attention: np.ndarray, words: list[WordTokens], waveform: np.ndarray, step_s: float, early_s: float = 0.0
 ) -> list[tuple[float, float]]:
     """(start, end) in seconds of each word.
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from model.generate import Generated
+from model.canary.generate import Generated
 from model.tokenizer import Tokenizer
 from model.transcript import Segment, Word
 
@@ -12,7 +12,7 @@ SENTENCE_END = (".", "?", "!")
 
 
 @dataclass(frozen=True)
-class Written:
+class WordTokens:
     """A word and the stretch of tokens that wrote it; times included, where there are any."""
 
     text: str
@@ -45,7 +45,7 @@ def timed_segments(
 
 
 def sentences(
-    words: list[Written], times: list[tuple[float, float]], generated: Generated, tokenizer: Tokenizer
+    words: list[WordTokens], times: list[tuple[float, float]], generated: Generated, tokenizer: Tokenizer
 ) -> tuple[Segment, ...]:
     """Words with their (start, end), grouped into segments that end where sentences do. Every token is in one."""
     segments: list[Segment] = []
@@ -64,25 +64,25 @@ def sentences(
     return tuple(segments)
 
 
-def written_words(tokens: Sequence[int], tokenizer: Tokenizer) -> list[Written]:
+def written_words(tokens: Sequence[int], tokenizer: Tokenizer) -> list[WordTokens]:
     """The words of untimed tokens; joined with spaces they are the text."""
     starts = [i for i, t in enumerate(tokens) if tokenizer.starts_word(t)] or [0]
     edges = [0, *starts[1:], len(tokens)] if starts[0] == 0 else [0, *starts, len(tokens)]
-    words: list[Written] = []
+    words: list[WordTokens] = []
     begin = 0
     for stop in edges[1:]:
         # What has no text of its own, a lone ▁ or a special token, goes with the next word.
         if text := plain_text(tokens[begin:stop], tokenizer):
-            words.append(Written(text, range(begin, stop)))
+            words.append(WordTokens(text, range(begin, stop)))
             begin = stop
     return words
 
 
 def _timed_words(
     tokens: list[int], tokenizer: Tokenizer, seconds: Callable[[int], float]
-) -> tuple[list[Written], list[tuple[float, float]]]:
+) -> tuple[list[WordTokens], list[tuple[float, float]]]:
     """Every stretch of text with the times around it; none at all if there is no time in it."""
-    words: list[Written] = []
+    words: list[WordTokens] = []
     times: list[tuple[float, float]] = []
     first, inside, start, before = 0, 0, 0, False
     for i, token in enumerate(tokens):
@@ -90,13 +90,13 @@ def _timed_words(
         if step is None:
             continue
         if text := plain_text(tokens[inside:i], tokenizer):
-            words.append(Written(text, range(first, i + 1)))
+            words.append(WordTokens(text, range(first, i + 1)))
             times.append((seconds(start), seconds(max(step, start))))
             first = i + 1
         # Also where a start or an end is missing, the next word begins no sooner than this time.
         start, inside, before = step, i + 1, True
     if before and (text := plain_text(tokens[inside:], tokenizer)):
-        words.append(Written(text, range(first, len(tokens))))
+        words.append(WordTokens(text, range(first, len(tokens))))
         times.append((seconds(start), seconds(start)))
     return words, times
 

@@ -9,9 +9,10 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from model import allocator, int8, kernels
+from model import kernels
 from model.config import QuantizationConfig
-from model.int8 import Int8Linear
+from model.cpu import allocator, int8
+from model.cpu.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
 

@@ -273,7 +273,7 @@ def bench(
     An empty list, such as --concurrency "", leaves that part out. The model, its dtype and its packing are taken from
     CANARY_* in the environment or in .env if they are not given here.
     """
-    from server.cli.bench import bench
+    from server.cli.bench.command import bench
 
     bench(
         model=model,

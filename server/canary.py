@@ -7,14 +7,14 @@ from typing import Self, overload
 import numpy as np
 import soxr
 
-import model.canary
+import model.canary.model
 from convert.hub import resolve
-from model.generate import DecodingOptions
-from model.prompt import AUTO, Task
+from model.canary.generate import DecodingOptions
+from model.canary.prompt import AUTO, Task
 from model.transcript import Transcript
-from server import audio as sound
-from server.cutting import Piece, cut
-from server.longform import AT_ONCE, cutting_for_model, joined_transcript, task_for
+from server.audio import decode as sound
+from server.longform.cutting import Piece, cut
+from server.longform.transcribe import AT_ONCE, cutting_for_model, joined_transcript, task_for
 
 # A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
 Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
@@ -27,7 +27,7 @@ class Canary:
     >>> canary.transcribe("talk.mp3", language="en", target_language="de").text
     """
 
-    def __init__(self, loaded: model.canary.Canary):
+    def __init__(self, loaded: model.canary.model.CanaryModel):
         self.model = loaded
 
     @classmethod
@@ -38,8 +38,8 @@ class Canary:
         large layers' weights into 8 or 4 bits when converting.
         Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
         """
-        dtype = dtype or model.canary.default_dtype()
-        return cls(model.canary.Canary.load(resolve(name_or_path, dtype=dtype, quantize=quantize), dtype))
+        dtype = dtype or model.canary.model.default_dtype()
+        return cls(model.canary.model.CanaryModel.load(resolve(name_or_path, dtype=dtype, quantize=quantize), dtype))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Canary:
     ) -> Transcript | list[Transcript]:
         """One audio's transcript, or a list's, of any length; with another `target_language`, its translation.
 
-        language: "auto" finds it out; timestamps: "none", "segment" or "word". Raises model.prompt.TaskError for
+        language: "auto" finds it out; timestamps: "none", "segment" or "word". Raises model.canary.prompt.TaskError for
         what the model cannot be asked, and server.errors.AudioError for sound that cannot be read.
         """
         task = Task(language, target_language, pnc, timestamps, context)
@@ -118,7 +118,7 @@ class Canary:
             return task
         if not pieces:
             return replace(task, language=self.languages[0])
-        encoded = self.model.encodings([model.canary.at_least_a_second(pieces[0].waveform)])[0]
+        encoded = self.model.encodings([model.canary.model.at_least_a_second(pieces[0].waveform)])[0]
         return replace(task, language=self.model.detect_language(encoded).language)
 
 

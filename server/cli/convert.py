@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from .failures import chosen_settings, one_line_failures
+from server.cli.failures import chosen_settings, one_line_failures
 
 
 def convert_archive(

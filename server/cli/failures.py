@@ -7,8 +7,8 @@ from typing import Any, NoReturn
 import typer
 from pydantic import ValidationError
 
-from ..errors import ServiceError, invalid_field
-from ..settings import Settings
+from server.errors import ServiceError, invalid_field
+from server.settings import Settings
 
 
 def complain(message: object) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import uvicorn
 
-from ..app import create_app
-from ..engine import ModelInfo
-from ..engines import Engines
-from ..logs import configure_logging
-from ..protocols import Http, WebSocket
-from ..settings import VERSION, Settings
-from .failures import chosen_settings, fail, one_line_failures
+from server.cli.failures import chosen_settings, fail, one_line_failures
+from server.engine.registry import Engines
+from server.engine.thread import ModelInfo
+from server.logs import configure_logging
+from server.settings import VERSION, Settings
+from server.web.app import create_app
+from server.web.protocols import Http, WebSocket
 
 log = logging.getLogger("canary")
 

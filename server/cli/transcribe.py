@@ -15,20 +15,19 @@ import soundfile
 import typer
 from tqdm import tqdm
 
-from model.generate import DecodingOptions
-from model.prompt import AUTO, Task, TaskError
-
-from .. import formats
-from ..audio import decode_blocks
-from ..engine import BULK, Engine
-from ..engines import load_model
-from ..errors import RequestError, ServiceError
-from ..languages import language_code
-from ..longform import AT_ONCE, Progress, Transcription, transcribe_audio
-from ..pipeline import audio_limits, chosen_cutting
-from ..settings import Settings
-from ..subtitles import SubtitleRules
-from .failures import chosen_settings, complain, one_line_failures
+from model.canary.generate import DecodingOptions
+from model.canary.prompt import AUTO, Task, TaskError
+from server.audio.decode import AudioLimits, decode_blocks
+from server.cli.failures import chosen_settings, complain, one_line_failures
+from server.engine.registry import load_model
+from server.engine.thread import BULK, Engine
+from server.errors import RequestError, ServiceError
+from server.longform.cutting import Cutting
+from server.longform.transcribe import AT_ONCE, Progress, Transcription, transcribe_audio
+from server.settings import Settings
+from server.text import formats
+from server.text.languages import language_code
+from server.text.subtitles import SubtitleRules
 
 # What is taken from a folder, where nobody named the file.
 SOUNDS = {".aac", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
@@ -220,7 +219,7 @@ async def _transcription(
 ) -> Transcription | str:
     async with turn:
         try:
-            with contextlib.closing(decode_blocks(job.path, audio_limits(settings))) as blocks:  # type: ignore[type-var]
+            with contextlib.closing(decode_blocks(job.path, AudioLimits.from_settings(settings))) as blocks:  # type: ignore[type-var]
                 return await transcribe_audio(
                     engine,
                     blocks,
@@ -228,7 +227,7 @@ async def _transcription(
                     wish.options,
                     priority=BULK,
                     on_progress=lambda progress: bar.tell(job, progress),
-                    cutting=chosen_cutting(settings),
+                    cutting=Cutting.from_settings(settings),
                     loop_guard=settings.loop_guard,
                     detect_each=wish.detect_each,
                 )
@@ -249,7 +248,7 @@ def _text(done: Transcription, job: Job, wish: Wish, named: bool) -> str:
         case "text":
             return f"{job.path}: {transcript.text}\n" if named and not job.output else f"{transcript.text}\n"
         case _:
-            return formats.written(transcript, wish.format, wish.rules)
+            return formats.render(transcript, wish.format, wish.rules)
 
 
 def _write(text: str, job: Job) -> None:

@@ -6,15 +6,14 @@ Knows no protocol: events go to `emit`, and whoever has bytes calls `hear`.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..vad import SpeechDetector
-from .endpointing import SAMPLE_RATE
-from .events import Event
-from .session import LiveSession
+from server.audio.vad import SpeechDetector
+from server.live.endpointing import SAMPLE_RATE
+from server.live.events import Event
+from server.live.session import LiveSession
 
 # Sound of one look by the detector: bounded, so that other connections get their turn.
 PIECE = SAMPLE_RATE
@@ -88,23 +87,3 @@ class LiveConnection:
         allowed_s = self._bounds.buffer_s + (time.monotonic() - self._began) * self._bounds.rate
         if (too_early_s := (self.session.heard_s - allowed_s) / self._bounds.rate) > 0:
             await asyncio.sleep(too_early_s)
-
-
-class Seats:
-    """How many live sessions there may be at once."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.taken = 0
-
-    @contextmanager
-    def one(self):
-        """A seat for as long as it is used. Yields whether there was one."""
-        if self.taken >= self.most:
-            yield False
-            return
-        self.taken += 1
-        try:
-            yield True
-        finally:
-            self.taken -= 1

@@ -1,4 +1,4 @@
-"""Sound in a container that a recorder writes, decoded while it comes, in a process of its own (`server/decoding.py`).
+"""Audio in a recorder's container, decoded as it arrives in a separate process (`audio/decoder_process.py`).
 
 A demuxer that crashes, hangs or grows takes its own session's sound with it, and nothing else.
 """
@@ -12,9 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..audio import AudioLimits, decoder_command, decoder_environment, decoder_refusal, within_full_scale
-from ..errors import AudioError
-from .sound import Sink
+from server.audio.decode import AudioLimits, decoder_command, decoder_environment, decoder_refusal, within_full_scale
+from server.errors import AudioError
+from server.live.sound import Sink
 
 log = logging.getLogger(__name__)
 

@@ -6,16 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from model.generate import DecodingOptions
-from model.prompt import Task
+from model.canary.generate import DecodingOptions
+from model.canary.prompt import Task
 from model.tokenizer import Tokenizer
-
-from ..batching import Pass
-from ..engine import LIVE, Engine
-from ..errors import QueueFull
-from .endpointing import SAMPLE_RATE
-from .policy import Token
-from .session import Heard
+from server.engine.batching import Pass
+from server.engine.thread import LIVE, Engine
+from server.errors import QueueFull
+from server.live.endpointing import SAMPLE_RATE
+from server.live.policy import Token
+from server.live.session import Heard
 
 # Between two tries to get into a full line.
 RETRY_S = 0.1

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from model.config import SAMPLE_RATE
-
-from ..vad import FRAME
-from .events import SpeechStarted, SpeechStopped
+from server.audio.vad import FRAME
+from server.live.events import SpeechStarted, SpeechStopped
 
 # Frames of speech in a row that begin a turn: one alone is a click.
 ONSET_FRAMES = 2
@@ -28,7 +27,7 @@ class Endpointing:
 
 
 @dataclass(eq=False)
-class Segment:
+class SpeechSpan:
     """Sound to be written out as one, from `start` to `end` (None while it goes on).
 
     spoken: there is speech in it; dropped: nobody wants to know any more.
@@ -50,8 +49,8 @@ class Endpointer:
 
     def __init__(self, options: Endpointing):
         self.options = options
-        self.segments: list[Segment] = []
-        self._open: Segment | None = None
+        self.segments: list[SpeechSpan] = []
+        self._open: SpeechSpan | None = None
         self._heard = 0
         self._onset = 0
         self._last_speech = 0
@@ -97,7 +96,7 @@ class Endpointer:
         self._onset, self._last_speech = 0, self._heard
         return SpeechStarted(self._turns, max(spoken, self._free_from) / SAMPLE_RATE)
 
-    def _speaking(self, segment: Segment, probability: float) -> SpeechStopped | None:
+    def _speaking(self, segment: SpeechSpan, probability: float) -> SpeechStopped | None:
         now = self._heard
         if probability >= self.options.threshold - HYSTERESIS:
             self._last_speech, segment.spoken = now, True
@@ -115,7 +114,7 @@ class Endpointer:
         return None
 
     def _begin(self, at: int, spoken: bool) -> None:
-        self._open = Segment(self._turns, at, spoken)
+        self._open = SpeechSpan(self._turns, at, spoken)
         self.segments.append(self._open)
 
     @staticmethod

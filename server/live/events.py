@@ -31,7 +31,7 @@ class Translation:
 
 
 @dataclass(frozen=True)
-class Result:
+class LiveResult:
     """A segment's text so far, of which the first `stable` characters stay. Times are seconds into the session.
 
     is_final: nothing of it changes any more; ends_turn: the speaker stopped after it.
@@ -70,4 +70,4 @@ class Problem:
     message: str
 
 
-Event = SpeechStarted | SpeechStopped | Result | Finalized | Lag | Problem
+Event = SpeechStarted | SpeechStopped | LiveResult | Finalized | Lag | Problem

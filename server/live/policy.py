@@ -24,10 +24,10 @@ class Token:
     at_s: float
 
 
-Word = tuple[Token, ...]
+TokenGroup = tuple[Token, ...]
 
 
-def words(tokens: Sequence[Token]) -> list[Word]:
+def words(tokens: Sequence[Token]) -> list[TokenGroup]:
     """Tokens by the word that they write."""
     grouped: list[list[Token]] = []
     for token in tokens:

@@ -14,13 +14,12 @@ from typing import Protocol
 
 import numpy as np
 
-from model.prompt import AUTO, Task, TaskError
+from model.canary.prompt import AUTO, Task, TaskError
 from model.transcript import Word
-
-from .endpointing import SAMPLE_RATE, Endpointer, Endpointing, Segment
-from .events import Event, Finalized, Lag, Problem, Result, Translation
-from .policy import Policy, Token, agreed, aligned, without_loop
-from .times import timed_words
+from server.live.endpointing import SAMPLE_RATE, Endpointer, Endpointing, SpeechSpan
+from server.live.events import Event, Finalized, Lag, LiveResult, Problem, Translation
+from server.live.policy import Policy, Token, agreed, aligned, without_loop
+from server.live.times import timed_words
 
 # A language may stay that is this probable in at least so much sound.
 SURE_LANGUAGE = 0.7
@@ -122,7 +121,7 @@ class _Current:
     lines: list[Line]
     language: str | None = None
     looked_at: int = 0
-    shown: Result | None = None
+    shown: LiveResult | None = None
 
 
 @dataclass
@@ -159,7 +158,7 @@ class LiveSession:
         self._check = check
         self._sound = _Sound()
         self._endpointer = Endpointer(options.endpointing)
-        self._line: deque[Segment | Finalized] = deque()
+        self._queue: deque[SpeechSpan | Finalized] = deque()
         self._current: _Current | None = None
         self._segments = 0
         self._language: str | None = None
@@ -172,9 +171,9 @@ class LiveSession:
     @property
     def behind_s(self) -> float:
         """Sound that has been heard, holds speech, and has not been looked at."""
-        if not self._line:
+        if not self._queue:
             return 0.0
-        first = self._line[0]
+        first = self._queue[0]
         if isinstance(first, Finalized):
             return 0.0
         looked_at = max(first.start, self._current.looked_at if self._current else 0)
@@ -183,14 +182,14 @@ class LiveSession:
     @property
     def waiting(self) -> int:
         """Segments, and ends asked for, that are not written out."""
-        return len(self._line)
+        return len(self._queue)
 
     @property
     def due(self) -> bool:
         """Whether there is something to look at."""
-        if not self._line:
+        if not self._queue:
             return False
-        first = self._line[0]
+        first = self._queue[0]
         if isinstance(first, Finalized) or first.end is not None:
             return True
         looked_at = max(first.start, self._current.looked_at if self._current else 0)
@@ -211,7 +210,7 @@ class LiveSession:
         """
         events = self._endpointer.cut(self._sound.end)
         self._take_segments()
-        self._line.append(Finalized())
+        self._queue.append(Finalized())
         return [*events]
 
     def clear(self, ended_turns: bool = False) -> None:
@@ -219,19 +218,19 @@ class LiveSession:
         turn = self._endpointer.turn
         self._endpointer.cut(self._sound.end)
         self._take_segments()
-        for waiting in reversed(self._line):
+        for waiting in reversed(self._queue):
             if isinstance(waiting, Finalized):
                 break
             waiting.dropped |= ended_turns or waiting.turn == turn
 
     async def step(self) -> list[Event]:
         """Look at the first segment that is not written out."""
-        first = self._line[0]
+        first = self._queue[0]
         if isinstance(first, Finalized):
-            self._line.popleft()
+            self._queue.popleft()
             return [first]
         if first.dropped:
-            self._line.popleft()
+            self._queue.popleft()
             self._current = None
             return []
         if self._current is None:
@@ -240,14 +239,14 @@ class LiveSession:
         return await self._look(first, self._current)
 
     def _take_segments(self) -> None:
-        self._line.extend(self._endpointer.segments)
+        self._queue.extend(self._endpointer.segments)
         self._endpointer.segments.clear()
 
     def _forget(self) -> None:
-        needed = [s.start for s in self._line if isinstance(s, Segment)][:1]
+        needed = [s.start for s in self._queue if isinstance(s, SpeechSpan)][:1]
         self._sound.drop_before(min([self._endpointer.needed_from, *needed]))
 
-    async def _look(self, segment: Segment, current: _Current) -> list[Event]:
+    async def _look(self, segment: SpeechSpan, current: _Current) -> list[Event]:
         longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
         end = self._sound.end if segment.end is None else segment.end
         if end > longest:
@@ -266,7 +265,7 @@ class LiveSession:
         current.looked_at = end
         events += self._shown(segment, current, end, last, complete and segment.ends_turn, words)
         if complete:
-            self._line.popleft()
+            self._queue.popleft()
         if last:
             self._current, segment.start = None, end
             self._forget()
@@ -338,14 +337,14 @@ class LiveSession:
         return []
 
     def _shown(
-        self, segment: Segment, current: _Current, end: int, last: bool, ends_turn: bool, words: tuple[Word, ...]
+        self, segment: SpeechSpan, current: _Current, end: int, last: bool, ends_turn: bool, words: tuple[Word, ...]
     ) -> list[Event]:
         """The segment's text, if it is new."""
         first, *others = current.lines
         start_s, end_s = segment.start / SAMPLE_RATE, end / SAMPLE_RATE
         translation = next((Translation(o.task.target, o.text, o.stable) for o in others), None)
         timed = timed_words(first.certain, words, start_s, end_s) if last else ()
-        result = Result(
+        result = LiveResult(
             current.id,
             segment.turn,
             first.text,
@@ -374,5 +373,5 @@ class LiveSession:
         return []
 
 
-def _same_text(a: Result, b: Result) -> bool:
+def _same_text(a: LiveResult, b: LiveResult) -> bool:
     return (a.text, a.stable, a.translation) == (b.text, b.stable, b.translation)

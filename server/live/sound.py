@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 import soxr
 
-from ..errors import AudioError
-from .endpointing import SAMPLE_RATE
+from server.errors import AudioError
+from server.live.endpointing import SAMPLE_RATE
 
 MIN_RATE, MAX_RATE = 8_000, 192_000
 

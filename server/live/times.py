@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from model.transcript import Word
-
-from .policy import Token, words
+from server.live.policy import Token, words
 
 # How long after the place that the decoder looked at a word may end.
 REACH_S = 0.24

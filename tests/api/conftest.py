@@ -15,13 +15,13 @@ import pytest
 import soundfile
 import uvicorn
 
-from model.generate import Generated
-from model.language import Detection
+from model.canary.generate import Generated
+from model.canary.language import Detection
 from model.transcript import Segment, Transcript, Word
-from server.app import create_app
 from server.cli.serve import uvicorn_config
-from server.engines import Engines, Resolve
+from server.engine.registry import Engines, Resolve
 from server.settings import Settings
+from server.web.app import create_app
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 

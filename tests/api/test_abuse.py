@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from server import protocols
-from server.middleware import BodyLimit
+from server.web import protocols
+from server.web.middleware import BodyLimit
 
 
 @pytest.fixture

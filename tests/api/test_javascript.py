@@ -42,7 +42,7 @@ def run(script: Path, *arguments: str) -> dict:
 @pytest.fixture(scope="module")
 def told(client_script, start_server, cache, samples) -> dict:
     """What the clients got from the toy, which was not loaded yet when they began to ask."""
-    from server.engines import load_model
+    from server.engine.registry import load_model
     from server.settings import Settings
 
     asked = threading.Event()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 
-from server import engines
+from server.engine import registry as engines
 
 
 @pytest.fixture

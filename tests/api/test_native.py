@@ -247,7 +247,7 @@ def test_an_unexpected_exception_is_a_500_with_a_request_id_that_the_log_has_too
     def broken(*arguments):
         raise ZeroDivisionError("secret internals")
 
-    monkeypatch.setattr("server.formats.to_dict", broken)
+    monkeypatch.setattr("server.text.formats.to_dict", broken)
     response = client.post("/transcribe", content=wav())
     request_id = response.headers["x-request-id"]
     assert request_id in error(response, 500)["message"]

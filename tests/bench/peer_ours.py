@@ -6,15 +6,15 @@ import numpy as np
 from worker import NEVER, Job, Run, Stages, work
 
 from convert.hub import resolve
-from model.canary import Canary
-from model.generate import Utterance
+from model.canary.generate import Utterance
+from model.canary.model import CanaryModel
 from model.kernels import like, on_cpu
-from server.bench.stages import EndlessBatch
+from server.cli.bench.stages import EndlessBatch
 
 
 def load(archive: Path) -> Run:
     dtype = "float32" if on_cpu() else "bfloat16"
-    canary = Canary.load(resolve(archive, dtype=dtype), dtype)
+    canary = CanaryModel.load(resolve(archive, dtype=dtype), dtype)
     own_bias = canary.head.bias
 
     def run(job: Job, stages: Stages) -> list[list[int]]:

@@ -25,12 +25,12 @@ from typing import Any
 import numpy as np
 
 from convert.hub import resolve
+from model.canary.prompt import Task, prompt_tokens
 from model.config import read_config
-from model.prompt import Task, prompt_tokens
 from model.tokenizer import load_tokenizer
-from server.bench.load import MIXED_LENGTHS
-from server.bench.stages import TOKENS_PER_S, sound
-from server.cli.bench import THREAD_VARIABLES
+from server.cli.bench.command import THREAD_VARIABLES
+from server.cli.bench.load import MIXED_LENGTHS
+from server.cli.bench.stages import TOKENS_PER_S, sound
 from tests.bench.summary import details, plot, table
 
 HERE = Path(__file__).parent

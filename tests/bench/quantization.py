@@ -20,12 +20,12 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 
 from convert.hub import resolve
 from convert.quantize import is_large
-from model.canary import Canary
+from model.canary.model import CanaryModel
+from model.canary.prompt import Task
 from model.config import WEIGHTS_FILE
-from model.int8 import Int8Linear
-from model.prompt import Task
+from model.cpu.int8 import Int8Linear
 from model.weights import lay_out_for_cpu
-from server.bench.stages import sound
+from server.cli.bench.stages import sound
 from tests.toy.grammar import LANGUAGES
 from tests.toy.score import PAIRS, Heard, exact, recordings
 
@@ -86,10 +86,10 @@ def repacked(weight: mx.array, bits: int, group_size: int) -> mx.array:
     return mx.dequantize(*mx.quantize(filled, group_size, bits), group_size, bits)[:, : weight.shape[1]]
 
 
-def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) -> Canary:
+def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) -> CanaryModel:
     """The model in `folder` with its weights changed, and computing in 8 bits as a CPU does that is fast at it."""
 
-    def laid_out(canary: Canary) -> None:
+    def laid_out(canary: CanaryModel) -> None:
         if change:
             weights = tree_flatten(canary.parameters())
             canary.update(tree_unflatten([(name, change(name, weight)) for name, weight in weights]))
@@ -97,10 +97,10 @@ def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) 
         lay_out_for_cpu(computing_in_8_bits(canary) if in_8_bits else canary)
 
     with patch("model.weights.lay_out_for_cpu", laid_out):
-        return Canary.load(folder, "float32")
+        return CanaryModel.load(folder, "float32")
 
 
-def computing_in_8_bits(canary: Canary) -> Canary:
+def computing_in_8_bits(canary: CanaryModel) -> CanaryModel:
     """The model with its large layers as a CPU computes them that is fast at it."""
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
@@ -110,7 +110,7 @@ def computing_in_8_bits(canary: Canary) -> Canary:
     return canary
 
 
-def exact_shares(canary: Canary, count: int) -> dict[str, float]:
+def exact_shares(canary: CanaryModel, count: int) -> dict[str, float]:
     """Shares of sentences never met that are written, and translated, with not one letter wrong."""
     items = {language: recordings(language, count) for language in LANGUAGES}
 
@@ -125,7 +125,7 @@ def exact_shares(canary: Canary, count: int) -> dict[str, float]:
     return {"written": share([(language, language) for language in LANGUAGES]), "translated": share(PAIRS)}
 
 
-def log_probs(canary: Canary) -> np.ndarray:
+def log_probs(canary: CanaryModel) -> np.ndarray:
     """(sounds · tokens, V), teacher-forced over tokens and sounds that are the same for every model."""
     rows = []
     for seed in range(2):

@@ -218,15 +218,15 @@ class OwnServer:
 async def simulated(model: str, policy: str, speeches: dict[str, Speech], options: argparse.Namespace) -> None:
     """Sessions without a server, one after the other; what is said is heard in frames and looked at whenever due."""
     from convert.hub import resolve
-    from model.canary import Canary
-    from model.prompt import Task
-    from server.engine import Engine
+    from model.canary.model import CanaryModel
+    from model.canary.prompt import Task
+    from server.audio.vad import SpeechDetector
+    from server.engine.thread import Engine
     from server.live.decoder import EngineDecoder
     from server.live.session import LiveOptions, LiveSession, Result
-    from server.longform import transcribe_audio
-    from server.vad import SpeechDetector
+    from server.longform.transcribe import transcribe_audio
 
-    engine = Engine(lambda: Canary.load(resolve(model, dtype="float32"), "float32"))
+    engine = Engine(lambda: CanaryModel.load(resolve(model, dtype="float32"), "float32"))
     await engine.start()
     for language, said in speeches.items():
         chosen = LiveOptions(

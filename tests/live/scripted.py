@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.prompt import Task
-from server.live.events import Event, Finalized, Lag, Problem, Result, SpeechStarted, SpeechStopped
+from model.canary.prompt import Task
+from server.audio.vad import FRAME
+from server.live.events import Event, Finalized, Lag, LiveResult, Problem, SpeechStarted, SpeechStopped
 from server.live.policy import Token
 from server.live.session import Heard, LiveOptions, LiveSession
-from server.vad import FRAME
 
 SAMPLE_RATE = 16_000
 WORD_S, GAP_S = 0.3, 0.1
@@ -86,10 +86,10 @@ class ScriptedDecoder:
 class Reader:
     """Reads every event as it comes, and fails when a promise is broken."""
 
-    results: list[Result] = field(default_factory=list)
+    results: list[LiveResult] = field(default_factory=list)
     others: list[Event] = field(default_factory=list)
     finalized: int = 0
-    _former: Result | None = None
+    _former: LiveResult | None = None
 
     def clear(self) -> None:
         """What was being said is forgotten: it has no end."""
@@ -99,7 +99,7 @@ class Reader:
     def read(self, events: Sequence[Event]) -> None:
         for event in events:
             match event:
-                case Result():
+                case LiveResult():
                     self._check(event)
                     self.results.append(event)
                 case Finalized():
@@ -107,7 +107,7 @@ class Reader:
                 case SpeechStarted() | SpeechStopped() | Lag() | Problem():
                     self.others.append(event)
 
-    def _check(self, result: Result) -> None:
+    def _check(self, result: LiveResult) -> None:
         former, self._former = self._former, result
         assert 0 <= result.stable <= len(result.text)
         if former and former.segment == result.segment:
@@ -128,7 +128,7 @@ class Reader:
         assert all(result.start <= place <= result.end for place in places)
 
     @property
-    def finals(self) -> list[Result]:
+    def finals(self) -> list[LiveResult]:
         return [result for result in self.results if result.is_final]
 
     @property

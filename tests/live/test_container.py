@@ -15,8 +15,8 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 import pytest
 
-from server import audio
-from server.audio import AudioLimits
+from server.audio import decode as audio
+from server.audio.decode import AudioLimits
 from server.errors import AudioError
 from server.live import container
 from server.live.container import ContainerSound

@@ -13,9 +13,9 @@ from prometheus_client import Gauge
 from server.errors import EngineStopped, TranscriptionFailed
 from server.live import connection
 from server.live.session import Heard
-from server.routes import realtime
-from server.routes.realtime import Conversation
 from server.settings import Settings
+from server.web.routes import realtime
+from server.web.routes.realtime import Conversation
 
 
 class Client:

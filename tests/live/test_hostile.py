@@ -17,8 +17,8 @@ import httpx
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from server import protocols
-from server.live import outbox
+from server.web import protocols
+from server.web.routes import outbox
 from tests.live.test_captions import START, captioned, cut, opened, told, until
 
 TEXT, BINARY, CONTINUED, PING = 1, 2, 0, 9

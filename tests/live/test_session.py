@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.prompt import AUTO, Task, TaskError
+from model.canary.prompt import AUTO, Task, TaskError
+from server.audio.vad import FRAME
 from server.live.endpointing import Endpointing
 from server.live.events import Lag, Problem, SpeechStarted, SpeechStopped
 from server.live.policy import Token, without_loop, words
 from server.live.session import Heard, LiveOptions, LiveSession
-from server.vad import FRAME
 from tests.live.scripted import (
     SAMPLE_RATE,
     Reader,

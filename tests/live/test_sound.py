@@ -7,15 +7,16 @@ import av
 import numpy as np
 import pytest
 
-from model.prompt import Task
-from server.engine import LIVE
+from model.canary.prompt import Task
+from server.engine.thread import LIVE
 from server.errors import AudioError, QueueFull
-from server.live import connection, outbox
+from server.live import connection
 from server.live.connection import Bounds, LiveConnection
 from server.live.decoder import token_texts
-from server.live.outbox import NotReading, Outbox
 from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound
+from server.web.routes import outbox
+from server.web.routes.outbox import NotReading, Outbox
 from tests.live.scripted import ScriptedDecoder, said, sound, speech_probabilities
 
 CODECS = {"audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}

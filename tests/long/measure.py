@@ -20,12 +20,12 @@ import numpy as np
 import server.cutting as cutting_module
 import server.longform as longform_module
 from convert.hub import resolve
-from model.canary import Canary
-from model.prompt import Task
-from server.cutting import SAMPLE_RATE
-from server.engine import Engine
-from server.longform import Progress, Transcription, cutting_for, transcribe_audio
-from server.vad import FRAME, SpeechDetector
+from model.canary.model import CanaryModel
+from model.canary.prompt import Task
+from server.audio.vad import FRAME, SpeechDetector
+from server.engine.thread import Engine
+from server.longform.cutting import SAMPLE_RATE
+from server.longform.transcribe import Progress, Transcription, cutting_for, transcribe_audio
 from tests.long.seams import Noting, Written, at_seams
 from tests.long.talk import Pairs, Talk, normal, pairs, talk, word_error_rate
 from tests.toy.grammar import LANGUAGES, sentence
@@ -190,7 +190,7 @@ async def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 60, 240])
     options = parser.parse_args()
-    engine = Engine(lambda: Canary.load(Path(resolve(options.model, dtype="float32")), "float32"))
+    engine = Engine(lambda: CanaryModel.load(Path(resolve(options.model, dtype="float32")), "float32"))
     await engine.start()
     await {"errors": errors, "languages": languages, "size": size}[options.what](engine, options)
     await engine.stop()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from model.transcript import Segment
-from server.joining import Joiner
+from server.longform.joining import Joiner
 from tests.long.talk import Pairs, Talk, normal
 
 # A word is heard whole with all that is said so long before and after it, or up to a pause, and so much of the pause

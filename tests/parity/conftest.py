@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convert.convert import ConversionConfig, convert
-from model.canary import Canary, Encoded
+from model.canary.model import CanaryModel, Encoded
 from tests.parity.compared import GOLDENS
 from tests.parity.sounds import LENGTHS, sound
 
@@ -30,7 +30,7 @@ class Case:
     """One archive as this project has it, and NeMo's values."""
 
     name: str
-    canary: Canary
+    canary: CanaryModel
     folder: Path
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
@@ -42,7 +42,7 @@ class Case:
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     path: Path = request.param
     folder = convert(ConversionConfig(source=path, output=tmp_path_factory.mktemp("converted") / path.stem))
-    canary = Canary.load(folder, dtype="float32")
+    canary = CanaryModel.load(folder, dtype="float32")
     with np.load(path.with_suffix(".npz")) as arrays:
         return Case(
             path.stem,

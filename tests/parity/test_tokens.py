@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from model.canary import SAMPLE_RATE
-from model.generate import DecodingOptions
-from model.prompt import Task, prompt_tokens
+from model.canary.generate import DecodingOptions
+from model.canary.model import SAMPLE_RATE
+from model.canary.prompt import Task, prompt_tokens
 from model.timestamps import plain_text
 from tests.parity.sounds import sound
 

@@ -125,7 +125,7 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
 
 def mlx_backend(path: Path) -> Backend:
     """This project's own model, as a user of Python meets it; in float32, so that it can be compared with NeMo's."""
-    from model.canary import at_least_a_second
+    from model.canary.model import at_least_a_second
     from server import Canary
 
     canary = Canary.from_pretrained(path, dtype="float32")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convert.convert import ConversionConfig, convert
-from model.canary import Canary as Model
+from model.canary.model import Canary as Model
 from server import Canary
 from tests.toy.combined import with_aligner
 from tests.toy.grammar import LANGUAGES

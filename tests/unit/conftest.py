@@ -5,15 +5,8 @@ import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
-from model.canary import Canary
-from model.config import (
-    CanaryConfig,
-    DecoderConfig,
-    DecodingConfig,
-    EncoderConfig,
-    PreprocessorConfig,
-    TokenizerConfig,
-)
+from model.canary.model import CanaryModel
+from model.config import CanaryConfig, DecoderConfig, DecodingConfig, EncoderConfig, PreprocessorConfig, TokenizerConfig
 from model.weights import lay_out_for_cpu
 
 VOCAB = 64
@@ -64,8 +57,8 @@ def tiny_config(**encoder) -> CanaryConfig:
     )
 
 
-def tiny_canary(seed: int = 0, **encoder) -> Canary:
-    canary = Canary(tiny_config(**encoder), PlainTokenizer())  # type: ignore[arg-type]
+def tiny_canary(seed: int = 0, **encoder) -> CanaryModel:
+    canary = CanaryModel(tiny_config(**encoder), PlainTokenizer())  # type: ignore[arg-type]
     random = np.random.default_rng(seed)
 
     def drawn(path: str, like: mx.array) -> mx.array:
@@ -85,7 +78,7 @@ def tiny_canary(seed: int = 0, **encoder) -> Canary:
 
 
 @pytest.fixture(scope="session", params=["of MLX's arrays", "of numpy's arrays"])
-def canary(request) -> Canary:
+def canary(request) -> CanaryModel:
     """As a GPU computes, and as a CPU does."""
     canary = tiny_canary()
     if request.param == "of numpy's arrays":

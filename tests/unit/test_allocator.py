@@ -25,7 +25,7 @@ print(round(held), round(freed), round(resident_mb() - before))
 
 def test_freed_arrays_stay_with_the_process_until_they_are_given_back():
     if sys.platform != "linux":  # there the options do not exist, and asking for them does no harm
-        from model import allocator
+        from model.cpu import allocator
 
         allocator.keep_freed_memory()
         assert allocator.give_back_freed_memory() is None

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from server.audio import SAMPLE_RATE, AudioLimits, Blocks, capped, decode, decode_blocks
+from server.audio.decode import SAMPLE_RATE, AudioLimits, Blocks, capped, decode, decode_blocks
 from server.errors import AudioError, AudioTooLong
 
 
@@ -215,8 +215,8 @@ def test_blocks_come_as_they_are_read_and_the_other_process_ends_with_them(monke
 def test_a_decoder_that_hangs_is_ended(monkeypatch, tmp_path):
     hanging = tmp_path / "decoding.py"
     hanging.write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr("server.audio._DECODER", hanging)
-    monkeypatch.setattr("server.audio._STALL_S", 0.2)
+    monkeypatch.setattr("server.audio.decode._DECODER", hanging)
+    monkeypatch.setattr("server.audio.decode._STALL_S", 0.2)
     with pytest.raises(AudioError, match="nothing came of it"):
         decode(muxed(tone(), 16000, "ipod", "aac"))
 
@@ -224,7 +224,7 @@ def test_a_decoder_that_hangs_is_ended(monkeypatch, tmp_path):
 def test_a_decoder_that_crashes_costs_one_request(monkeypatch, tmp_path, caplog):
     crashing = tmp_path / "decoding.py"
     crashing.write_text("import os\nos.abort()\n")
-    monkeypatch.setattr("server.audio._DECODER", crashing)
+    monkeypatch.setattr("server.audio.decode._DECODER", crashing)
     with caplog.at_level("INFO"), pytest.raises(AudioError, match="not sound that can be read"):
         decode(muxed(tone(), 16000, "ipod", "aac"))
     assert "ended with -6" in caplog.text

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from model.canary import Canary
-from model.generate import DecodingOptions
-from model.prompt import Task
-from server.batching import Batcher, Pass, PassResult
+from model.canary.generate import DecodingOptions
+from model.canary.model import CanaryModel
+from model.canary.prompt import Task
+from server.engine.batching import Batcher, Pass, PassResult
 
 TASKS = (
     (Task("en"),),
@@ -32,7 +32,7 @@ def passes(sounds):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def encoded_once(canary: Canary):
+def encoded_once(canary: CanaryModel):
     """The sounds recur hundreds of times, and what is tried here is what comes after."""
     encode, known = canary.encodings, {}
     with pytest.MonkeyPatch.context() as patch:
@@ -48,7 +48,7 @@ def encoded_once(canary: Canary):
 
 
 @pytest.fixture(scope="module")
-def alone(canary: Canary, passes):
+def alone(canary: CanaryModel, passes):
     """alone(kind): its tokens by task, in a batch of its own."""
 
     @cache

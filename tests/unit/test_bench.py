@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from server.__main__ import main
-from server.bench import stages
-from server.bench.report import tables
+from server.cli.bench import stages
+from server.cli.bench.report import tables
 from tests.bench import peers, summary
 
 from .conftest import tiny_canary

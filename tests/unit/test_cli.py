@@ -18,12 +18,12 @@ import soundfile
 import typer
 from typer.testing import CliRunner
 
-from model.generate import DecodingOptions
-from model.language import detection_from
-from model.prompt import Task, check_task
+from model.canary.generate import DecodingOptions
+from model.canary.language import detection_from
+from model.canary.prompt import Task, check_task
 from model.transcript import Segment, Transcript, Word
 from server.__main__ import main
-from server.batching import Pass, PassResult, Timing
+from server.engine.batching import Pass, PassResult, Timing
 from server.errors import AudioError, TranscriptionFailed
 from server.settings import Settings
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from model.transcript import Segment, Word
-from server.coverage import passed_over, put_in, said, written_at
-from server.cutting import SAMPLE_RATE, Piece
+from server.longform.coverage import passed_over, put_in, without_invented_words, written_at
+from server.longform.cutting import SAMPLE_RATE, Piece
 
 SPEECH = ((10.0, 14.0), (17.0, 19.0))
 PIECE = Piece(10.0, np.zeros(10 * SAMPLE_RATE, np.float32), speech=SPEECH)
@@ -18,10 +18,12 @@ def segment(*words: tuple[str, float, float], log_prob: float = -0.1) -> Segment
 
 def test_only_words_in_the_midst_of_a_long_silence_were_not_said():
     written = [segment(("The", 13.6, 14.1), ("dog", 14.1, 14.4), ("runs.", 15.0, 15.4), ("Now", 16.8, 17.2))]
-    (kept,) = said(PIECE, written)
+    (kept,) = without_invented_words(PIECE, written)
     assert (kept.text, kept.start, kept.end) == ("The Now", 13.6, 17.2)
-    assert said(Piece(10.0, PIECE.waveform), written) == tuple(written)
-    assert said(Piece(10.0, PIECE.waveform, speech=((10.0, 14.0), (15.4, 19.0))), written) == tuple(written)
+    assert without_invented_words(Piece(10.0, PIECE.waveform), written) == tuple(written)
+    assert without_invented_words(Piece(10.0, PIECE.waveform, speech=((10.0, 14.0), (15.4, 19.0))), written) == tuple(
+        written
+    )
 
 
 def test_a_word_that_goes_through_a_long_silence_is_only_believed_if_it_is_probable():
@@ -30,7 +32,7 @@ def test_a_word_that_goes_through_a_long_silence_is_only_believed_if_it_is_proba
         return [Segment(10.1, 17.8, "One dog runs.", (), words)]
 
     for probability, text in ((0.7, "One runs."), (0.95, "One dog runs."), (None, "One dog runs.")):
-        assert [segment.text for segment in said(PIECE, written(probability))] == [text]
+        assert [segment.text for segment in without_invented_words(PIECE, written(probability))] == [text]
 
 
 def test_text_was_written_from_where_its_words_are_or_its_tokens_looked():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from server.cutting import SAMPLE_RATE, Cutting, cut, is_silent
+from server.longform.cutting import SAMPLE_RATE, Cutting, cut, is_silent
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 CUTTING = Cutting(10.0, 15.0, 2.0)

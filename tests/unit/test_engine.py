@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model.generate import DecodingOptions, Generated
-from model.prompt import Task, TaskError
+from model.canary.generate import DecodingOptions, Generated
+from model.canary.prompt import Task, TaskError
 from model.transcript import Transcript
-from server.batching import Batcher, Pass
-from server.engine import Engine
+from server.engine.batching import Batcher, Pass
+from server.engine.thread import Engine
 from server.errors import EngineStopped, ModelFailed, QueueFull, TranscriptionFailed
 
 from .conftest import tiny_canary
@@ -219,7 +219,7 @@ async def test_cancelling_50_of_100_requests_frees_their_rows_within_a_step_and_
     alone = [await lonely.run(each) for each in passes]
     await lonely.stop()
 
-    monkeypatch.setattr("server.engine.Batcher", Watched)
+    monkeypatch.setattr("server.engine.thread.Batcher", Watched)
     requests += [asyncio.ensure_future(crowded.run(each)) for each in passes]
     await crowded.start()
     results = await asyncio.gather(*requests, return_exceptions=True)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.engines import Engines
+from server.engine.registry import Engines
 from server.errors import ModelFailed
 from server.settings import Settings
 
@@ -20,7 +20,7 @@ async def test_a_model_that_could_not_be_loaded_is_tried_again_a_while_after_it_
         raise ValueError("the download broke off")
 
     served = Engines(Settings(_env_file=None, model=("mock",)), resolve)
-    for module in ("server.engine", "server.engines"):
+    for module in ("server.engine.thread", "server.engine.registry"):
         monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: now))
     for later_s, loaded in ((0.0, 1), (29.0, 1), (2.0, 2), (29.0, 2)):
         now += later_s

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from model import kernels
-from model.beam import _top
-from model.canary import Encoded
+from model.canary.beam import _top
+from model.canary.generate import DecodingOptions, RunningBatch
+from model.canary.model import Encoded
 from model.encoder import subsampled
-from model.generate import DecodingOptions, RunningBatch
 from model.kernels import Linear
 from model.weights import lay_out_for_cpu
 from tests.unit.conftest import MAX_SEQUENCE, tiny_canary

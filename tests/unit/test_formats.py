@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from model.language import detection_from
+from model.canary.language import detection_from
 from model.transcript import Segment, Transcript, Word
-from server.formats import to_dict, to_srt, to_text, to_vtt
 from server.settings import Settings
-from server.subtitles import SubtitleRules
+from server.text.formats import to_dict, to_srt, to_text, to_vtt
+from server.text.subtitles import SubtitleRules
 
 RULES = SubtitleRules.chosen(Settings(_env_file=None))
 

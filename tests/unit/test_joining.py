@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from model.transcript import Segment, Word
-from server.joining import Joiner, merged
+from server.longform.joining import Joiner, merged
 
 SENTENCES = (
     "The man buys three red houses.",

@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,72 @@ FORBIDDEN = {
     "server": {"torch", "nemo"},
 }
 # torch has the CPU's 8-bit products, which MLX lacks.
-ALLOWED = {"model/int8.py": {"torch"}}
+ALLOWED = {"model/cpu/int8.py": {"torch"}}
+
+
+# The wings of `server/`, the ground first: a module imports from its own layer and from those above it in this list.
+LAYERS = [
+    {"server.errors", "server.settings", "server.logs"},
+    {"server.audio", "server.text"},
+    {"server.engine"},
+    {"server.longform", "server.live"},
+    {"server.web"},
+    {"server.canary", "server.cli", "server.__main__"},
+]
+WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(file): file for top in ("server", "convert", "model") for file in (ROOT / top).rglob("*.py")}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Modules of this project that a file imports, wherever in it, but for type checkers alone."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: imports are absolute"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {str(node.module)}
+    return found & MODULES.keys()
+
+
+def layer(module: str) -> int | None:
+    for i, wings in enumerate(LAYERS):
+        if any(module == wing or module.startswith(f"{wing}.") for wing in wings):
+            return i
+    return None
+
+
+def test_each_module_of_the_server_is_in_a_wing_and_imports_nothing_from_a_higher_one():
+    for module, file in MODULES.items():
+        if module == "server" or not module.startswith("server"):
+            continue
+        own = layer(module)
+        assert own is not None, f"{module} is in no wing"
+        for other in imported_modules(file):
+            above = layer(other)
+            assert above is None or above <= own, f"{module} imports {other}, which is in a higher layer"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    order = TopologicalSorter({module: imported_modules(file) - {module} for module, file in MODULES.items()})
+    assert set(order.static_order()) == MODULES.keys()
+
+
+def test_only_the_web_wing_and_the_command_line_know_a_web_library():
+    for module, file in MODULES.items():
+        if not module.startswith(("server.web", "server.cli.serve")):
+            wrong = imported_packages(file.read_text(encoding="utf-8"), "server") & WEB_LIBRARIES
+            assert not wrong, f"{module} imports {', '.join(wrong)}"
 
 
 def imported_packages(source: str, package: str) -> set[str]:
@@ -103,8 +169,8 @@ def test_each_make_target_in_the_readme_exists():
 
 
 def test_each_path_that_the_readme_sends_curl_to_is_a_route():
-    from server.app import create_app
     from server.settings import Settings
+    from server.web.app import create_app
 
     paths = set(create_app(Settings()).openapi()["paths"])
     for arguments in commands("curl"):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.language import detection_from
-from model.prompt import Task
+from model.canary.language import detection_from
+from model.canary.prompt import Task
 from model.transcript import Segment, Transcript, Word
-from server.batching import Pass, PassResult, Timing
-from server.cutting import SAMPLE_RATE, Cutting, cut
+from server.engine.batching import Pass, PassResult, Timing
 from server.errors import QueueFull, TranscriptionFailed
-from server.longform import AT_ONCE, Progress, joined_transcript, task_for, transcribe_audio
+from server.longform.cutting import SAMPLE_RATE, Cutting, cut
+from server.longform.transcribe import AT_ONCE, Progress, joined_transcript, task_for, transcribe_audio
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 CUTTING = Cutting(10.0, 15.0, 2.0)

@@ -11,10 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 from convert.convert import ConversionConfig, convert
 from convert.quantize import is_large
-from model import int8
-from model.canary import Canary
+from model.canary.model import CanaryModel
 from model.config import ConfigError, QuantizationConfig, read_config
-from model.int8 import Int8Linear
+from model.cpu import int8
+from model.cpu.int8 import Int8Linear
 from model.weights import WeightsError
 from tests import archives
 
@@ -26,7 +26,7 @@ PACKED = "encoder.layers.0.feed_forward1.linear1"
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
     # The small archives' tokenizers have no padding; nothing here writes text.
-    monkeypatch.setattr("model.canary.load_tokenizer", lambda folder, config: None)
+    monkeypatch.setattr("model.canary.model.load_tokenizer", lambda folder, config: None)
 
 
 def converted(folder: Path, **options) -> Path:
@@ -124,17 +124,17 @@ def test_what_cannot_be_packed_is_refused(tmp_path, options, said):
 @pytest.fixture
 def slow_cpu(monkeypatch):
     """A CPU without instructions for 8-bit products."""
-    monkeypatch.setattr("model.int8._instructions", lambda: {"avx2", "avx512f"})
+    monkeypatch.setattr("model.cpu.int8._instructions", lambda: {"avx2", "avx512f"})
 
 
 @pytest.fixture
 def fast_cpu(monkeypatch):
-    monkeypatch.setattr("model.int8._instructions", lambda: {"avx2", "avx_vnni"})
+    monkeypatch.setattr("model.cpu.int8._instructions", lambda: {"avx2", "avx_vnni"})
 
 
 @pytest.mark.usefixtures("slow_cpu")
 def test_a_slow_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_stand_for(packed, caplog):
-    canary = Canary.load(packed, "float32")
+    canary = CanaryModel.load(packed, "float32")
     assert "layers of 8 bits are unpacked" in caplog.text
     assert not [layer for layer in canary.modules() if isinstance(layer, nn.QuantizedLinear)]
     weights = load_file(packed / "model.safetensors")
@@ -146,23 +146,23 @@ def test_a_slow_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_s
 @pytest.mark.usefixtures("fast_cpu")
 def test_a_fast_cpu_computes_in_8_bits_what_the_packed_numbers_stand_for(packed, caplog, monkeypatch):
     caplog.set_level("INFO", "model")
-    canary = Canary.load(packed, "float32")
+    canary = CanaryModel.load(packed, "float32")
     assert "18 layers of 8 bits are computed in 8 bits" in caplog.text
     replaced = {name for name, layer in canary.named_modules() if isinstance(layer, Int8Linear)}
     weights = load_file(packed / "model.safetensors")
     assert replaced == {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
     found = canary.encode(mel())
-    monkeypatch.setattr("model.int8._instructions", set)
-    unpacked = Canary.load(packed, "float32").encode(mel())
+    monkeypatch.setattr("model.cpu.int8._instructions", set)
+    unpacked = CanaryModel.load(packed, "float32").encode(mel())
     assert 0 < mx.abs(found - unpacked).mean() < 0.02 * mx.abs(unpacked).mean()
 
 
 @pytest.mark.usefixtures("slow_cpu")
 def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatch, caplog):
-    unpacked = Canary.load(packed, "float32")
+    unpacked = CanaryModel.load(packed, "float32")
     caplog.clear()
     monkeypatch.setattr("model.kernels.on_cpu", lambda: False)
-    as_is = Canary.load(packed, "float32")
+    as_is = CanaryModel.load(packed, "float32")
     assert isinstance(as_is.encoder.layers[0].feed_forward1.linear1, nn.QuantizedLinear)
     assert isinstance(as_is.decoder.layers[0].self_attn.linear_qkv, nn.Linear)
     assert not caplog.text
@@ -172,10 +172,11 @@ def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatc
 
 @pytest.mark.usefixtures("slow_cpu")
 def test_eight_bits_change_less_than_four(tmp_path):
-    whole = Canary.load(converted(tmp_path / "whole"), "float32").encode(mel())
+    whole = CanaryModel.load(converted(tmp_path / "whole"), "float32").encode(mel())
     off = [
         mx.abs(
-            Canary.load(converted(tmp_path / f"{bits}", quantize=bits, group_size=32), "float32").encode(mel()) - whole
+            CanaryModel.load(converted(tmp_path / f"{bits}", quantize=bits, group_size=32), "float32").encode(mel())
+            - whole
         )
         for bits in (8, 4)
     ]
@@ -195,31 +196,31 @@ def test_eight_bits_change_less_than_four(tmp_path):
 )
 def test_a_quantization_that_is_not_possible_is_refused(packed, quantization, said):
     with pytest.raises(ConfigError, match=said):
-        Canary.load(configured(packed, quantization))
+        CanaryModel.load(configured(packed, quantization))
 
 
 def test_packed_weights_without_a_word_of_it_in_the_configuration_are_refused(packed):
     with pytest.raises(WeightsError, match=r"scales|biases|feed_forward|dense|linear|conv"):
-        Canary.load(configured(packed, None))
+        CanaryModel.load(configured(packed, None))
 
 
 def test_groups_of_another_size_than_the_configuration_says_are_refused(packed):
     with pytest.raises(WeightsError, match="not"):
-        Canary.load(configured(packed, {"bits": 4, "group_size": 32}))
+        CanaryModel.load(configured(packed, {"bits": 4, "group_size": 32}))
 
 
 def test_a_packed_weight_that_holds_other_numbers_is_refused(packed):
     shape = load_file(packed / "model.safetensors")[f"{PACKED}.weight"].shape
     rewrite(packed, **{f"{PACKED}.weight": np.zeros(shape, np.float32)})
     with pytest.raises(WeightsError, match=rf"{PACKED}\.weight holds"):
-        Canary.load(packed)
+        CanaryModel.load(packed)
 
 
 def test_a_packed_weight_without_its_offsets_is_refused(packed):
     path = packed / "model.safetensors"
     save_file({name: value for name, value in load_file(path).items() if name != f"{PACKED}.biases"}, path)
     with pytest.raises(WeightsError, match=rf"lacks {PACKED}\.biases"):
-        Canary.load(packed)
+        CanaryModel.load(packed)
 
 
 def test_a_product_in_8_bits_is_exact_where_whole_numbers_are_asked_for():
@@ -268,6 +269,6 @@ def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
     ],
 )
 def test_8_bits_are_for_cpus_that_multiply_them_at_once(monkeypatch, instructions, gpu, fast):
-    monkeypatch.setattr("model.int8._instructions", lambda: instructions)
+    monkeypatch.setattr("model.cpu.int8._instructions", lambda: instructions)
     monkeypatch.setattr("model.kernels.on_cpu", lambda: not gpu)
     assert int8.is_fast() is fast

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from model.transcript import Segment, Word
 from server.settings import Settings
-from server.subtitles import SubtitleRules, cues
+from server.text.subtitles import SubtitleRules, cues
 
 RULES = SubtitleRules.chosen(Settings(_env_file=None))
 WORDS = st.lists(st.text("abcdefgh,.", min_size=1, max_size=20), min_size=1, max_size=40)

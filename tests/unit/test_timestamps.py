@@ -11,10 +11,10 @@ import soundfile
 import server
 from convert.hub import resolve
 from model.alignment import attention_times, monotonic_path
-from model.canary import Canary
-from model.generate import Generated
-from model.prompt import Task
-from model.timestamps import Written, timed_segments, whole_segment, written_words
+from model.canary.generate import Generated
+from model.canary.model import CanaryModel
+from model.canary.prompt import Task
+from model.timestamps import WordTokens, timed_segments, whole_segment, written_words
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 STEP_S = 0.08
@@ -84,7 +84,7 @@ def test_tokens_of_a_given_prefix_have_no_probability_and_change_none():
 def test_untimed_tokens_are_grouped_into_the_words_of_the_text():
     tokenizer = Tokenizer("▁ ▁An na ▁is ▁he re .")
     words = written_words(tokenizer.ids("▁ ▁An na ▁is ▁he re ."), tokenizer)  # type: ignore[arg-type]
-    assert words == [Written("Anna", range(3)), Written("is", range(3, 4)), Written("here.", range(4, 7))]
+    assert words == [WordTokens("Anna", range(3)), WordTokens("is", range(3, 4)), WordTokens("here.", range(4, 7))]
 
 
 def test_the_path_of_most_attention_never_goes_back():
@@ -106,20 +106,20 @@ def test_seams_move_to_the_pauses_near_them():
         sound[start:stop] += 0.3 * rng.standard_normal(stop - start).astype(np.float32)
     attention = np.full((2, 25), 0.01)
     attention[0, 3:9], attention[1, 12:19] = 0.2, 0.2
-    words = [Written("a", range(1)), Written("b", range(1, 2))]
+    words = [WordTokens("a", range(1)), WordTokens("b", range(1, 2))]
     times = attention_times(attention, words, sound, STEP_S)
     assert times == [pytest.approx((0.3, 0.8), abs=0.021), pytest.approx((0.9, 1.5), abs=0.021)]
 
 
 @pytest.fixture(scope="module")
-def toy() -> Canary:
-    return Canary.load(resolve("toy", dtype="float32"), "float32")
+def toy() -> CanaryModel:
+    return CanaryModel.load(resolve("toy", dtype="float32"), "float32")
 
 
 @pytest.mark.parametrize("source", ["model", "cross_attention"])
 def test_word_times_of_the_toys_recordings_are_the_known_ones(toy, monkeypatch, source):
     if source == "cross_attention":
-        for module in ("model.canary", "model.prompt"):
+        for module in ("model.canary.model", "model.canary.prompt"):
             monkeypatch.setattr(f"{module}.asks_for_times", lambda *_: False)
     errors = []
     for name, told in json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8")).items():
@@ -146,7 +146,7 @@ def test_a_text_that_begins_with_no_speech_is_empty(toy):
 
 
 def test_python_users_audio_of_any_length_is_transcribed_as_its_parts_are():
-    user = server.Canary(Canary.load(resolve("toy", dtype="float32"), "float32"))
+    user = server.Canary(CanaryModel.load(resolve("toy", dtype="float32"), "float32"))
     parts = [soundfile.read(SAMPLES / f"{language}.flac", dtype="float32")[0] for language in ("en", "de")]
     pause = np.zeros(32000, np.float32)
     long = np.concatenate([parts[0], pause, parts[0], pause, parts[0]])

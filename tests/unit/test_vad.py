@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from server.vad import FRAME, SpeechDetector
+from server.audio.vad import FRAME, SpeechDetector
 
 SPEECH = soundfile.read(
     Path(__file__).parents[2] / "convert" / "toy" / "samples" / "en.flac", dtype="float32", stop=96000

@@ -1,0 +1,300 @@
+"""The token loop: a running batch of rows that utterances join and leave at any step.
+
+Knows the decoder and token ids; knows no text, no audio, no request. A row's result does not depend on the others.
+"""
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+import numpy as np
+
+from model import kernels
+from model.canary.beam import Beam
+from model.canary.decoder import Decoder, Head
+from model.kernels import Array, like, namespace
+
+MAX_BEAM = 32
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How to search. None takes the model's own setting."""
+
+    beam_size: int | None = None
+    length_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:
+            raise ValueError(f"beam_size {self.beam_size} is not between 1 and {MAX_BEAM}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} is less than 1")
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One encoded audio to be written out.
+
+    key: the caller's name for it; encoded: (T, M), all valid; prompt: token ids; limit: the most new tokens.
+    """
+
+    key: int
+    encoded: Array
+    prompt: list[int]
+    limit: int
+    beam_size: int = 1
+    length_penalty: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Tokens after the prompt without the end, and the log-probability of each.
+
+    nothing: the chance, before the first token, that there is nothing to write: the end, or `<|nospeech|>`.
+    """
+
+    key: int
+    tokens: list[int]
+    log_probs: list[float]
+    nothing: float | None = None
+
+
+@dataclass
+class _Greedy:
+    """One row: what it has written, and where the next token goes."""
+
+    utterance: Utterance
+    position: int
+    nothing: float
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    width = 1
+
+    def last_tokens(self) -> list[int]:
+        return self.tokens[-1:]
+
+    def write(self, token: int, log_prob: float) -> None:
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+
+    def write_best(self, scores: np.ndarray) -> None:
+        """The most probable token of log-probabilities (V,)."""
+        token = int(scores.argmax())
+        self.write(token, float(scores[token]))
+
+
+@dataclass
+class _Searched:
+    """The rows of one beam, in the order of its hypotheses."""
+
+    utterance: Utterance
+    position: int
+    nothing: float
+    beam: Beam
+    rows: list[int] = field(default_factory=list)
+
+    @property
+    def width(self) -> int:
+        return self.beam.width
+
+    def last_tokens(self) -> list[int]:
+        return self.beam.tokens[:, -1].tolist()
+
+
+class RunningBatch:
+    """Rows being decoded side by side, each a step at a time.
+
+    look_ahead: begin each step before the last one's tokens are known here, so that a GPU need not wait for us to look;
+    an ended row is then stepped once for nothing. By default where there is a GPU.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        head: Head,
+        end_id: int,
+        pad_id: int,
+        no_speech_id: int | None = None,
+        look_ahead: bool | None = None,
+    ):
+        self._look_ahead = not kernels.on_cpu() if look_ahead is None else look_ahead
+        # The tokens (R,) and log-probabilities (R,) of a step under way.
+        self._ahead: tuple[Array, Array] | None = None
+        self._decoder = decoder
+        self._head = head
+        self._ends = (end_id, pad_id)
+        self._silent = [end_id] if no_speech_id is None else [end_id, no_speech_id]
+        self._self = decoder.empty_slots()
+        self._cross = decoder.empty_cross_slots()
+        # By row: whose it is, and how many encoder steps its audio has.
+        self._owners: list[_Greedy | _Searched] = []
+        self._lengths: list[int] = []
+
+    @property
+    def rows(self) -> int:
+        """Rows in use."""
+        return len(self._owners)
+
+    def join(self, utterances: list[Utterance]) -> list[Generated]:
+        """Prefill `utterances` together and add their rows.
+
+        Returns what that ended: those that their first token did, and those that a step under way did.
+        """
+        finished = self._settled()
+        # What is written of one audio, its text and translations, looks at one memory.
+        audios = {id(u.encoded): u.encoded for u in utterances}
+        of_audio = [list(audios).index(id(u.encoded)) for u in utterances]
+        encoded, lengths = _padded(list(audios.values()))
+        memory = self._decoder.cross_memory(encoded, lengths)
+        prompts = [u.prompt for u in utterances]
+        S = max(map(len, prompts))
+        tokens = [p + [self._ends[1]] * (S - len(p)) for p in prompts]
+        hidden, remembered = self._decoder.prefill(tokens, memory.of_rows(of_audio))
+        last = hidden[like(np.arange(len(prompts)), hidden), like([len(p) - 1 for p in prompts], hidden)]
+        scores = np.array(self._head(last, self._decoder.token_embedding))
+        for i, utterance in enumerate(utterances):
+            owner = self._begun(utterance, scores[i])
+            if (result := self._result(owner)) is not None:
+                finished.append(result)
+                continue
+            audio, T = of_audio[i], lengths[of_audio[i]]
+            for layer, (k, v) in enumerate(remembered):
+                self._self[layer].join(self.rows, k[i : i + 1], v[i : i + 1], owner.width)
+                keys, values = (x[layer][audio : audio + 1, :, :T] for x in (memory.keys, memory.values))
+                self._cross[layer].join(self.rows, keys, values, owner.width)
+            owner.rows = list(range(self.rows, self.rows + owner.width))
+            self._owners += [owner] * owner.width
+            self._lengths += [T] * owner.width
+        return finished
+
+    def step(self) -> list[Generated]:
+        """One token for every row; returns the utterances that it ended."""
+        if not self._owners:
+            return []
+        if any(isinstance(owner, _Searched) for owner in self._owners):
+            return self._book(np.array(self._log_probs(self._last_tokens())))
+        written = self._ahead or self._written(self._last_tokens())
+        if self._look_ahead:
+            self._ahead = self._written(written[0], ahead=1)
+            mx.async_eval(*self._ahead)
+        return self._book_greedy(*written)
+
+    def _written(self, tokens: Array, ahead: int = 0) -> tuple[Array, Array]:
+        """The most probable token after each of `tokens` (R,), and its log-probability."""
+        scores = self._log_probs(tokens, ahead)
+        best = scores.argmax(axis=-1)
+        return best, namespace(scores).take_along_axis(scores, best[:, None], axis=-1)[:, 0]
+
+    def _settled(self) -> list[Generated]:
+        """Take in the step under way, so that rows may change; returns the utterances that it ended."""
+        written, self._ahead = self._ahead, None
+        return self._book_greedy(*written) if written else []
+
+    def _book_greedy(self, tokens: Array, log_probs: Array) -> list[Generated]:
+        for owner, token, log_prob in zip(self._owners, tokens.tolist(), log_probs.tolist(), strict=True):
+            assert isinstance(owner, _Greedy)
+            owner.position += 1
+            owner.write(token, log_prob)
+        return self._ended()
+
+    def _book(self, scores: np.ndarray) -> list[Generated]:
+        """Write what the log-probabilities (R, V) say, beams and greedy rows."""
+        for owner in self._distinct_owners():
+            owner.position += 1
+            if isinstance(owner, _Greedy):
+                owner.write_best(scores[owner.rows[0]])
+            else:
+                self._reorder(owner.rows, owner.beam.advance(scores[owner.rows]))
+        return self._ended()
+
+    def _ended(self) -> list[Generated]:
+        finished = [result for owner in self._distinct_owners() if (result := self._result(owner)) is not None]
+        for result in finished:
+            self.drop(result.key)
+        return finished
+
+    def drop(self, key: int) -> None:
+        """Free the rows of the utterance `key`, if it has any. The last rows take the places that get empty."""
+        order = list(range(self.rows))
+        for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
+            last = self.rows - 1
+            for slots in (*self._self, *self._cross):
+                slots.leave(row, last)
+            if row != last:
+                mover = self._owners[last]
+                mover.rows[mover.rows.index(last)] = row
+                self._owners[row], self._lengths[row], order[row] = mover, self._lengths[last], order[last]
+            self._owners.pop()
+            self._lengths.pop()
+            order.pop()
+        if not self._owners:
+            self._ahead = None
+            for slots in (*self._self, *self._cross):
+                slots.clear()
+        elif self._ahead:
+            tokens, log_probs = self._ahead
+            kept = like(order, tokens)
+            self._ahead = tokens[kept], log_probs[kept]
+
+    def _last_tokens(self) -> list[int]:
+        tokens = [0] * self.rows
+        for owner in self._distinct_owners():
+            for row, token in zip(owner.rows, owner.last_tokens(), strict=True):
+                tokens[row] = token
+        return tokens
+
+    def _log_probs(self, tokens: Array, ahead: int = 0) -> Array:
+        """(R, V) for what follows `tokens` (R,), which are `ahead` places past what is booked."""
+        # A row looked ahead of may already be full; what it gets is thrown away.
+        last = self._decoder.position_encoding.shape[0] - 1
+        positions = [min(owner.position + ahead, last) for owner in self._owners]
+        hidden = self._decoder.step(tokens, positions, self._self, self._cross, self._lengths)
+        return self._head(hidden, self._decoder.token_embedding)
+
+    def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
+        """A new utterance with its first token, or tokens, written."""
+        position = len(utterance.prompt)
+        nothing = float(np.exp(scores[self._silent]).sum())
+        if utterance.beam_size == 1:
+            owner = _Greedy(utterance, position, nothing)
+            owner.write_best(scores)
+            return owner
+        beam = Beam(utterance.beam_size, position, utterance.length_penalty, *self._ends)
+        beam.begin(scores)
+        return _Searched(utterance, position, nothing, beam)
+
+    def _result(self, owner: _Greedy | _Searched) -> Generated | None:
+        """What `owner` has written if it is done, else None."""
+        key, limit = owner.utterance.key, owner.utterance.limit
+        if isinstance(owner, _Greedy):
+            if owner.tokens[-1] in self._ends:
+                return Generated(key, owner.tokens[:-1], owner.log_probs[:-1], owner.nothing)
+            return Generated(key, owner.tokens, owner.log_probs, owner.nothing) if len(owner.tokens) >= limit else None
+        if owner.beam.finished or owner.beam.tokens.shape[1] >= limit:
+            return Generated(key, *owner.beam.best(), owner.nothing)
+        return None
+
+    def _distinct_owners(self) -> list[_Greedy | _Searched]:
+        return list({id(owner): owner for owner in self._owners}.values())
+
+    def _reorder(self, rows: list[int], parents: np.ndarray) -> None:
+        """Each of a beam's rows becomes what its parent's row was."""
+        if (parents != np.arange(len(rows))).any():
+            sources = [rows[p] for p in parents]
+            for slots in self._self:
+                slots.reorder(rows, sources)
+
+
+def _padded(audios: list[Array]) -> tuple[Array, list[int]]:
+    """Encodings (T, M) as (n, T, M), zero-padded on the right, and their lengths."""
+    xp = namespace(audios[0])
+    lengths = [audio.shape[0] for audio in audios]
+    T = max(lengths)
+    return xp.stack([xp.pad(audio, [(0, T - n), (0, 0)]) for audio, n in zip(audios, lengths, strict=True)]), lengths
+
+
+def new_token_limit(total_steps: int, prompt_length: int, max_sequence_length: int, max_generation_delta: int) -> int:
+    """NeMo's longest output for an audio of `total_steps` encoder steps; 0 where the prompt alone is too long."""
+    longest = min(max_sequence_length, total_steps + max_generation_delta)
+    return max(0, longest - prompt_length + 1)

@@ -1,0 +1,260 @@
+"""The whole model: `Canary.load` a converted folder, then waveforms to transcripts."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from model import kernels, weights
+from model.aligner import Aligner
+from model.alignment import attention_times
+from model.canary.decoder import CrossMemory, Decoder, Head
+from model.canary.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
+from model.canary.language import Detection, detection_from
+from model.canary.prompt import Task, asks_for_times, language_query_tokens, prompt_tokens
+from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, CanaryConfig, read_config
+from model.encoder import FastConformer, subsampled
+from model.features import LogMel
+from model.kernels import Array, to_numpy
+from model.timestamps import sentences, timed_segments, whole_segment, written_words
+from model.tokenizer import Tokenizer, load_tokenizer
+from model.transcript import Transcript
+
+MIN_DURATION_S = 1.0
+# Freed arrays, in bytes, that MLX keeps for the next ones of their size. On a CPU malloc keeps them already.
+GPU_CACHE = 256 << 20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An audio as the decoder sees it: vectors (T, M), and the steps NeMo's length limit is counted from.
+
+    features_s, encode_s: how long the batch it was in took.
+    """
+
+    vectors: Array
+    total_steps: int
+    features_s: float = 0.0
+    encode_s: float = 0.0
+
+
+class CanaryModel(nn.Module):
+    """Everything happens in the thread that loaded it: MLX arrays belong to one."""
+
+    def __init__(self, config: CanaryConfig, tokenizer: Tokenizer):
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.preprocessor = LogMel(config.preprocessor)
+        self.encoder = FastConformer(config.encoder)
+        if config.encoder.d_model != config.decoder.hidden_size:
+            self.encoder_decoder_proj = kernels.Linear(config.encoder.d_model, config.decoder.hidden_size)
+        self.decoder = Decoder(config.decoder, config.vocab_size)
+        self.head = Head(config.vocab_size)
+        # canary-1b-v2's timestamps model: as large as itself, so loaded when times are first asked for.
+        self._aligner: Callable[[], Aligner] | None = None
+
+    @classmethod
+    def load(cls, folder: Path, dtype: str | None = None) -> Self:
+        """The model in a converted folder, in `dtype` or what suits the device.
+
+        Raises ConfigError, TokenizerError or WeightsError.
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        mx.set_cache_limit(0 if kernels.on_cpu() else GPU_CACHE)
+        canary = cls(config, load_tokenizer(folder, config.tokenizer))
+        dtype = dtype or default_dtype()
+        weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
+        if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
+            canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
+        return canary
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one encoder step."""
+        return self.config.preprocessor.window_stride * self.config.encoder.subsampling_factor
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What it computes in."""
+        dtype = self.decoder.position_encoding.dtype
+        return mx.float32 if dtype == np.float32 else dtype
+
+    def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
+        """Waveforms of any lengths → log-mel (B, T, n_mels) float32 and the valid frames (B,)."""
+        lengths = [len(w) for w in waveforms]
+        padded = np.zeros((len(waveforms), max(lengths)), np.float32)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        return self.preprocessor(padded, lengths)
+
+    def encode(self, mel: Array, lengths: Array = None) -> Array:
+        """(B, T, n_mels) and the valid frames (B,), None where all are → (B, T', M) as the decoder attends to it.
+
+        A row's first `subsampled(length)` steps are its own; what follows holds no meaning.
+        """
+        encoded = self.encoder(mel, lengths)
+        return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
+
+    def logits(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
+        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S), by encoded (B, T, M)."""
+        hidden, _ = self.decoder.prefill(tokens, self.decoder.cross_memory(encoded, lengths))
+        return self.head(hidden, self.decoder.token_embedding)
+
+    def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        """Each waveform's encoding: in one padded batch on a GPU; in turn on a CPU, which would pay for the padding."""
+        groups = [[w] for w in waveforms] if kernels.on_cpu() else [waveforms]
+        return [encoded for group in groups for encoded in self._encoded_together(group)]
+
+    def _encoded_together(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        began = time.monotonic()
+        mel, lengths = self.features(waveforms)
+        mx.eval(mel)
+        had_features = time.monotonic()
+        frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
+        # The frame after the last valid one is zero: without it equal lengths need no masks.
+        mel = mel[:, : max(frames)]
+        encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
+        mx.eval(encoded)
+        times = had_features - began, time.monotonic() - had_features
+        # NeMo's length limit counts from its tensor, which has that frame.
+        return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
+
+    def detect_language(self, encoded: Encoded) -> Detection:
+        """The spoken language, by what the model itself would put in the prompt's place for it."""
+        codes = self.config.languages
+        vectors = encoded.vectors[None]
+        memory = self.decoder.cross_memory(vectors, [vectors.shape[1]])
+        if self.config.prompt_format == "canary":
+            scores = self._scores_of_prompts([self.prompt(Task(code)) for code in codes], memory)
+        else:
+            tokens = language_query_tokens(self.tokenizer)
+            tokens = [*tokens, int(self._log_probs([tokens], memory)[0, -1].argmax())]
+            ids = [self.tokenizer.special_id(f"<|{code}|>") for code in codes]
+            scores = self._log_probs([tokens], memory)[0, -1, ids]
+        chances = np.exp(scores - scores.max())
+        return detection_from(dict(zip(codes, (chances / chances.sum()).tolist(), strict=True)))
+
+    def _scores_of_prompts(self, prompts: list[list[int]], memory: CrossMemory) -> np.ndarray:
+        """(R,) log-probabilities of prompts of one length, each with the text token that is likeliest to follow it."""
+        log_probs = self._log_probs(prompts, memory)
+        written = np.take_along_axis(log_probs[:, :-1], np.array(prompts)[:, 1:, None], axis=2)
+        return written.sum(axis=(1, 2)) + log_probs[:, -1].max(axis=1)
+
+    def _log_probs(self, tokens: list[list[int]], memory: CrossMemory) -> np.ndarray:
+        """(R, S, V) of what follows each of R rows of S tokens; `memory` is of the one audio that all are about."""
+        hidden, _ = self.decoder.prefill(tokens, memory.of_rows([0] * len(tokens)))
+        return np.array(self.head(hidden, self.decoder.token_embedding))
+
+    def cross_attention(self, encoded: Encoded, prompt: list[int], tokens: list[int]) -> np.ndarray:
+        """Which encoder steps each of `tokens`, written after `prompt`, was written from: (len(tokens), T)."""
+        vectors = encoded.vectors[None]
+        cross = self.decoder.cross_memory(vectors, [vectors.shape[1]])
+        # NeMo looks at the last but one; of two layers the first attends to no place in particular.
+        layers = self.config.decoder.num_layers
+        layer = layers - 2 if layers > 2 else layers - 1
+        return to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
+
+    def prompt(self, task: Task) -> list[int]:
+        """The decoder's first tokens for `task`. Raises TaskError."""
+        return prompt_tokens(task, self.config, self.tokenizer)
+
+    def utterance(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
+        """What `RunningBatch.join` takes: NeMo's length limit, the model's own search where `options` say nothing."""
+        decoding = self.config.decoding
+        limit = new_token_limit(
+            encoded.total_steps, len(prompt), self.config.decoder.max_sequence_length, decoding.max_generation_delta
+        )
+        return Utterance(
+            key,
+            encoded.vectors,
+            prompt,
+            min(limit, options.max_new_tokens or limit),
+            decoding.beam_size if options.beam_size is None else options.beam_size,
+            decoding.length_penalty if options.length_penalty is None else options.length_penalty,
+        )
+
+    def running_batch(self) -> RunningBatch:
+        """An empty batch to decode in."""
+        tokenizer = self.tokenizer
+        return RunningBatch(self.decoder, self.head, tokenizer.end_id, tokenizer.pad_id, tokenizer.no_speech_id)
+
+    def generate(
+        self, encoded: list[Encoded], prompts: list[list[int]], options: DecodingOptions = DecodingOptions()
+    ) -> list[Generated]:
+        """The tokens of each encoding after its prompt, all decoded side by side."""
+        batch = self.running_batch()
+        keyed = enumerate(zip(encoded, prompts, strict=True))
+        finished = batch.join([self.utterance(i, audio, prompt, options) for i, (audio, prompt) in keyed])
+        while batch.rows:
+            finished += batch.step()
+        return sorted(finished, key=lambda generated: generated.key)
+
+    def transcribe(
+        self, waveforms: list[np.ndarray], tasks: Task | list[Task], options: DecodingOptions = DecodingOptions()
+    ) -> list[Transcript]:
+        """Transcripts of 16 kHz mono float32 waveforms, decoded together; `tasks` is one for all or one each.
+
+        Raises TaskError for what the model cannot be asked.
+        """
+        if isinstance(tasks, Task):
+            tasks = [tasks] * len(waveforms)
+        prompts = [self.prompt(task) for task in tasks]
+        encoded = self.encodings([at_least_a_second(w) for w in waveforms])
+        generated = self.generate(encoded, prompts, options)
+        return [self.transcript(*each) for each in zip(generated, waveforms, tasks, encoded, strict=True)]
+
+    def transcript(self, generated: Generated, waveform: np.ndarray, task: Task, encoded: Encoded) -> Transcript:
+        """Generated tokens as text, with the times that `task` asks for: the model's own, or found afterwards."""
+        duration = len(waveform) / SAMPLE_RATE
+        early = padding_before(len(waveform)) / SAMPLE_RATE
+        source = None
+        if generated.tokens[:1] == [self.tokenizer.no_speech_id]:
+            segments = ()
+        elif asks_for_times(task, self.config):
+            source = "model"
+            segments = timed_segments(generated, self.tokenizer, self.step_s, duration, early)
+        elif task.timestamps != "none" and (words := written_words(generated.tokens, self.tokenizer)):
+            source = "aligner"
+            times = self._aligned(waveform, task, " ".join(word.text for word in words))
+            if times is None:
+                source = "cross_attention"
+                attention = self.cross_attention(encoded, self.prompt(task), generated.tokens)
+                times = attention_times(attention, words, waveform, self.step_s, early)
+            segments = sentences(words, times, generated, self.tokenizer)
+        else:
+            segments = whole_segment(generated, self.tokenizer, duration)
+        text = " ".join(segment.text for segment in segments)
+        return Transcript(text, task.language, task.target, duration, segments, source)
+
+    def _aligned(self, waveform: np.ndarray, task: Task, text: str) -> list[tuple[float, float]] | None:
+        """The words' times from the aligner, if there is one; a translation's words it can only place as sentences."""
+        if not self._aligner or (task.is_translation and task.timestamps == "word"):
+            return None
+        return self._aligner().word_times(waveform, text)
+
+
+def default_dtype() -> str:
+    """16 bits on a GPU; float32 on a CPU, where 16-bit products are some fifty times slower."""
+    return "bfloat16" if mx.default_device() == mx.Device(mx.gpu) else "float32"
+
+
+def padding_before(samples: int) -> int:
+    """Zeros that NeMo's transcribe() puts before an audio shorter than a second."""
+    return max(0, int(MIN_DURATION_S * SAMPLE_RATE) - samples) // 2
+
+
+def at_least_a_second(waveform: np.ndarray) -> np.ndarray:
+    """Shorter audio zero-padded on both sides to one second, as NeMo's transcribe() does."""
+    missing = int(MIN_DURATION_S * SAMPLE_RATE) - len(waveform)
+    if missing <= 0:
+        return waveform
+    before = padding_before(len(waveform))
+    return np.pad(waveform, (before, missing - before))

@@ -1,0 +1,169 @@
+"""Decodes what soundfile cannot, in a separate process: a demuxer that crashes or hangs takes nothing else down.
+
+    python decoder_process.py DEMUXER MAX_S MIN_RATE MAX_RATE MAX_CHANNELS [live]
+
+The file comes in on standard input; 16 kHz mono float32 samples go out on standard output. With `live` the input is a
+pipe that is still being written, and what it holds is handed on at once. Exit 0 is the end of the audio; with 3
+(unreadable) and 4 (too long) the last line of standard error is for the caller. It imports nothing of this project.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import av
+import av.container
+import av.error
+import av.logging
+import numpy as np
+
+SAMPLE_RATE = 16_000
+INVALID, TOO_LONG = 3, 4
+# Address space: of a file, whose index may be long; of a live session, of which there may be many.
+FILE_MEMORY, LIVE_MEMORY = 4 << 30, 1 << 30
+# Seconds of computing without a sound to show for it, after which the system ends this process.
+MAX_COMPUTING_S = 30.0
+# Broken packets in a row that are passed over before the file is given up.
+MAX_BROKEN = 100
+
+_DECODERS = (
+    *("aac", "alac", "flac", "opus", "libopus", "vorbis", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float"),
+    *("ac3", "eac3", "speex", "libspeex", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "gsm", "gsm_ms"),
+    *("amrnb", "amrwb", "libopencore_amrnb", "libopencore_amrwb", "pcm_mulaw", "pcm_alaw", "pcm_u8", "pcm_s8"),
+    *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
+    *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
+)
+# Nothing but the given file is opened, in the demuxer that was named, and no picture is decoded.
+_OPTIONS = {
+    "protocol_whitelist": "none",
+    "codec_whitelist": ",".join(sorted(_DECODERS)),
+    "max_streams": "32",
+}
+# What comes from a recorder is not looked at for long before its sound is decoded.
+_LIVE_OPTIONS = {"probesize": str(1 << 16), "analyzeduration": "0", "fflags": "nobuffer"}
+
+
+class Refused(Exception):
+    def __init__(self, code: int, message: str):
+        super().__init__(message)
+        self.code = code
+
+
+def main() -> None:
+    demuxer, *numbers = sys.argv[1:6]
+    live = sys.argv[6:] == ["live"]
+    max_s, min_rate, max_rate, max_channels = map(float, numbers)
+    # Ctrl-C is for the server, which lets what it has begun come to its end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _limit_memory(LIVE_MEMORY if live else FILE_MEMORY)
+    av.logging.set_level(None)
+    # unbuffered: a read gives what is there
+    file, out = os.fdopen(0, "rb", 0, closefd=False), os.fdopen(1, "wb", closefd=False)
+    options = _OPTIONS | _LIVE_OPTIONS if live else _OPTIONS
+    written = 0
+    try:
+        _limit_computing()
+        for block in blocks(file, demuxer, options, min_rate, max_rate, max_channels):
+            written += len(block)
+            if written > max_s * SAMPLE_RATE + 1:
+                raise Refused(TOO_LONG, f"The audio is longer than {max_s:g} s, the most that is possible.")
+            out.write(block.tobytes())
+            if live:
+                out.flush()
+            _limit_computing()
+        out.flush()
+    except BrokenPipeError:
+        os._exit(0)
+    except Refused as refused:
+        out.flush()
+        print(refused, file=sys.stderr)
+        sys.exit(refused.code)
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        out.flush()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def blocks(
+    file: BinaryIO, demuxer: str, options: dict[str, str], min_rate: float, max_rate: float, max_channels: float
+) -> Iterator[np.ndarray]:
+    """(n,) float32 at 16 kHz: the mean of the channels."""
+    resampler, shape = None, None
+    with av.open(_Unnamed(file), "r", format=demuxer, container_options=options) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            raise Refused(INVALID, "There is no sound in it.")
+        if stream.codec_context.name not in _DECODERS:
+            raise Refused(INVALID, f"The sound is coded as {stream.codec_context.name[:20]}, which is not read.")
+        for frame in _frames(container, stream):
+            if not min_rate <= frame.sample_rate <= max_rate:
+                possible = f"{min_rate:.0f} to {max_rate:.0f} Hz"
+                raise Refused(INVALID, f"The sample rate is {frame.sample_rate} Hz; possible: {possible}.")
+            channels = frame.layout.nb_channels
+            if channels > max_channels:
+                raise Refused(INVALID, f"There are {channels} channels; possible: 1 to {max_channels:.0f}.")
+            if resampler is None or shape != (frame.sample_rate, channels, frame.format.name):
+                # a stream may change in the middle
+                yield from _drained(resampler)
+                shape = frame.sample_rate, channels, frame.format.name
+                resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=SAMPLE_RATE)
+            frame.pts = None
+            for resampled in resampler.resample(frame):
+                yield resampled.to_ndarray().mean(axis=0)
+        yield from _drained(resampler)
+
+
+def _frames(container: "av.container.InputContainer", stream: "av.AudioStream") -> Iterator[av.AudioFrame]:
+    """What decodes; a cut-off file gives what there is."""
+    broken = 0
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            frames = packet.decode()
+            broken = 0
+        except av.error.EOFError:
+            return
+        except av.error.InvalidDataError:
+            broken += 1
+            if broken > MAX_BROKEN:
+                raise
+            continue
+        yield from (frame for frame in frames if frame.samples)
+
+
+def _drained(resampler: "av.AudioResampler | None") -> Iterator[np.ndarray]:
+    if resampler:
+        for resampled in resampler.resample(None):
+            yield resampled.to_ndarray().mean(axis=0)
+
+
+class _Unnamed:
+    """A file without its name; one that cannot seek is read from front to end."""
+
+    def __init__(self, file: BinaryIO):
+        self.read = file.read
+        if file.seekable():
+            self.seek, self.tell = file.seek, file.tell
+
+
+def _limit_memory(most: int) -> None:
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _limit_computing() -> None:
+    """Be ended by the system `MAX_COMPUTING_S` from now, of this process's own time: no code of ours has to run."""
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_COMPUTING_S)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""A server whose texts have a fixed length, whatever the model says: run by `canary bench` in a process of its own.
+
+    python -m server.cli.bench.paced MODEL DTYPE TOKENS_PER_S
+
+Everything but the end of a text is what `canary serve` runs.
+"""
+
+import sys
+from dataclasses import replace
+
+from model.canary.generate import DecodingOptions, RunningBatch, Utterance
+from model.canary.model import CanaryModel, Encoded
+from server.cli.bench.stages import EndlessBatch
+from server.cli.serve import serve
+
+
+def pace(tokens_per_s: float) -> None:
+    """Make every Canary of this process write so many tokens for each second of audio."""
+    own_limit = CanaryModel.utterance
+
+    def utterance(
+        canary: CanaryModel, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions
+    ) -> Utterance:
+        tokens = max(1, round(tokens_per_s * encoded.vectors.shape[0] * canary.step_s))
+        return replace(own_limit(canary, key, encoded, prompt, options), limit=tokens)
+
+    def running_batch(canary: CanaryModel) -> RunningBatch:
+        return EndlessBatch(canary)
+
+    CanaryModel.utterance, CanaryModel.running_batch = utterance, running_batch  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    model, dtype, tokens_per_s = sys.argv[1:]
+    is_paced = float(tokens_per_s) > 0
+    if is_paced:
+        pace(float(tokens_per_s))
+    # A random model's texts repeat themselves, and say nothing that would be worth another pass.
+    serve(model=(model,), dtype=dtype or None, port=0, loop_guard=False if is_paced else None)

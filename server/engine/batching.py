@@ -1,0 +1,225 @@
+"""Passes through the model, side by side: encoded as they come, decoded in one running batch.
+
+Knows the model; knows no threads, no queue, no requests. Everything here happens in the thread that loaded the model.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from model.canary.generate import DecodingOptions, Generated
+from model.canary.language import Detection
+from model.canary.model import SAMPLE_RATE, CanaryModel, Encoded, at_least_a_second
+from model.canary.prompt import AUTO, Task
+from model.kernels import on_cpu
+from model.transcript import Transcript
+
+# What is encoded together on a GPU: seconds with padding at most, and how much longer than without it.
+MAX_PADDED_S = 160.0
+MAX_PADDING = 1.25
+DEFAULT_OPTIONS = DecodingOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One stretch of audio, no longer than a pass is good for, written out for every one of `tasks`.
+
+    waveform: (N,) float32 at 16 kHz; prefixes: tokens that each task's text is known to begin with, () for none;
+    attention: also tell which encoder steps each token attended to.
+    """
+
+    waveform: np.ndarray
+    tasks: tuple[Task, ...]
+    options: DecodingOptions = DEFAULT_OPTIONS
+    prefixes: tuple[tuple[int, ...], ...] = ()
+    attention: bool = False
+
+    @property
+    def rows(self) -> int:
+        """Decoder rows that it takes."""
+        return len(self.tasks) * (self.options.beam_size or 1)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds a pass spent at each stage. Stages shared with others are counted whole."""
+
+    queue_s: float = 0.0
+    features_s: float = 0.0
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """By task: the transcript, the tokens after the prefix, and attention (tokens with the prefix's, encoder steps)."""
+
+    transcripts: tuple[Transcript, ...]
+    generated: tuple[Generated, ...]
+    attention: tuple[np.ndarray, ...]
+    detection: Detection | None
+    timing: Timing
+
+
+@dataclass
+class _Running:
+    """A pass in the batch. `keys` are its utterances' by task."""
+
+    ticket: int
+    wanted: Pass
+    tasks: list[Task]
+    encoded: Encoded
+    prompts: list[list[int]]
+    detection: Detection | None
+    joined_at: float
+    keys: list[int] = field(default_factory=list)
+    done: dict[int, Generated] = field(default_factory=dict)
+
+
+PassOutcome = PassResult | Exception
+
+
+class Batcher:
+    """`join` passes at any time, then `step` until nothing runs."""
+
+    def __init__(self, canary: CanaryModel, max_rows: int):
+        self._canary = canary
+        self._max_rows = max_rows
+        self._batch = canary.running_batch()
+        self._running: dict[int, _Running] = {}
+        self._owner: dict[int, int] = {}
+        self._keys = 0
+
+    @property
+    def rows(self) -> int:
+        """Decoder rows in use."""
+        return self._batch.rows
+
+    @property
+    def running(self) -> int:
+        """Passes in the batch."""
+        return len(self._running)
+
+    def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
+        """Whether it can join now, encoded together with `beside`. One wider than the whole batch may run alone.
+
+        On a CPU passes are encoded one by one, a step between them; on a GPU together, where little of it is padding.
+        """
+        rows = self.rows + sum(each.rows for each in beside)
+        if rows and rows + wanted.rows > self._max_rows:
+            return False
+        if not beside:
+            return True
+        lengths = [len(each.waveform) / SAMPLE_RATE for each in (*beside, wanted)]
+        padded = max(lengths) * len(lengths)
+        return not on_cpu() and padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
+
+    def join(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, PassOutcome]]:
+        """Encode passes, named by ticket, and start them; returns those that are done already, or failed."""
+        started = []
+        outcomes: list[tuple[int, PassOutcome]] = []
+        for ticket, wanted, encoded in self._encoded(passes):
+            if isinstance(encoded, Exception):
+                outcomes.append((ticket, encoded))
+                continue
+            try:
+                started.append(self._begun(ticket, wanted, encoded))
+            except Exception as error:
+                outcomes.append((ticket, error))
+        utterances = []
+        for run in started:
+            self._running[run.ticket] = run
+            for prompt in run.prompts:
+                self._keys += 1
+                run.keys.append(self._keys)
+                self._owner[self._keys] = run.ticket
+                utterances.append(self._canary.utterance(self._keys, run.encoded, prompt, run.wanted.options))
+        if utterances:
+            try:
+                outcomes += self._retired(self._batch.join(utterances))
+            except Exception as error:
+                outcomes += self._retry_one_by_one(error)
+        return outcomes
+
+    def step(self) -> list[tuple[int, PassOutcome]]:
+        """One token for every row; returns the passes that it finished."""
+        try:
+            return self._retired(self._batch.step())
+        except Exception as error:
+            return self._retry_one_by_one(error)
+
+    def cancel(self, ticket: int) -> None:
+        """Free a pass's rows at once; nothing comes of it."""
+        if run := self._running.pop(ticket, None):
+            for key in run.keys:
+                self._batch.drop(key)
+                self._owner.pop(key, None)
+
+    def _encoded(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Pass, Encoded | Exception]]:
+        """Each pass with its encoding, all computed together; if that fails, each alone, to find the one at fault."""
+        try:
+            encodings = self._canary.encodings([at_least_a_second(wanted.waveform) for _, wanted in passes])
+        except Exception as error:
+            if len(passes) == 1:
+                return [(*passes[0], error)]
+            return [each for one in passes for each in self._encoded([one])]
+        return [(*one, encoded) for one, encoded in zip(passes, encodings, strict=True)]
+
+    def _begun(self, ticket: int, wanted: Pass, encoded: Encoded) -> _Running:
+        began = time.monotonic()
+        detection = self._canary.detect_language(encoded) if any(t.language == AUTO for t in wanted.tasks) else None
+        tasks = [
+            replace(t, language=detection.language) if detection and t.language == AUTO else t for t in wanted.tasks
+        ]
+        prefixes = wanted.prefixes or ((),) * len(tasks)
+        prompts = [self._canary.prompt(task) + list(prefix) for task, prefix in zip(tasks, prefixes, strict=True)]
+        return _Running(ticket, wanted, tasks, encoded, prompts, detection, began)
+
+    def _retired(self, finished: list[Generated]) -> list[tuple[int, PassOutcome]]:
+        """The passes all of whose texts are written."""
+        outcomes: list[tuple[int, PassOutcome]] = []
+        for generated in finished:
+            run = self._running[self._owner.pop(generated.key)]
+            run.done[generated.key] = generated
+            if len(run.done) == len(run.keys):
+                del self._running[run.ticket]
+                try:
+                    outcomes.append((run.ticket, self._result(run)))
+                except Exception as error:
+                    outcomes.append((run.ticket, error))
+        return outcomes
+
+    def _result(self, run: _Running) -> PassResult:
+        generated = tuple(run.done[key] for key in run.keys)
+        whole = [
+            replace(g, tokens=list(prefix) + g.tokens)
+            for g, prefix in zip(generated, run.wanted.prefixes or ((),) * len(generated), strict=True)
+        ]
+        transcripts = tuple(
+            self._canary.transcript(g, run.wanted.waveform, t, run.encoded)
+            for g, t in zip(whole, run.tasks, strict=True)
+        )
+        attention: tuple[np.ndarray, ...] = ()
+        if run.wanted.attention:
+            attention = tuple(
+                self._canary.cross_attention(run.encoded, self._canary.prompt(task), g.tokens)
+                for task, g in zip(run.tasks, whole, strict=True)
+            )
+        decode_s = time.monotonic() - run.joined_at
+        timing = Timing(features_s=run.encoded.features_s, encode_s=run.encoded.encode_s, decode_s=decode_s)
+        return PassResult(transcripts, generated, attention, run.detection, timing)
+
+    def _retry_one_by_one(self, error: Exception) -> list[tuple[int, PassOutcome]]:
+        """A step failed, and with it every row: each pass is run again by itself, so that one cannot fail others."""
+        fallen, self._running, self._owner = list(self._running.values()), {}, {}
+        self._batch = self._canary.running_batch()
+        if len(fallen) == 1:
+            return [(fallen[0].ticket, error)]
+        outcomes = []
+        for run in fallen:
+            outcomes += self.join([(run.ticket, run.wanted)])
+            while self._batch.rows:
+                outcomes += self.step()
+        return outcomes

@@ -1,0 +1,221 @@
+"""The models that this server was started with, one engine each: loaded on first use, let go when idle.
+
+Knows no HTTP. Callers name a model by what `/v1/models` lists; a path or another repository is no name.
+"""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convert.hub import MODELS
+from server.engine.thread import Engine, ModelInfo
+from server.errors import EngineStopped, ModelFailed, ModelLoading, ModelNotFound
+from server.settings import Settings
+
+if TYPE_CHECKING:
+    from model.canary.model import CanaryModel
+
+log = logging.getLogger(__name__)
+
+# What clients of other services ask for when nobody told them a name.
+_ALIAS = re.compile(r"default|whisper-[\w.-]+|gpt-([\w.-]+-)?transcribe([\w.-]*)|gpt-realtime[\w.-]*", re.IGNORECASE)
+# A model that could not be loaded, or broke, is loaded again no sooner than this after it failed.
+RETRY_LOADING_S = 30.0
+
+
+@dataclass
+class LoadProgress:
+    """How far loading is: "downloading" and "converting" have numbers, "loading" has none."""
+
+    stage: str = "loading"
+    done: int = 0
+    total: int = 0
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        self.stage, self.done, self.total = stage, done, total
+
+
+@dataclass(eq=False)
+class Served:
+    """One model. id: its name for callers; names: others it goes by; source: what to load."""
+
+    id: str
+    names: frozenset[str]
+    source: str
+    engine: Engine
+    progress: LoadProgress = field(default_factory=LoadProgress)
+    users: int = 0
+    used_at: float = field(default_factory=time.monotonic)
+    was_ready: bool = False
+    has_begun: bool = False
+
+    @property
+    def state(self) -> str:
+        """idle (not loaded), loading, ready, stopping or failed."""
+        return self.engine.status if self.has_begun else "idle"
+
+
+Resolve = Callable[[str, LoadProgress], "CanaryModel"]
+
+
+class Engines:
+    """Gives out engines by a model's name. resolve: loads a source, in the engine's thread."""
+
+    def __init__(self, settings: Settings, resolve: Resolve | None = None):
+        self._settings = settings
+        self._resolve = resolve or (lambda source, progress: load_model(settings, source, progress))
+        self.models = [self._served(source) for source in settings.model]
+        ids = [model.id for model in self.models]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"two models have the same name: {', '.join(ids)}")
+        self.started_at = int(time.time())
+        self._unloading: asyncio.Task[None] | None = None
+
+    @property
+    def default(self) -> Served:
+        return self.models[0]
+
+    @property
+    def max_rows(self) -> int:
+        return self._settings.max_rows
+
+    def named(self, name: str | None) -> Served:
+        """The model of this name, the default for none or for another service's. Raises ModelNotFound."""
+        if not name or _ALIAS.fullmatch(name):
+            return next((model for model in self.models if name in model.names), self.default)
+        for model in self.models:
+            if name in model.names:
+                return model
+        possible = ", ".join(model.id for model in self.models)
+        raise ModelNotFound(f"model {name[:60]!r} is not served; possible: {possible}", "model")
+
+    def start(self) -> None:
+        """Begin to load the default model, without waiting for it."""
+        self._begin(self.default)
+        if self._settings.idle_unload_s:
+            self._unloading = asyncio.create_task(self._unload_idle(self._settings.idle_unload_s))
+
+    def retry(self) -> None:
+        """Begin to load the default model again if it failed: what is not ready may be sent no requests."""
+        if self.default.state == "failed":
+            self._begin(self.default)
+
+    async def loaded(self, name: str | None = None) -> ModelInfo:
+        """What is running once the model is loaded, however long that takes. Raises what loading raised."""
+        model = self.named(name)
+        self._begin(model, tell=False)
+        return await model.engine.start()
+
+    @asynccontextmanager
+    async def use(self, name: str | None = None) -> AsyncIterator[Engine]:
+        """An engine that is ready, and stays so inside.
+
+        Raises ModelNotFound; ModelLoading when it is not ready in `load_wait_s`; ModelFailed; EngineStopped.
+        """
+        model = self.named(name)
+        model.users += 1
+        try:
+            yield await self._ready(model)
+        finally:
+            model.users -= 1
+            model.used_at = time.monotonic()
+
+    async def stop(self, drain_s: float) -> None:
+        if self._unloading:
+            self._unloading.cancel()
+        # One that is still being loaded has nothing to finish.
+        stopping = (model.engine.stop(drain_s if model.state == "ready" else 0) for model in self.models)
+        await asyncio.gather(*stopping)
+
+    def _served(self, source: str) -> Served:
+        model_id = name_of(source)
+        repo = MODELS[source].repo if source in MODELS else ""
+        engine = self._new_engine(source, progress := LoadProgress())
+        return Served(model_id, frozenset({model_id, repo} - {""}), source, engine, progress)
+
+    def _new_engine(self, source: str, progress: LoadProgress) -> Engine:
+        settings = self._settings
+        return Engine(lambda: self._resolve(source, progress), settings.max_queue, settings.max_rows)
+
+    def _begin(self, model: Served, tell: bool = True) -> None:
+        failed_at = model.engine.failed_at
+        if failed_at is not None and time.monotonic() - failed_at > RETRY_LOADING_S:
+            self._renew(model)
+        if model.state == "idle":
+            model.has_begun = True
+            # Only its first steps: starting the thread. What it raises is asked for by whoever needs the model.
+            starting = asyncio.ensure_future(model.engine.start())
+            starting.add_done_callback(lambda done: _note_loading(model, done, tell))
+
+    async def _ready(self, model: Served) -> Engine:
+        self._begin(model)
+        if model.state == "ready":
+            return model.engine
+        try:
+            await asyncio.wait_for(model.engine.start(), self._settings.load_wait_s)
+        except TimeoutError:
+            raise ModelLoading(f"{model.id} is being loaded; try again in a moment.") from None
+        except Exception:
+            raise ModelFailed(f"{model.id} could not be loaded; the server's log says why.") from None
+        if model.state == "failed":
+            raise ModelFailed(f"{model.id} failed; the server's log says why.")
+        if model.state == "stopping":
+            raise EngineStopped("The server is stopping.")
+        return model.engine
+
+    def _renew(self, model: Served) -> None:
+        model.progress = LoadProgress()
+        model.engine = self._new_engine(model.source, model.progress)
+        model.has_begun = False
+
+    async def _unload_idle(self, idle_s: float) -> None:
+        while True:
+            await asyncio.sleep(min(1.0, idle_s / 4))
+            for model in self.models:
+                if model.state == "ready" and not model.users and time.monotonic() - model.used_at > idle_s:
+                    old = model.engine
+                    self._renew(model)
+                    await old.stop()
+                    log.info("let %s go after %g s without a request", model.id, idle_s)
+
+
+def name_of(source: str) -> str:
+    """What callers call a model: a known name or a repository as it is, a file or folder without the way to it."""
+    if source in MODELS:
+        return source
+    path = Path(source).expanduser()
+    if path.exists() or path.suffix == ".nemo" or path.is_absolute():
+        return path.name.removesuffix(".nemo")
+    return source.partition("@")[0]
+
+
+def load_model(settings: Settings, source: str | None = None, progress: LoadProgress | None = None) -> "CanaryModel":
+    """Download and convert what is not there yet, and load it. By default the first of the models."""
+    from convert.hub import resolve
+    from model.canary.model import CanaryModel, default_dtype
+
+    dtype = settings.dtype or default_dtype()
+    source = source or settings.model[0]
+    folder = resolve(source, dtype=dtype, quantize=settings.quantize, cache_dir=settings.cache, progress=progress)
+    if progress:
+        progress("loading", 0, 0)
+    return CanaryModel.load(folder, dtype)
+
+
+def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", tell: bool) -> None:
+    """Log how loading ended, unless another tells of it. The error is read in any case, or asyncio would complain."""
+    if done.cancelled():
+        return
+    if error := done.exception():
+        if tell:
+            log.error("%s could not be loaded: %s", model.id, error)
+        return
+    model.was_ready = True
+    if tell:
+        log.info("%s is loaded, in %.1f s", model.id, done.result().load_s)

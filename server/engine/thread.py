@@ -1,0 +1,296 @@
+"""The one thread that owns the model, and the line before it.
+
+MLX arrays belong to the thread that made them, so this thread loads the model, runs it and lets it go; only waveforms,
+tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
+retire, so a request joins the running batch at the next token and leaves it at its own end.
+"""
+
+import asyncio
+import bisect
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from model.canary.generate import DecodingOptions
+from model.canary.prompt import Task, TaskError, check_task
+from model.config import CanaryConfig
+from model.cpu.allocator import give_back_freed_memory
+from model.transcript import Transcript
+from server.engine.batching import Batcher, Pass, PassResult
+from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed
+
+if TYPE_CHECKING:
+    from model.canary.model import CanaryModel
+    from model.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+# Who goes first; within a class, who came first.
+LIVE, INTERACTIVE, BULK = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is running, for people and for /health."""
+
+    config: CanaryConfig
+    dtype: str
+    device: str
+    load_s: float
+    # Text of tokens, for whoever reads them before a pass's transcript: unlike the model it belongs to no thread.
+    tokenizer: "Tokenizer | None" = None
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+
+@dataclass(order=True)
+class Waiting:
+    """A pass in line: lower priorities first, then first come."""
+
+    priority: int
+    number: int
+    wanted: Pass = field(compare=False)
+    future: "Future[PassResult]" = field(compare=False, default_factory=Future)
+    since: float = field(compare=False, default_factory=time.monotonic)
+    queue_s: float = field(compare=False, default=0.0)
+
+
+class Engine:
+    """Takes passes from any event loop and runs them side by side.
+
+    resolve_model: called once, in the engine's own thread; may take minutes (a download, a conversion).
+    max_queue: passes that may wait; max_rows: decoder rows that run together, one for each text and beam hypothesis.
+    """
+
+    def __init__(self, resolve_model: "Callable[[], CanaryModel]", max_queue: int = 32, max_rows: int = 16):
+        self._resolve_model = resolve_model
+        self._max_queue = max_queue
+        self._max_rows = max_rows
+        self._changed = threading.Condition()
+        self._queue: list[Waiting] = []
+        self._accepted = 0
+        self._running: dict[int, Waiting] = {}
+        self._cancelled: set[int] = set()
+        self._rows = 0
+        self._stopping = False
+        # When loading or the loop failed, by the monotonic clock.
+        self.failed_at: float | None = None
+        self._info: Future[ModelInfo] = Future()
+        self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
+
+    # ---- from the event loop ----
+
+    async def start(self) -> ModelInfo:
+        """Load the model, if that has not been done. Raises what loading raised."""
+        if not self._thread.ident:
+            self._info.set_running_or_notify_cancel()
+            self._thread.start()
+        return await asyncio.wrap_future(self._info)
+
+    async def transcribe(
+        self, waveform: np.ndarray, task: Task, options: DecodingOptions | None = None, priority: int = INTERACTIVE
+    ) -> Transcript:
+        """The transcript of one waveform, (N,) float32 at 16 kHz, no longer than a pass is good for. See `run`."""
+        result = await self.run(Pass(waveform, (task,), options or DecodingOptions()), priority)
+        return result.transcripts[0]
+
+    async def run(self, wanted: Pass, priority: int = INTERACTIVE) -> PassResult:
+        """One pass. Cancelling takes it out of the line, or frees its rows within a step.
+
+        Raises TaskError, QueueFull, EngineStopped or ModelFailed at once, TranscriptionFailed if the model fails on it.
+        """
+        for task in wanted.tasks:
+            self.check(task)
+        request = self._enqueue(wanted, priority)
+        try:
+            return await asyncio.wrap_future(request.future)
+        except asyncio.CancelledError:
+            self._give_up(request)
+            raise
+
+    def check(self, task: Task) -> None:
+        """Raises TaskError, saying what is possible, if the model cannot do `task`."""
+        if self.info:
+            check_task(task, self.info.config)
+
+    async def stop(self, drain_s: float = 30.0) -> None:
+        """Take no more requests, let those there are finish for `drain_s`, then refuse those still in line."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if not self._thread.ident:
+            return
+        await asyncio.to_thread(self._thread.join, drain_s)
+        self._refuse_line()
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What is loaded; None before that."""
+        loaded = self._info.done() and not self._info.exception()
+        return self._info.result() if loaded else None
+
+    @property
+    def status(self) -> str:
+        """loading, ready, stopping or failed."""
+        if self.failed_at is not None:
+            return "failed"
+        if not self._info.done():
+            return "loading"
+        return "stopping" if self._stopping else "ready"
+
+    @property
+    def waiting(self) -> int:
+        """Passes in line."""
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Passes in the batch."""
+        return len(self._running)
+
+    @property
+    def rows(self) -> int:
+        """Decoder rows in use."""
+        return self._rows
+
+    def _enqueue(self, wanted: Pass, priority: int) -> Waiting:
+        with self._changed:
+            if self._stopping:
+                raise self._refusal()
+            if len(self._queue) >= self._max_queue:
+                raise QueueFull(f"{len(self._queue)} requests are waiting, the most that may; try again in a moment.")
+            self._accepted += 1
+            request = Waiting(priority, self._accepted, wanted)
+            bisect.insort(self._queue, request)
+            self._changed.notify()
+            return request
+
+    def _give_up(self, request: Waiting) -> None:
+        with self._changed:
+            self._queue = [waiting for waiting in self._queue if waiting is not request]
+            if request.number in self._running:
+                self._cancelled.add(request.number)
+
+    def _refuse_line(self) -> None:
+        """Take no more, and fail what waits."""
+        with self._changed:
+            self._stopping = True
+            refused, self._queue = self._queue, []
+        for request in refused:
+            if request.future.set_running_or_notify_cancel():
+                request.future.set_exception(self._refusal())
+
+    def _refusal(self) -> ServiceError:
+        if self.failed_at is not None:
+            return ModelFailed("The model failed; the server's log says why.")
+        return EngineStopped("The server is stopping.")
+
+    # ---- in the engine's thread ----
+
+    def _serve(self) -> None:
+        try:
+            self._work()
+        finally:
+            _give_memory_back()
+
+    def _work(self) -> None:
+        """Load the model and run it until the end. Nothing of it is left when this returns."""
+        try:
+            canary = self._load()
+        except BaseException as error:
+            self.failed_at = time.monotonic()
+            self._info.set_exception(error)
+            self._refuse_line()
+            return
+        batcher = Batcher(canary, self._max_rows)
+        try:
+            while self._wait_for_work():
+                self._free_cancelled(batcher)
+                outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
+                outcomes += batcher.step()
+                self._retire(outcomes)
+                self._rows = batcher.rows
+        except Exception:
+            self.failed_at = time.monotonic()
+            log.critical("the engine's loop failed", exc_info=True)
+        finally:
+            # Only such a fault leaves anybody here: they are told, not left waiting.
+            self._refuse_line()
+            self._retire([(number, self._refusal()) for number in list(self._running)])
+
+    def _load(self) -> "CanaryModel":
+        import mlx.core as mx
+
+        began = time.monotonic()
+        canary = self._resolve_model()
+        device = f"{mx.default_device().type.name} ({mx.device_info().get('device_name', 'unnamed')})"
+        load_s = time.monotonic() - began
+        dtype, tokenizer = str(canary.dtype).removeprefix("mlx.core."), getattr(canary, "tokenizer", None)
+        self._info.set_result(ModelInfo(canary.config, dtype, device, load_s, tokenizer))
+        return canary
+
+    def _wait_for_work(self) -> bool:
+        """Whether there is any; False is the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue or self._running or self._stopping)
+            return bool(self._queue or self._running)
+
+    def _free_cancelled(self, batcher: Batcher) -> None:
+        with self._changed:
+            cancelled, self._cancelled = self._cancelled, set()
+            for number in cancelled:
+                self._running.pop(number, None)
+        for number in cancelled:
+            batcher.cancel(number)
+
+    def _admit(self, batcher: Batcher) -> list[Waiting]:
+        """The next passes to join, in order: as many as are encoded together and have room. Nobody overtakes."""
+        admitted: list[Waiting] = []
+        with self._changed:
+            while self._queue and batcher.has_room_for(self._queue[0].wanted, [r.wanted for r in admitted]):
+                request = self._queue.pop(0)
+                # False: cancelled while it waited.
+                if request.future.set_running_or_notify_cancel():
+                    request.queue_s = time.monotonic() - request.since
+                    self._running[request.number] = request
+                    admitted.append(request)
+        return admitted
+
+    def _retire(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> None:
+        for number, outcome in outcomes:
+            with self._changed:
+                request = self._running.pop(number, None)
+                self._cancelled.discard(number)
+            if request is None:
+                continue
+            if isinstance(outcome, Exception):
+                request.future.set_exception(_for_the_caller(outcome))
+            else:
+                timing = replace(outcome.timing, queue_s=request.queue_s)
+                request.future.set_result(replace(outcome, timing=timing))
+
+
+def _give_memory_back() -> None:
+    """At the thread's end: of what it has let go, MLX and the allocator keep some for the next, and there is none."""
+    import mlx.core as mx
+
+    # What MLX holds of Python for this thread must go while Python is there: it could be ending when the thread has.
+    mx.clear_streams()
+    mx.clear_cache()
+    give_back_freed_memory()
+
+
+def _for_the_caller(error: Exception) -> Exception:
+    """An error without a traceback, which would carry this thread's arrays to another; logged if unexpected."""
+    if isinstance(error, TaskError | ServiceError):
+        return error.with_traceback(None)
+    log.error("transcription failed", exc_info=error)
+    return TranscriptionFailed("The model failed on this audio; the server's log says why.")

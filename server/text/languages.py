@@ -1,0 +1,40 @@
+"""Names of the languages that Canary models speak."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+
+from model.canary.prompt import AUTO
+from server.errors import RequestError
+
+NAMES = {
+    "bg": "bulgarian", "hr": "croatian", "cs": "czech", "da": "danish", "nl": "dutch",
+    "en": "english", "et": "estonian", "fi": "finnish", "fr": "french", "de": "german",
+    "el": "greek", "hu": "hungarian", "it": "italian", "lv": "latvian", "lt": "lithuanian",
+    "mt": "maltese", "pl": "polish", "pt": "portuguese", "ro": "romanian", "ru": "russian",
+    "sk": "slovak", "sl": "slovenian", "es": "spanish", "sv": "swedish", "uk": "ukrainian",
+}  # fmt: skip
+
+_CODES = {name: code for code, name in NAMES.items()}
+
+
+def language_code(spoken: str, param: str = "language") -> str:
+    """ISO 639-1 for what callers write: `de`, `DE`, `de-DE`, `de_AT`, `german`. Raises RequestError for another.
+
+    `auto` is one too, for what is spoken.
+    """
+    name = spoken.strip().lower()
+    if name == AUTO and param == "language":
+        return AUTO
+    code = _CODES.get(name, name.replace("_", "-").partition("-")[0])
+    if code not in NAMES:
+        raise RequestError(f"{param}: {spoken[:40]!r} is not known; possible: {', '.join(sorted(NAMES))}", param)
+    return code
+
+
+def _field_as_code(value: str | None, info: ValidationInfo) -> str | None:
+    return value and language_code(value, info.field_name or "language")
+
+
+Language = Annotated[str | None, AfterValidator(_field_as_code)]
+"""A model's field for a language, as callers write it: read as a code. An empty one is not given."""

@@ -1,0 +1,82 @@
+"""Errors as HTTP answers: the one place that knows their shape."""
+
+import errno
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from model.canary.prompt import LanguagePairError, TaskError
+from server.errors import ServiceError, StorageFull, invalid_field
+from server.logs import request_id
+
+log = logging.getLogger(__name__)
+
+
+def error_response(
+    status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An error in OpenAI's shape."""
+    return JSONResponse(error_body(status, message, code, param), status, headers)
+
+
+def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    told = {"message": message, "type": kind, "param": param, "code": code, "request_id": request_id.get() or None}
+    return {"error": told}
+
+
+def answer(error: Exception) -> JSONResponse:
+    """The response for an error of the tree above, or of a library under us that means the same."""
+    if isinstance(error, TaskError):
+        return error_response(400, f"{error}.", _task_code(error), error.param)
+    if isinstance(error, RequestValidationError | ValidationError):
+        error = invalid_field(error)
+    if _is_storage_full(error):
+        log.error("there is no room for an upload, see TMPDIR: %s", error)
+        error = StorageFull("There is no room for the upload now; try again in a moment.")
+    if isinstance(error, ServiceError):
+        return error_response(error.status, str(error), error.code, error.param, error.headers)
+    if not isinstance(error, HTTPException):
+        log.error("unexpected", exc_info=error)
+        message = "Something went wrong on the server; its log says more."
+        return error_response(500, message, "internal_error", headers=ServiceError.headers)
+    headers, phrase = dict(error.headers or {}), HTTPStatus(error.status_code).phrase
+    message = str(error.detail)
+    if error.status_code == 404 and message == phrase:
+        message = "There is nothing at this path; /docs lists what there is."
+    if error.status_code == 405:
+        allow = next((value for name, value in headers.items() if name.lower() == "allow"), "another method")
+        message = f"This path takes {allow}."
+    return error_response(error.status_code, message, phrase.lower().replace(" ", "_"), headers=headers)
+
+
+def _task_code(error: TaskError) -> str:
+    if isinstance(error, LanguagePairError):
+        return "unsupported_language_pair"
+    return "unsupported_language" if error.param in ("language", "target_language") else "unsupported_task"
+
+
+def _is_storage_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Answer every expected error in one shape. The unexpected ones are caught in `middleware.Requests`."""
+
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        return answer(error)
+
+    async def handle_system(request: Request, error: Exception) -> JSONResponse:
+        if not _is_storage_full(error):
+            raise error
+        return answer(error)
+
+    app.add_exception_handler(OSError, handle_system)
+    for kind in (ServiceError, TaskError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, handle)

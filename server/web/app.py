@@ -1,0 +1,50 @@
+"""The application: routes, limits, errors, and engines that live as long as it does."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from server.engine.registry import Engines
+from server.settings import VERSION, Settings
+from server.web.answers import install_error_handlers
+from server.web.docs import install_docs
+from server.web.metrics import Metrics
+from server.web.middleware import BodyLimit, Requests
+from server.web.routes import captions, health, native, openai, page, realtime
+from server.web.security import Guard
+
+
+def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
+    """An application that begins to load its default model when it starts, and answers 503 until that is done."""
+    engines = engines or Engines(settings)
+    metrics = Metrics(engines)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engines.start()
+        yield
+        await engines.stop(settings.shutdown_s)
+
+    app = FastAPI(title="canary-server", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.engines, app.state.settings, app.state.metrics = engines, settings, metrics
+    # the last added is the outermost
+    app.add_middleware(Guard, settings=settings)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
+    # around Requests, which answers by itself at times, before a body's end
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
+    install_error_handlers(app)
+    for routes in (page, health, native, openai, captions, realtime):
+        app.include_router(routes.router)
+    app.mount("/static", page.files, name="static")
+    install_docs(app)
+    return app

@@ -1,0 +1,81 @@
+"""What Prometheus reads at /metrics."""
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from server.engine.batching import Timing
+from server.engine.registry import Engines
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+_FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """One application's numbers; `text()` is a page of them."""
+
+    def __init__(self, engines: Engines):
+        registry = self._registry = CollectorRegistry()
+        registry.register(_Gauges(engines))
+        self._requests = Counter(
+            "canary_requests", "Requests answered.", ["method", "route", "status"], registry=registry
+        )
+        self._request_s = Histogram(
+            "canary_request_seconds", "From a request to the end of its answer.", ["route"], buckets=_SECONDS,
+            registry=registry,
+        )  # fmt: skip
+        self.live_sessions = Gauge("canary_live_sessions", "Live sessions that are open.", registry=registry)
+        self._audio_s = Counter("canary_audio_seconds", "Seconds of audio transcribed.", registry=registry)
+        self._factor = Histogram(
+            "canary_real_time_factor", "Seconds taken for a second of audio.", buckets=_FACTORS, registry=registry
+        )
+        self._stage_s = Histogram(
+            "canary_stage_seconds",
+            "Seconds of a transcription at each stage: queue, audio, features, encode, decode.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        self._requests.labels(method, route, str(status)).inc()
+        self._request_s.labels(route).observe(seconds)
+
+    def count_transcription(self, audio_s: float, total_s: float, audio_decode_s: float, timing: Timing) -> None:
+        self._audio_s.inc(audio_s)
+        if audio_s > 0:
+            self._factor.observe(total_s / audio_s)
+        stages = {
+            "queue": timing.queue_s,
+            "audio": audio_decode_s,
+            "features": timing.features_s,
+            "encode": timing.encode_s,
+            "decode": timing.decode_s,
+        }
+        for stage, seconds in stages.items():
+            self._stage_s.labels(stage).observe(seconds)
+
+    def text(self) -> bytes:
+        return generate_latest(self._registry)
+
+
+class _Gauges(Collector):
+    """Read from the engines when the page is asked for."""
+
+    def __init__(self, engines: Engines):
+        self._engines = engines
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        waiting = GaugeMetricFamily("canary_queue_depth", "Passes waiting for the model.", labels=["model"])
+        running = GaugeMetricFamily("canary_running", "Passes in the running batch.", labels=["model"])
+        fill = GaugeMetricFamily("canary_batch_fill", "Decoder rows in use, of those there may be.", labels=["model"])
+        loaded = GaugeMetricFamily("canary_model_loaded", "Whether the model is in memory.", labels=["model"])
+        for model in self._engines.models:
+            waiting.add_metric([model.id], model.engine.waiting)
+            running.add_metric([model.id], model.engine.running)
+            fill.add_metric([model.id], model.engine.rows / self._engines.max_rows)
+            loaded.add_metric([model.id], float(model.state == "ready"))
+        yield from (waiting, running, fill, loaded)

@@ -1,0 +1,304 @@
+"""WS /stream: sound in, captions out, as they are spoken.
+
+    client  start ─▶ sound, finalize, keepalive … ─▶ stop
+    server  ready ─▶ speech_started, result, speech_stopped, lag, error … ─▶ done
+
+Sound is binary messages, of mono Int16LE or of a recorder's container; everything else is JSON with a `type`.
+Times are seconds from the session's first sound.
+
+    start           encoding (pcm_s16le, webm, mp4, ogg), sample_rate (for pcm_s16le), language (a code or auto),
+                    target_language, interim_results, endpointing_ms, model: all but the type may be left out
+    finalize        write out what was heard without waiting for a pause
+    keepalive       the session is not idle
+    stop            finalize, answer with done, and close
+
+    ready           session_id, model, language, target_language
+    speech_started  start                      speech_stopped  end
+    result          segment_id; text, whose first stable_chars characters stay; is_final: so does all of it;
+                    speech_final: the speaker stopped after it; start, end; language; words (of a final one);
+                    translation (with a target_language): language, text, stable_chars; null where there is none
+    lag             seconds that the captions are behind; 0 when they have caught up
+    error           code, message, fatal: it ends the session; param: the field at fault
+    done            duration
+"""
+
+import asyncio
+import json
+import secrets
+from typing import Any, Literal
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.canary.prompt import Task, TaskError
+from server.audio.decode import AudioLimits
+from server.engine.thread import Engine
+from server.errors import AudioError, RequestError, invalid_field
+from server.live.connection import Bounds, LiveConnection
+from server.live.container import CONTAINERS, ContainerSound
+from server.live.decoder import EngineDecoder
+from server.live.endpointing import Endpointing
+from server.live.events import Event, Finalized, Lag, LiveResult, Problem, SpeechStarted, SpeechStopped
+from server.live.session import LiveOptions, LiveSession
+from server.live.sound import RawSound, Sound
+from server.settings import Settings
+from server.text.languages import Language
+from server.web.routes.outbox import Outbox
+from server.web.routes.websockets import NORMAL, Fatal, converse, first_of, seat
+
+router = APIRouter()
+
+SUBPROTOCOL = "captions"
+MESSAGES = ("start", "finalize", "keepalive", "stop")
+# How long the first message may take, and how many of a client's mistakes are answered.
+START_S = 15.0
+MAX_MISTAKES = 20
+
+
+class Start(BaseModel):
+    """The first message. sample_rate is needed for pcm_s16le; a container says its own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: Literal["start"]
+    encoding: Literal["pcm_s16le", "webm", "mp4", "ogg"] = "pcm_s16le"
+    sample_rate: int | None = Field(None, ge=8_000, le=192_000)
+    language: Language = None
+    target_language: Language = None
+    interim_results: bool = True
+    endpointing_ms: int = Field(500, ge=100, le=5_000)
+    model: str | None = None
+
+
+@router.websocket("/stream")
+async def stream(websocket: WebSocket) -> None:
+    """Live captions; the messages are described at the top of this file."""
+    # A browser that brings a key as a protocol takes no for an answer unless another one is agreed on.
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
+
+    async def talk(outbox: Outbox) -> None:
+        async with seat(websocket):
+            inbox = Inbox(websocket, outbox)
+            start = await _started(inbox)
+            async with websocket.app.state.engines.use(start.model) as engine:
+                await Captions(start, engine, websocket.app.state.settings, inbox, outbox).run()
+
+    await converse(websocket, talk, lambda code, message: _error(code, message, fatal=True))
+
+
+class Inbox:
+    """The client's messages. What is none is answered with an error that names it, and passed over."""
+
+    def __init__(self, websocket: WebSocket, outbox: Outbox):
+        self._websocket = websocket
+        self._outbox = outbox
+        self._mistakes = 0
+
+    async def next(self, timeout_s: float) -> bytes | dict[str, Any]:
+        """Sound, or a message of a known type. Raises TimeoutError, WebSocketDisconnect, Fatal."""
+        async with asyncio.timeout(timeout_s):
+            while True:
+                # messages that came together are had without waiting: let others have their turn
+                await asyncio.sleep(0)
+                received = await self._websocket.receive()
+                if received["type"] == "websocket.disconnect":
+                    raise WebSocketDisconnect(received.get("code", NORMAL))
+                if (data := received.get("bytes")) is not None:
+                    return data
+                if message := self._message(received["text"]):
+                    return message
+
+    def _message(self, text: str) -> dict[str, Any] | None:
+        try:
+            message = json.loads(text)
+        except (ValueError, RecursionError):
+            return self.mistake("invalid_json", f"{_short(text)} is not JSON")
+        if not isinstance(message, dict):
+            return self.mistake("invalid_message", f"{_short(text)} is not a JSON object")
+        if message.get("type") not in MESSAGES:
+            given = f"type {message['type']!r:.60}" if "type" in message else "a message without a type"
+            return self.mistake("unknown_message", f"{given} is not possible; possible: {', '.join(MESSAGES)}")
+        return message
+
+    def mistake(self, code: str, message: str, param: str | None = None) -> None:
+        """Tell the client of one; the last one it may make ends the session."""
+        self._mistakes += 1
+        if self._mistakes > MAX_MISTAKES:
+            raise Fatal("too_many_errors", f"{MAX_MISTAKES} messages could not be used; the last: {message}")
+        self._outbox.put(_error(code, message, param=param))
+
+
+async def _started(inbox: Inbox) -> Start:
+    """The start message. Others before it are refused."""
+    while True:
+        try:
+            message = await inbox.next(START_S)
+        except TimeoutError:
+            raise Fatal("no_start", f"No start message came within {START_S:g} s.") from None
+        if isinstance(message, bytes) or message["type"] != "start":
+            what = "sound" if isinstance(message, bytes) else message["type"]
+            inbox.mistake("not_started", f"{what} came before the start message")
+            continue
+        try:
+            start = Start.model_validate(message)
+            if start.sample_rate is None and start.encoding == "pcm_s16le":
+                raise RequestError("sample_rate is needed for pcm_s16le", "sample_rate")
+            return start
+        except (ValidationError, RequestError) as error:
+            wrong = invalid_field(error) if isinstance(error, ValidationError) else error
+            inbox.mistake("invalid_start", str(wrong), wrong.param)
+
+
+class Captions:
+    """A started session: sound and commands from `inbox`, captions to `outbox`."""
+
+    def __init__(self, start: Start, engine: Engine, settings: Settings, inbox: Inbox, outbox: Outbox):
+        assert engine.info
+        self._start = start
+        self._inbox = inbox
+        self._outbox = outbox
+        self._settings = settings
+        self._model = engine.info.name
+        self._language = start.language or settings.default_language
+        self._shown: int | None = None
+        try:
+            engine.check(Task(self._language, start.target_language))
+        except TaskError as error:
+            raise RequestError(f"{error}.", error.param) from None
+        options = LiveOptions(
+            self._language,
+            start.target_language,
+            settings.live_policy,
+            settings.live_step_s,
+            endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
+        )
+        session = LiveSession(EngineDecoder(engine, word_times=True), options, engine.check)
+        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
+        self._connection = LiveConnection(session, self._emit, bounds)
+        # Ends asked for that are not written out.
+        self._ends = 0
+        self._written_out = asyncio.Event()
+        self._sound: Sound = (
+            ContainerSound(start.encoding, self._connection.hear, AudioLimits.from_settings(settings))
+            if start.encoding in CONTAINERS
+            else RawSound(start.encoding, start.sample_rate or 0, self._connection.hear)
+        )
+
+    async def run(self) -> None:
+        """Until the client stops it. Raises Fatal, WebSocketDisconnect, or what a step raises."""
+        self._outbox.put(
+            {
+                "type": "ready",
+                "session_id": secrets.token_hex(8),
+                "model": self._model,
+                "language": self._language,
+                "target_language": self._start.target_language,
+            }
+        )
+        await first_of(self._connection.run(), self._hear(), self._listen())
+
+    async def _hear(self) -> None:
+        try:
+            await self._sound.run()
+        except AudioError as error:
+            await self._break_off(error)
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                message = await self._inbox.next(self._settings.live_idle_s)
+            except TimeoutError:
+                raise Fatal("idle", f"Nothing was heard for {self._settings.live_idle_s:g} s.") from None
+            if isinstance(message, bytes):
+                await self._write(message)
+            elif message["type"] == "finalize":
+                await self._sound.flush()
+                await self._finalize()
+            elif message["type"] == "stop":
+                return await self._stop()
+            elif message["type"] == "start":
+                self._inbox.mistake("already_started", "start came a second time")
+
+    async def _write(self, sound: bytes) -> None:
+        try:
+            await self._sound.write(sound)
+        except AudioError as error:
+            await self._break_off(error)
+
+    async def _finalize(self) -> None:
+        self._ends += 1
+        self._written_out.clear()
+        await self._connection.finalize()
+
+    async def _break_off(self, error: AudioError) -> None:
+        """The sound cannot be read any further: write out what was heard of it, and end the session with the reason."""
+        await self._finalize()
+        await self._written_out.wait()
+        raise Fatal(error.code, str(error))
+
+    async def _stop(self) -> None:
+        """Write out what is left, and say so."""
+        await self._sound.end()
+        await self._finalize()
+        await self._written_out.wait()
+        self._outbox.put({"type": "done", "duration": round(self._connection.session.heard_s, 3)})
+
+    async def _emit(self, event: Event) -> None:
+        match event:
+            case LiveResult():
+                self._show(event)
+            case SpeechStarted():
+                self._outbox.put({"type": "speech_started", "start": round(event.start, 3)})
+            case SpeechStopped():
+                self._outbox.put({"type": "speech_stopped", "end": round(event.end, 3)})
+            case Lag():
+                self._outbox.put({"type": "lag", "seconds": round(event.seconds, 1)}, replaces="lag")
+            case Problem():
+                self._outbox.put(_error(event.code, event.message))
+            case Finalized():
+                self._ends -= 1
+                if not self._ends:
+                    self._written_out.set()
+
+    def _show(self, result: LiveResult) -> None:
+        if not result.is_final and not self._start.interim_results:
+            return
+        # An empty end is told to whoever has seen something that it takes away.
+        if not (result.text or result.segment == self._shown):
+            return
+        self._shown = result.segment
+        replaces = None if result.is_final else result.segment
+        self._outbox.put(_result(result, self._start.target_language is not None), replaces)
+
+
+def _result(result: LiveResult, translated: bool) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "type": "result",
+        "segment_id": result.segment,
+        "text": result.text,
+        "stable_chars": result.stable,
+        "is_final": result.is_final,
+        "speech_final": result.ends_turn,
+        "start": round(result.start, 3),
+        "end": round(result.end, 3),
+        "language": result.language,
+    }
+    if result.is_final:
+        message["words"] = [
+            {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3)} for word in result.words
+        ]
+    if translated:
+        told = result.translation
+        message["translation"] = told and {
+            "language": told.language, "text": told.text, "stable_chars": told.stable
+        }  # fmt: skip
+    return message
+
+
+def _error(code: str, message: str, fatal: bool = False, param: str | None = None) -> dict[str, Any]:
+    told = {"type": "error", "code": code, "message": message, "fatal": fatal}
+    return told | {"param": param} if param else told
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")

@@ -1,0 +1,60 @@
+"""GET /health, /ready and /metrics: is it up, can it work, how does it do."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from server.engine.registry import Engines
+from server.settings import VERSION
+from server.web.answers import error_body
+from server.web.dependencies import EnginesDep
+from server.web.metrics import CONTENT_TYPE, Metrics
+from server.web.schemas import Health, NotReady, Ready
+
+router = APIRouter(tags=["operations"])
+
+
+@router.get("/health", response_model=Health)
+async def health(engines: EnginesDep) -> dict[str, Any]:
+    """Whether the process lives, and what it runs; whether it can work is `/ready`'s to say."""
+    engine, info = engines.default.engine, engines.default.engine.info
+    return {
+        "status": "ok",
+        "version": VERSION,
+        "model": engines.default.id,
+        "dtype": info and info.dtype,
+        "device": info and info.device,
+        "languages": info and list(info.config.languages),
+        "running": engine.running,
+        "waiting": engine.waiting,
+    }
+
+
+@router.get("/ready", response_model=Ready, responses={503: {"model": NotReady, "description": "Not yet, or no more."}})
+async def ready(engines: EnginesDep) -> Any:
+    """Whether the default model is loaded, or was and is only resting; until then, how far it is."""
+    engines.retry()
+    model = engines.default
+    if model.state == "ready" or (model.state == "idle" and model.was_ready):
+        return {"status": "ready", "models": _states(engines)}
+    progress = model.progress
+    body = {
+        "status": model.state,
+        "stage": progress.stage,
+        "progress": round(progress.done / progress.total, 4) if progress.total else None,
+        "models": _states(engines),
+        **error_body(503, f"{model.id} is not loaded: {model.state}.", f"model_{model.state}"),
+    }
+    return JSONResponse(body, 503, {"retry-after": "5"})
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """For Prometheus: requests, queue, batch, audio seconds, real-time factor, time at each stage."""
+    numbers: Metrics = request.app.state.metrics
+    return Response(numbers.text(), media_type=CONTENT_TYPE)
+
+
+def _states(engines: Engines) -> list[dict[str, str]]:
+    return [{"id": model.id, "state": model.state} for model in engines.models]

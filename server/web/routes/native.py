@@ -1,0 +1,217 @@
+"""POST /transcribe and /translate: one file in, its text out."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Self
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from model.canary.prompt import Task
+from server.engine.registry import Served
+from server.errors import RequestError, invalid_field
+from server.settings import Settings
+from server.text import formats
+from server.text.languages import Language
+from server.text.subtitles import SubtitleRules
+from server.web.answers import answer
+from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
+from server.web.schemas import TranscriptBody, error_responses
+from server.web.streaming import event_stream, progress_of, unless_disconnected
+from server.web.transcription import FileResult, language_source, transcribe_file
+
+router = APIRouter(tags=["native"])
+
+_ACCEPTED: dict[str, formats.Format] = {
+    "application/json": "json",
+    "text/plain": "text",
+    "application/x-subrip": "srt",
+    "text/vtt": "vtt",
+}
+EVENTS = "text/event-stream"
+
+
+class Fields(BaseModel):
+    """What may be asked for, in the query or in the form beside `file`. An empty field is one not given."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(None, description="One of `/v1/models`; by default the first.")
+    language: Language = Field(
+        None,
+        description="What is spoken: `de`, `de-DE` or `german`; `auto` finds it out from the sound.",
+        examples=["de"],
+    )
+    target_language: Language = Field(
+        None, description="Write the text in this language instead: from or to English.", examples=["en"]
+    )
+    timestamps: Literal["none", "segment", "word"] | None = Field(
+        None, description="By default none; segment for srt and vtt."
+    )
+    pnc: bool = Field(True, description="Punctuation and capital letters.")
+    prompt: str | None = Field(
+        None, max_length=2000, description="Text to go by, such as names; for models whose prompt has a place for it."
+    )
+    format: formats.Format | None = Field(
+        None, description="By default what the `Accept` header asks for, or json.", examples=["json"]
+    )
+    line_length: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="For srt and vtt: the most characters in a line. By default the server's setting.",
+    )
+    lines: int | None = Field(
+        None, ge=1, le=10, description="For srt and vtt: the most lines of a cue. By default the server's setting."
+    )
+    stream: bool = Field(False, description="Send segments as they are ready, as server-sent events.")
+    detect_each: bool = Field(
+        False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
+    )
+
+    @classmethod
+    def read(cls, request: Request, upload: Upload) -> Self:
+        """Raises RequestError naming the field and what is possible."""
+        given: dict[str, str] = {}
+        for name, value in [*request.query_params.multi_items(), *upload.fields]:
+            if name not in cls.model_fields:
+                raise RequestError(f"{name[:40]!r} is not a field; possible: file, {', '.join(cls.model_fields)}", name)
+            if value and given.setdefault(name, value) != value:
+                raise RequestError(f"{name} is given twice: {given[name][:40]!r} and {value[:40]!r}", name)
+        try:
+            fields = cls.model_validate(given)
+        except ValidationError as error:
+            raise invalid_field(error) from None
+        asked = accepted(request.headers.get("accept", ""))
+        stream = fields.stream or ("stream" not in given and asked == EVENTS)
+        format = fields.format or _ACCEPTED.get(asked or "", "json")
+        return fields.model_copy(update={"format": format, "stream": stream})
+
+
+def accepted(header: str) -> str | None:
+    """The media type of ours that an Accept header likes best; None for any."""
+    wishes = []
+    for wish in header.split(","):
+        media_type, *parameters = (part.strip().lower() for part in wish.split(";"))
+        quality = next((p.removeprefix("q=") for p in parameters if p.startswith("q=")), "1")
+        if media_type in _ACCEPTED or media_type in (EVENTS, "*/*"):
+            wishes.append((media_type, float(quality) if quality.replace(".", "", 1).isdecimal() else 0.0))
+    best = max(wishes, key=lambda wish: wish[1], default=("*/*", 1.0))
+    return best[0] if best[0] != "*/*" and best[1] > 0 else None
+
+
+def _openapi() -> dict[str, Any]:
+    """The fields for /docs; FastAPI cannot see them, since a body may be a form or the file itself."""
+    fields = Fields.model_json_schema()["properties"]
+    file = {"type": "string", "format": "binary", "description": "wav, flac, mp3, m4a, mp4, ogg, webm, aac …"}
+    form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
+    content = {"multipart/form-data": {"schema": form}, "application/octet-stream": {"schema": file}}
+    parameters = [
+        {"name": name, "in": "query", "schema": schema, "description": schema["description"]}
+        for name, schema in fields.items()
+    ]
+    return {"parameters": parameters, "requestBody": {"required": True, "content": content}}
+
+
+_TEXTS = {
+    "text/plain": {"schema": {"type": "string"}, "example": "My sister sees five dogs.\n"},
+    "application/x-subrip": {
+        "schema": {"type": "string"},
+        "example": "1\n00:00:00,300 --> 00:00:03,900\nMy sister sees five dogs.\n",
+    },
+    "text/vtt": {
+        "schema": {"type": "string"},
+        "example": "WEBVTT\n\n00:00:00.300 --> 00:00:03.900\nMy sister sees five dogs.\n",
+    },
+    EVENTS: {
+        "schema": {"type": "string"},
+        "example": 'event: segment\ndata: {"start": 0.3, "end": 3.9, "text": "My sister sees five dogs."}\n\n'
+        'event: done\ndata: {"text": "My sister sees five dogs."}\n\n',
+    },
+}
+_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"model": TranscriptBody, "description": "The text, in the format asked for.", "content": _TEXTS},
+    **error_responses(400, 401, 403, 404, 408, 413, 500, 503),
+}
+
+
+@router.post("/transcribe", openapi_extra=_openapi(), responses=_RESPONSES)
+async def transcribe(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
+    """The text of an audio file, in the language spoken unless `target_language` names another.
+
+    With `stream=true` each segment is an event `segment` as soon as it is ready; the last event, `done`, has what
+    `format=json` gives. An event `error` has an error as any other answer has it.
+    """
+    fields = Fields.read(request, upload)
+    language = fields.language or settings.default_language
+    return await _respond(
+        request, settings, upload, fields, engines.named(fields.model), language, fields.target_language
+    )
+
+
+@router.post("/translate", openapi_extra=_openapi(), responses=_RESPONSES)
+async def translate(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
+    """The text of an audio file in another language: English, unless `target_language` names another."""
+    fields = Fields.read(request, upload)
+    language = fields.language or settings.default_language
+    target = fields.target_language or "en"
+    model = engines.named(fields.model)
+    if target == language:
+        spoken = f"language is {language!r}" if fields.language else f"no language is given, so {language!r} is assumed"
+        info = model.engine.info
+        others = sorted(set(info.config.languages if info else ()) - {language})
+        asked = "target_language is too" if fields.target_language else "target_language must be given"
+        raise RequestError(f"{spoken}, and {asked}; possible: {', '.join(others)}", "target_language")
+    return await _respond(request, settings, upload, fields, model, language, target)
+
+
+async def _respond(
+    request: Request,
+    settings: Settings,
+    upload: Upload,
+    fields: Fields,
+    model: Served,
+    language: str,
+    target: str | None,
+) -> Response:
+    # Cues without times would be one cue of the whole length.
+    timestamps = fields.timestamps or ("segment" if fields.format in ("srt", "vtt") else "none")
+    task = Task(language, target, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
+    if fields.stream:
+        return await event_stream(request, _events(request, upload, fields, task, model), _error_event)
+    result = await unless_disconnected(
+        request, transcribe_file(request, upload.file, task, model.id, detect_each=fields.detect_each)
+    )
+    if fields.format == "json":
+        return JSONResponse(_body(result, fields, task, model))
+    assert fields.format
+    rules = SubtitleRules.chosen(settings, fields.line_length, fields.lines)
+    text = formats.render(result.transcript, fields.format, rules)
+    return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
+
+
+def _body(result: FileResult, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
+    source = language_source(task, bool(fields.language), result)
+    done = result.transcription
+    body = formats.to_dict(done.transcript, source, done.detection, done.uncovered)
+    return {**body, "model": model.id, "timing": result.timing_dict()}
+
+
+async def _events(request: Request, upload: Upload, fields: Fields, task: Task, model: Served) -> AsyncIterator[str]:
+    async for ready in progress_of(
+        lambda tell: transcribe_file(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
+    ):
+        if isinstance(ready, FileResult):
+            yield _event("done", _body(ready, fields, task, model))
+        else:
+            for segment in ready:
+                yield _event("segment", formats.segment_dict(segment))
+
+
+def _event(name: str, data: dict[str, Any]) -> str:
+    return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _error_event(error: Exception) -> str:
+    return _event("error", json.loads(bytes(answer(error).body)))

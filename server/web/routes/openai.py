@@ -1,0 +1,200 @@
+"""OpenAI's audio API: POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models.
+
+Thin adapters: what clients send is read leniently, as OpenAI's own SDKs and their many users write it, and goes the way
+of the native routes.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Self
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from model.canary.prompt import Task
+from server.engine.registry import Engines, Served
+from server.errors import RequestError, invalid_field
+from server.settings import Settings
+from server.text import formats
+from server.text.languages import Language
+from server.text.subtitles import SubtitleRules
+from server.text.verbose_json import to_openai_json, to_verbose_json
+from server.web.answers import answer
+from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
+from server.web.schemas import ModelBody, Models, OpenAITranscription, OpenAIVerboseTranscription, error_responses
+from server.web.streaming import event_stream, progress_of, unless_disconnected
+from server.web.transcription import FileResult, transcribe_file
+
+router = APIRouter(prefix="/v1", tags=["openai"])
+
+_FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
+# Whisper's prompts are cut to their end as well; ours must leave room for the text.
+MAX_PROMPT = 1000
+
+
+class Fields(BaseModel):
+    """Fields that have an effect; others are ignored, and an empty one is not given."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = Field(
+        None,
+        description="One of `/v1/models`; `whisper-1`, `gpt-4o-transcribe` and the like mean the default.",
+        examples=["whisper-1"],
+    )
+    language: Language = Field(
+        None, description="What is spoken: `de`, `de-DE` or `german`. By default found out.", examples=["de"]
+    )
+    prompt: str | None = Field(None, description="Text to go by; ignored by models that have no place for it.")
+    response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
+    temperature: str | None = Field(None, description="Ignored: nothing is drawn at random.")
+
+    @field_validator("response_format", mode="before")
+    @classmethod
+    def _is_format(cls, value: str) -> str:
+        if value not in _FORMATS:
+            raise RequestError(
+                f"response_format: {value[:40]!r} is not possible; possible: {', '.join(_FORMATS)}", "response_format"
+            )
+        return value
+
+    @classmethod
+    def read(cls, request: Request, upload: Upload) -> Self:
+        """Raises RequestError naming the field and what is possible."""
+        given: dict[str, Any] = {}
+        for name, value in [*request.query_params.multi_items(), *upload.fields]:
+            name = name.removesuffix("[]")
+            if value and name == "timestamp_granularities":
+                given.setdefault(name, []).append(value)
+            elif value:
+                given[name] = value
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise invalid_field(error) from None
+
+
+class TranscriptionFields(Fields):
+    stream: bool = Field(False, description="Send the text as it is written, as server-sent events.")
+    timestamp_granularities: list[Literal["segment", "word"]] = Field(
+        default_factory=list, description="For `verbose_json`: `word` adds the times of words."
+    )
+
+
+class TranslationFields(Fields):
+    target_language: Language = Field(None, description="By default `en`.", examples=["de"])
+    to_language: Language = Field(None, description="Another name of `target_language`.")
+
+
+def _form(fields: type[Fields]) -> dict[str, Any]:
+    """The form for /docs."""
+    properties = dict(fields.model_json_schema()["properties"])
+    if granularities := properties.pop("timestamp_granularities", None):
+        properties["timestamp_granularities[]"] = granularities
+    file = {"type": "string", "format": "binary", "description": "flac, mp3, mp4, mpeg, mpga, m4a, ogg, wav, webm …"}
+    form = {"type": "object", "required": ["file"], "properties": {"file": file, **properties}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
+
+
+_TEXTS = {media: {"schema": {"type": "string"}} for media in ("text/plain", "application/x-subrip", "text/vtt")}
+_EVENTS = {
+    "text/event-stream": {
+        "schema": {"type": "string"},
+        "example": 'data: {"type": "transcript.text.delta", "delta": "My sister sees five dogs."}\n\n'
+        'data: {"type": "transcript.text.done", "text": "My sister sees five dogs."}\n\n',
+    }
+}
+
+
+def _responses(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    model = OpenAITranscription | OpenAIVerboseTranscription
+    answered = {"model": model, "description": "The text, as `response_format` wants it.", "content": content}
+    return {200: answered, **error_responses(400, 401, 403, 404, 408, 413, 500, 503)}
+
+
+@router.post("/audio/transcriptions", openapi_extra=_form(TranscriptionFields), responses=_responses(_TEXTS | _EVENTS))
+async def transcriptions(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
+    """The text of an audio file in the language spoken."""
+    fields = TranscriptionFields.read(request, upload)
+    words = "word" in fields.timestamp_granularities
+    model, task = engines.named(fields.model), _task(fields, settings.default_language, None, words)
+    if fields.stream:
+        return await event_stream(request, _events(request, upload, task, model), _error_event)
+    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
+    return _written(result, fields, settings, "transcribe", words)
+
+
+@router.post("/audio/translations", openapi_extra=_form(TranslationFields), responses=_responses(_TEXTS))
+async def translations(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
+    """The text of an audio file in another language: English, unless `target_language` names another."""
+    fields = TranslationFields.read(request, upload)
+    target = fields.target_language or fields.to_language or "en"
+    task = _task(fields, settings.default_language, target, False)
+    model = engines.named(fields.model)
+    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
+    return _written(result, fields, settings, "translate", False)
+
+
+def _task(fields: Fields, default_language: str, target: str | None, words: bool) -> Task:
+    timed = fields.response_format in ("srt", "vtt", "verbose_json")
+    return Task(
+        fields.language or default_language,
+        target,
+        timestamps=("word" if words else "segment") if timed else "none",
+        context=(fields.prompt or "")[-MAX_PROMPT:],
+    )
+
+
+def _written(result: FileResult, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
+    transcript = result.transcript
+    match fields.response_format:
+        case "json":
+            return JSONResponse(to_openai_json(transcript))
+        case "verbose_json":
+            return JSONResponse(to_verbose_json(transcript, task, words))
+        case other:
+            text = formats.render(transcript, other, SubtitleRules.chosen(settings))
+            return Response(text, media_type=formats.MEDIA_TYPES[other])
+
+
+async def _events(request: Request, upload: Upload, task: Task, model: Served) -> AsyncIterator[str]:
+    """Deltas that, put together, are the text of the last event."""
+    sent = ""
+    work = progress_of(lambda tell: transcribe_file(request, upload.file, task, model.id, tell, lenient=True))
+    async for ready in work:
+        if isinstance(ready, FileResult):
+            text = ready.transcript.text
+            if text.startswith(sent) and (rest := text[len(sent) :]):
+                yield _event({"type": "transcript.text.delta", "delta": rest})
+                sent = text
+            yield _event({"type": "transcript.text.done", "text": sent})
+        elif delta := " ".join(segment.text for segment in ready if segment.text):
+            delta = f" {delta}" if sent else delta
+            sent += delta
+            yield _event({"type": "transcript.text.delta", "delta": delta})
+
+
+def _event(data: dict[str, Any]) -> str:
+    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+
+
+def _error_event(error: Exception) -> str:
+    return _event(json.loads(bytes(answer(error).body)))
+
+
+@router.get("/models", response_model=Models, responses=error_responses(401, 403))
+async def models(engines: EnginesDep) -> dict[str, Any]:
+    """The models that may be named."""
+    return {"object": "list", "data": [_model(engines, model) for model in engines.models]}
+
+
+@router.get("/models/{id:path}", response_model=ModelBody, responses=error_responses(401, 403, 404))
+async def model(id: str, engines: EnginesDep) -> dict[str, Any]:
+    """One of them, by any of its names."""
+    return _model(engines, engines.named(id))
+
+
+def _model(engines: Engines, model: Served) -> dict[str, Any]:
+    owner = "nvidia" if any(name.startswith("nvidia/") for name in model.names) else "canary-server"
+    return {"id": model.id, "object": "model", "created": engines.started_at, "owned_by": owner}

@@ -1,0 +1,101 @@
+"""GET /: the page for people, its files under /static, and GET /capabilities: what it may offer."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import FileResponse
+from starlette.staticfiles import StaticFiles
+
+from model.canary.prompt import Task, TaskError, check_task
+from model.config import CanaryConfig
+from server.text.languages import NAMES
+from server.web.dependencies import EnginesDep, SettingsDep
+
+STATIC = Path(__file__).parents[1] / "static"
+
+# All that the page runs, shows and speaks to comes from this server; nothing of it may be framed or sent elsewhere.
+CONTENT_SECURITY_POLICY = "; ".join([
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self'",
+    # how long a dropped recording is
+    "media-src blob:",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+    "require-trusted-types-for 'script'",
+    "trusted-types 'none'",
+])  # fmt: skip
+
+HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "permissions-policy": "microphone=(self), camera=(), geolocation=()",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    # Kept, but asked about each time: a new version of the server comes with a new page.
+    "cache-control": "no-cache",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+class PageFiles(StaticFiles):
+    """The scripts, styles and pictures, with the page's own headers."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(HEADERS)
+        return response
+
+
+# app.py mounts it at /static
+files = PageFiles(directory=STATIC)
+
+
+@router.get("/")
+async def page() -> FileResponse:
+    return FileResponse(STATIC / "index.html", headers=HEADERS)
+
+
+@router.get("/capabilities")
+async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, Any]:
+    """The default model's languages with their English names, and for each those that it is translated to; the largest
+    file, and how much a subtitle holds.
+
+    Raises ModelLoading, ModelFailed.
+    """
+    async with engines.use() as engine:
+        assert engine.info
+        config = engine.info.config
+    return {
+        "model": engines.default.id,
+        "languages": [
+            {"code": code, "name": NAMES.get(code, code).capitalize(), "targets": targets(code, config)}
+            for code in config.languages
+        ],
+        "default_language": settings.default_language,
+        "max_upload_mb": settings.max_upload_mb,
+        "subtitles": {
+            "max_characters": settings.subtitle_line_length * settings.subtitle_lines,
+            "max_s": settings.subtitle_max_s,
+        },
+    }
+
+
+def targets(language: str, config: CanaryConfig) -> list[str]:
+    """The languages that `language` can be translated to."""
+    task = Task(language)
+    others = [code for code in config.languages if code != language]
+    return [code for code in others if _is_possible(replace(task, target_language=code), config)]
+
+
+def _is_possible(task: Task, config: CanaryConfig) -> bool:
+    try:
+        check_task(task, config)
+    except TaskError:
+        return False
+    return True

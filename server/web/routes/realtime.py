@@ -1,0 +1,365 @@
+"""WS /v1/realtime: transcription sessions as OpenAI's clients speak them.
+
+Sound is base64 in `input_audio_buffer.append`. Every turn is an item; its deltas are the text that stays, as soon as
+it does. With server_vad a turn ends at a pause, without it when the client commits.
+"""
+
+import asyncio
+import base64
+import binascii
+import json
+import secrets
+from collections import deque
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+from pydantic import ValidationError
+
+from model.canary.prompt import Task, TaskError
+from server.errors import (
+    EngineStopped,
+    ModelFailed,
+    ModelLoading,
+    ModelNotFound,
+    RequestError,
+    ServiceError,
+    TranscriptionFailed,
+    invalid_field,
+)
+from server.live.connection import Bounds, LiveConnection
+from server.live.decoder import EngineDecoder
+from server.live.events import Event, Finalized, LiveResult, SpeechStarted, SpeechStopped
+from server.live.session import LiveOptions, LiveSession
+from server.live.sound import RawSound
+from server.settings import Settings
+from server.web.routes.openai_session import Session, TranscriptionSettings
+from server.web.routes.outbox import Outbox
+from server.web.routes.websockets import Fatal, converse, seat
+
+router = APIRouter()
+T = TypeVar("T")
+
+SUBPROTOCOL = "realtime"
+# Codes of what no message of the client's is to blame for.
+SERVER_ERRORS = {kind.code for kind in (ServiceError, TranscriptionFailed, ModelLoading, ModelFailed, EngineStopped)}
+SERVER_ERRORS.add("internal_error")
+MAX_MISTAKES = 100
+# Characters of a client's own name for a message.
+MAX_EVENT_ID = 512
+# Less sound than this is not worth a turn.
+SHORTEST_COMMIT_S = 0.1
+TRANSCRIPTION = "conversation.item.input_audio_transcription"
+
+
+@router.websocket("/v1/realtime")
+async def realtime(websocket: WebSocket) -> None:
+    """Transcription sessions of OpenAI's realtime protocol."""
+    asked = websocket.scope.get("subprotocols", ())
+    await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in asked else None)
+
+    async def talk(outbox: Outbox) -> None:
+        async with seat(websocket):
+            await Conversation(websocket, outbox).run()
+
+    await converse(websocket, talk, lambda code, message: _error(code, message))
+
+
+class Mistake(Exception):
+    """A message that could not be used; the session goes on."""
+
+    def __init__(self, code: str, message: str, param: str | None = None):
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class Item:
+    """A turn's text, sent as it grows. before_s: what was heard of it under settings that have changed since."""
+
+    def __init__(self) -> None:
+        self.id = f"item_{secrets.token_hex(10)}"
+        self.committed = False
+        self.sent = ""
+        self.language: str | None = None
+        self.seconds = self.before_s = 0.0
+        self._finals: list[str] = []
+
+    def delta(self, result: LiveResult) -> str:
+        """What of the certain text has not been sent."""
+        certain = [*self._finals, result.text[: result.stable]]
+        if result.is_final:
+            self._finals.append(result.text)
+            self.seconds += result.end - result.start
+            self.language = self.language or result.language
+        text = " ".join(part for part in certain if part)
+        new, self.sent = text[len(self.sent) :], text
+        return new
+
+
+class Conversation:
+    """One client's session: its settings, and the sound that is being heard under them."""
+
+    def __init__(self, websocket: WebSocket, outbox: Outbox):
+        self._websocket = websocket
+        self._outbox = outbox
+        self._settings: Settings = websocket.app.state.settings
+        self._id = f"sess_{secrets.token_hex(10)}"
+        self._session = Session()
+        self._hearing: Hearing | None = None
+        self._open: Item | None = None
+        self._mistakes = 0
+        self._heard_before_s = 0.0
+        self._last_item: str | None = None
+
+    def send(self, kind: str, **fields: Any) -> None:
+        self._outbox.put({"type": kind, "event_id": f"event_{secrets.token_hex(10)}", **fields})
+
+    async def run(self) -> None:
+        """Until the client hangs up. Raises Fatal, WebSocketDisconnect, or what a step raises."""
+        self.send("session.created", session=self._described())
+        try:
+            while True:
+                message = await self._next()
+                try:
+                    await self._handle(message)
+                except Mistake as mistake:
+                    self._answer(mistake, message.get("event_id"))
+        finally:
+            if self._hearing:
+                await self._hearing.stop()
+
+    async def _next(self) -> dict[str, Any]:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.live_idle_s):
+                    # messages that came together are had without waiting: let others have their turn
+                    await asyncio.sleep(0)
+                    receiving = self._websocket.receive()
+                    # what fails in the session's steps is raised here
+                    received = await (self._hearing.beside(receiving) if self._hearing else receiving)
+            except TimeoutError:
+                raise Fatal("idle", f"Nothing was heard for {self._settings.live_idle_s:g} s.") from None
+            if received["type"] == "websocket.disconnect":
+                raise WebSocketDisconnect(received.get("code", 1000))
+            try:
+                message = json.loads(received.get("text") or "")
+            except (ValueError, RecursionError):
+                self._answer(Mistake("invalid_json", "The message is not JSON; sound is sent as base64 in JSON."), None)
+                continue
+            if isinstance(message, dict):
+                return message
+            self._answer(Mistake("invalid_message", "The message is not a JSON object."), None)
+
+    async def _handle(self, message: dict[str, Any]) -> None:
+        match message.get("type"):
+            case "session.update":
+                await self._update(message.get("session"))
+            case "input_audio_buffer.append":
+                await (await self._listening()).write(_sound(message.get("audio")))
+            case "input_audio_buffer.commit":
+                await (await self._listening()).commit()
+            case "input_audio_buffer.clear":
+                await (await self._listening()).clear()
+                self.send("input_audio_buffer.cleared")
+            case kind:
+                possible = "session.update, input_audio_buffer.append, .commit, .clear"
+                raise Mistake("unknown_event", f"type {kind!r:.60} is not possible; possible: {possible}", "type")
+
+    async def _update(self, change: Any) -> None:
+        if not isinstance(change, dict):
+            raise Mistake("invalid_value", "session must be an object", "session")
+        try:
+            updated = self._session.updated(change)
+            transcription = updated.audio.input.transcription
+            if transcription and transcription.model:
+                self._websocket.app.state.engines.named(transcription.model)
+        except (ValidationError, RequestError, ModelNotFound) as error:
+            wrong = invalid_field(error) if isinstance(error, ValidationError) else error
+            raise Mistake("invalid_value", str(wrong), f"session.{wrong.param}") from None
+        if self._hearing and updated != self._session:
+            # What was heard is written out under the settings it was heard under.
+            self._heard_before_s += await self._hearing.finish()
+            # Not before: whoever leaves meanwhile leaves it to `run`.
+            self._open, self._hearing = self._hearing.open, None
+        self._session = updated
+        self.send("session.updated", session=self._described())
+
+    async def _listening(self) -> "Hearing":
+        if self._hearing is None:
+            hearing = Hearing(self, self._session, self._heard_before_s, self._open)
+            await hearing.start(self._websocket)
+            self._hearing, self._open = hearing, None
+        return self._hearing
+
+    def committed(self, item: Item) -> None:
+        self.send("input_audio_buffer.committed", item_id=item.id, previous_item_id=self._last_item)
+        self._last_item, item.committed = item.id, True
+
+    def completed(self, item: Item) -> None:
+        usage = {"type": "duration", "seconds": round(item.seconds, 3)}
+        told = {
+            "transcript": item.sent,
+            "languages": [{"code": item.language}] if item.language else [],
+            "usage": usage,
+        }
+        self.send(f"{TRANSCRIPTION}.completed", item_id=item.id, content_index=0, **told)
+
+    def _described(self) -> dict[str, Any]:
+        about = {"id": self._id, "object": "realtime.transcription_session", "expires_at": 0, "include": None}
+        return about | self._session.model_dump()
+
+    def _answer(self, mistake: "Mistake", event_id: Any) -> None:
+        self._mistakes += 1
+        if self._mistakes > MAX_MISTAKES:
+            raise Fatal("too_many_errors", f"{MAX_MISTAKES} messages could not be used; the last: {mistake}")
+        self._outbox.put(_error(mistake.code, str(mistake), mistake.param, event_id))
+
+
+class Hearing:
+    """Sound under one state of the settings: a live session, its turns as items."""
+
+    def __init__(self, conversation: Conversation, session: Session, offset_s: float, item: Item | None):
+        self._conversation = conversation
+        self._session = session
+        self._offset_s = offset_s
+        self._by_turn = session.audio.input.turn_detection is not None
+        self._stack = AsyncExitStack()
+        # With server_vad, the items of turns that are not complete; without it, the one that goes on.
+        self._turns: dict[int, Item] = {}
+        self.open = item or Item()
+        # What each Finalized to come is for: an item to complete, somebody who waits, or nothing.
+        self._awaited: deque[Item | asyncio.Event | None] = deque()
+        self._last_commit_s = 0.0
+
+    async def start(self, websocket: WebSocket) -> None:
+        """Raises Mistake for what the model cannot do, ServiceError if there is no model."""
+        settings: Settings = websocket.app.state.settings
+        wanted = self._session.audio.input
+        asked = wanted.transcription or TranscriptionSettings()
+        model = asked.model or websocket.query_params.get("model")
+        engine = await self._stack.enter_async_context(websocket.app.state.engines.use(model))
+        language = asked.language or settings.default_language
+        try:
+            engine.check(Task(language))
+        except TaskError as error:
+            await self._stack.aclose()
+            raise Mistake("invalid_value", f"{error}.", "session.audio.input.transcription.language") from None
+        policy, step_s = settings.live_policy, settings.live_step_s
+        options = LiveOptions(language, None, policy, step_s, endpointing=self._session.endpointing)
+        live = LiveSession(EngineDecoder(engine, word_times=False), options, engine.check)
+        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
+        self._live = LiveConnection(live, self._emit, bounds)
+        self._sound = RawSound(*wanted.format.encoding, self._live.hear)
+        self._stepping = asyncio.ensure_future(self._live.run())
+
+    async def beside(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, or what stepping raises before that."""
+        working = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({working, self._stepping}, return_when=asyncio.FIRST_COMPLETED)
+            if self._stepping.done():
+                self._stepping.result()
+            return working.result()
+        finally:
+            working.cancel()
+
+    async def write(self, sound: bytes) -> None:
+        await self.beside(self._sound.write(sound))
+
+    async def commit(self) -> None:
+        """End the turn here. Without server_vad an empty buffer is a mistake; with it there may just be no turn."""
+        await self.beside(self._sound.flush())
+        heard_s = self._live.session.heard_s
+        if self._by_turn:
+            self._awaited.append(None)
+        elif round(self.open.before_s + heard_s - self._last_commit_s, 3) < SHORTEST_COMMIT_S:
+            raise Mistake("input_audio_buffer_commit_empty", f"The buffer holds less than {SHORTEST_COMMIT_S} s.")
+        else:
+            self._conversation.committed(self.open)
+            self._awaited.append(self.open)
+            self.open = Item()
+        self._last_commit_s = heard_s
+        await self.beside(self._live.finalize())
+
+    async def clear(self) -> None:
+        """Forget the sound that was not committed."""
+        self._turns = {turn: item for turn, item in self._turns.items() if item.committed}
+        self.open = Item()
+        self._sound.clear()
+        await self._live.clear(ended_turns=not self._by_turn)
+        self._last_commit_s = self._live.session.heard_s
+
+    async def finish(self) -> float:
+        """Write out what was heard, and return how many seconds that was."""
+        await self.beside(self._sound.flush())
+        self._awaited.append(finished := asyncio.Event())
+        await self.beside(self._live.finalize())
+        await self.beside(_waited(finished))
+        await self.stop()
+        heard_s = self._live.session.heard_s
+        if not self._by_turn:
+            self.open.before_s += heard_s - self._last_commit_s
+        return heard_s
+
+    async def stop(self) -> None:
+        self._stepping.cancel()
+        await asyncio.gather(self._stepping, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def _emit(self, event: Event) -> None:
+        match event:
+            case SpeechStarted() if self._by_turn:
+                item = self._turns[event.turn] = Item()
+                at = self._milliseconds(event.start)
+                self._conversation.send("input_audio_buffer.speech_started", audio_start_ms=at, item_id=item.id)
+            case SpeechStopped() if self._by_turn and event.turn in self._turns:
+                item, at = self._turns[event.turn], self._milliseconds(event.end)
+                self._conversation.send("input_audio_buffer.speech_stopped", audio_end_ms=at, item_id=item.id)
+                self._conversation.committed(item)
+            case LiveResult():
+                self._write_down(event)
+            case Finalized():
+                match self._awaited.popleft():
+                    case Item() as item:
+                        self._conversation.completed(item)
+                    case asyncio.Event() as finished:
+                        finished.set()
+
+    def _write_down(self, result: LiveResult) -> None:
+        if self._by_turn:
+            item = self._turns.get(result.turn)
+        else:
+            item = next((awaited for awaited in self._awaited if isinstance(awaited, Item)), self.open)
+        if item is None:
+            return
+        if delta := item.delta(result):
+            self._conversation.send(f"{TRANSCRIPTION}.delta", item_id=item.id, content_index=0, delta=delta)
+        if self._by_turn and result.is_final and result.ends_turn:
+            del self._turns[result.turn]
+            self._conversation.completed(item)
+
+    def _milliseconds(self, seconds: float) -> int:
+        return round((self._offset_s + seconds) * 1000)
+
+
+async def _waited(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _sound(audio: Any) -> bytes:
+    if not isinstance(audio, str):
+        raise Mistake("invalid_value", "audio must be a string of base64", "audio")
+    try:
+        return base64.b64decode(audio, validate=True)
+    except (binascii.Error, ValueError):
+        raise Mistake("invalid_value", "audio is not base64", "audio") from None
+
+
+def _error(code: str, message: str, param: str | None = None, event_id: Any = None) -> dict[str, Any]:
+    """event_id: the client's own name for the message at fault."""
+    kind = "server_error" if code in SERVER_ERRORS else "invalid_request_error"
+    named = isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID
+    event_id = event_id.encode(errors="replace").decode() if named else None
+    told = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
+    return {"type": "error", "event_id": f"event_{secrets.token_hex(10)}", "error": told}

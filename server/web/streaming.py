@@ -1,0 +1,78 @@
+"""Work on behalf of a caller who may hang up, and its answer as server-sent events."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+
+from model.transcript import Segment
+from server.errors import ClientGone
+from server.longform.transcribe import OnProgress, Progress
+
+T = TypeVar("T")
+
+
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the caller hangs up. The body must have been read."""
+    working = asyncio.ensure_future(work)
+    hung_up = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone("The caller hung up.")
+        return working.result()
+    finally:
+        for task in (working, hung_up):
+            task.cancel()
+        await asyncio.gather(working, hung_up, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def progress_of(work: Callable[[OnProgress], Awaitable[T]]) -> AsyncIterator[list[Segment] | T]:
+    """New segments as they are ready, and at last the result. `work` is cancelled with the iterator."""
+    loop = asyncio.get_running_loop()
+    told: asyncio.Queue[list[Segment] | None] = asyncio.Queue()
+
+    def tell(progress: Progress) -> None:
+        if progress.segments:
+            loop.call_soon_threadsafe(told.put_nowait, list(progress.segments))
+
+    working = asyncio.ensure_future(work(tell))
+    working.add_done_callback(lambda _: told.put_nowait(None))
+    try:
+        while (segments := await told.get()) is not None:
+            yield segments
+        yield await working
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def event_stream(
+    request: Request, events: AsyncIterator[str], write_error: Callable[[Exception], str]
+) -> StreamingResponse:
+    """The events as a response of server-sent events.
+
+    The first is waited for, so that what can be refused at once is refused with its own status; what fails later can
+    only be told in an event.
+    """
+    first = await unless_disconnected(request, anext(events))
+
+    async def body() -> AsyncIterator[str]:
+        async with aclosing(events) as rest:  # type: ignore[type-var]
+            yield first
+            try:
+                async for event in rest:
+                    yield event
+            except Exception as error:
+                yield write_error(error)
+
+    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+    return StreamingResponse(body(), media_type="text/event-stream", headers=headers)
