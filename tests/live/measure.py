@@ -223,7 +223,8 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
     from server.audio.vad import SpeechDetector
     from server.engine.thread import Engine
     from server.live.decoder import EngineDecoder
-    from server.live.session import LiveOptions, LiveSession, Result
+    from server.live.events import LiveResult
+    from server.live.session import LiveOptions, LiveSession
     from server.longform.transcribe import transcribe_audio
 
     engine = Engine(lambda: CanaryModel.load(resolve(model, dtype="float32"), "float32"))
@@ -242,7 +243,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
                 session.hear(frame, detector.feed(frame))
             while session.due:
                 for event in await session.step():
-                    if isinstance(event, Result):
+                    if isinstance(event, LiveResult):
                         told = {"type": "result", "segment_id": event.segment, "text": event.text}
                         told |= {"stable_chars": event.stable, "is_final": event.is_final}
                         shown.add(session.heard_s, told)

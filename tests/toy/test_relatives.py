@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from convert.convert import ConversionConfig, convert
-from model.canary.model import Canary as Model
+from model.canary.model import CanaryModel
 from server import Canary
 from tests.toy.combined import with_aligner
 from tests.toy.grammar import LANGUAGES
@@ -32,7 +32,7 @@ def v1() -> Canary:
 def v1_with_aligner(tmp_path_factory: pytest.TempPathFactory) -> Canary:
     folder = tmp_path_factory.mktemp("aligner")
     archive = with_aligner(MODELS / "v1.nemo", MODELS / "aligner.nemo", folder / "both.nemo")
-    return Canary(Model.load(convert(ConversionConfig(source=archive, output=folder / "both")), "float32"))
+    return Canary(CanaryModel.load(convert(ConversionConfig(source=archive, output=folder / "both")), "float32"))
 
 
 def timed(canary: Canary, items: list[Item], source: str) -> list[Heard]:
