@@ -99,8 +99,8 @@ def test_a_model_in_use_is_not_let_go(serve_models, mock, loads, wav):
 UNLOADED = """
 import asyncio, threading
 import mlx.core as mx, numpy as np
-from model.prompt import Task
-from server.engines import Engines, load_model
+from model.canary.prompt import Task
+from server.engine.registry import Engines, load_model
 from server.settings import Settings
 
 def megabytes():

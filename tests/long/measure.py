@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-import server.cutting as cutting_module
-import server.longform as longform_module
+import server.longform.cutting as cutting_module
+import server.longform.transcribe as longform_module
 from convert.hub import resolve
 from model.canary.model import CanaryModel
 from model.canary.prompt import Task
