@@ -1,6 +1,6 @@
 """A name or a path → the folder of a converted model; downloads and converts what is not in the cache yet.
 
-The second start finds the converted folder: it needs no network and imports no torch.
+The second start finds the converted folder: it needs no network.
 """
 
 import hashlib

@@ -5,17 +5,15 @@ found by their whole names; an archive with links, devices, doubled names or pat
 """
 
 import gzip
-import pickle
 import tarfile
 import tempfile
-import zipfile
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import yaml
 
+from convert.checkpoint import StoredTensor, stored_tensors
 from convert.errors import ArchiveError
 
 CONFIG = "model_config.yaml"
@@ -29,33 +27,6 @@ MAX_YAML_VALUES = 1_000_000
 MAX_FILE_BYTES = 64 * 2**20
 MAX_UNZIPPED_BYTES = 32 * 2**30
 GZIP_MAGIC = b"\x1f\x8b"
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor that is still in the archive: what it is, and where its bytes lie in the checkpoint."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: Any
-    stride: tuple[int, ...]
-    offset: int
-    file: IO[bytes] = field(repr=False, compare=False)
-
-    def load(self) -> Any:
-        """The torch tensor, read now."""
-        import torch
-
-        elements = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
-        buffer = bytearray(elements * self.dtype.itemsize)
-        self.file.seek(self.offset)
-        view = memoryview(buffer)
-        while view:
-            count = self.file.readinto(view)  # pyright: ignore[reportAttributeAccessIssue]
-            if not count:
-                raise ArchiveError(f"{self.name}: the checkpoint ends inside this tensor")
-            view = view[count:]
-        return torch.frombuffer(buffer, dtype=self.dtype).as_strided(self.shape, self.stride)
 
 
 class NemoArchive:
@@ -125,36 +96,15 @@ class NemoArchive:
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
         """The tensors of a checkpoint member by name, none of them read yet."""
-        member = self._member(name)
-        file = self._open(member)
-        records = self._checked_records(name, file)
-        file.seek(0)
-        found = _tensors_without_data(file, self._error)
-        return {key: self._stored(key, tensor, records, file) for key, tensor in found.items()}
+        file = self._open(self._member(name))
 
-    def _stored(self, key: str, tensor: Any, records: dict[int, int], file: IO[bytes]) -> StoredTensor:
-        """Where a tensor's bytes lie. The positions in the checkpoint's own index are held against the zip's."""
-        storage = tensor.untyped_storage()
-        start, size = storage._checkpoint_offset, storage.nbytes()
-        offset = tensor.storage_offset() * tensor.dtype.itemsize
-        last = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
-        if records.get(start) != size or offset + last * tensor.dtype.itemsize > size or 0 in tensor.shape:
-            raise self._error(f"tensor {key!r} does not lie within the checkpoint")
-        return StoredTensor(key, tuple(tensor.shape), tensor.dtype, tuple(tensor.stride()), start + offset, file)
+        def refuse(what: str) -> NoReturn:
+            raise self._error(f"{name} {what}")
 
-    def _checked_records(self, name: str, file: IO[bytes]) -> dict[int, int]:
-        """Position → size of each record in a torch zip file, after its checksums were found right."""
         try:
-            with zipfile.ZipFile(file) as records:
-                if any(record.compress_type != zipfile.ZIP_STORED for record in records.infolist()):
-                    raise self._error(f"{name} has compressed records, which torch does not write")
-                if bad := records.testzip():
-                    raise self._error(f"{name} is damaged at {bad!r}")
-                if any(r.filename.endswith("/byteorder") and records.read(r) != b"little" for r in records.infolist()):
-                    raise self._error(f"{name} is not little-endian")
-                return {_data_position(file, record): record.file_size for record in records.infolist()}
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, ValueError, NotImplementedError) as error:
-            raise self._error(f"{name} is not a whole torch checkpoint: {error}") from None
+            return stored_tensors(file, refuse)
+        except tarfile.TarError as error:
+            refuse(f"is not a whole torch checkpoint: {error}")
 
     def _unzipped(self, zipped: IO[bytes]) -> IO[bytes]:
         """The archive as a plain tar in an unnamed file."""
@@ -207,36 +157,6 @@ class NemoArchive:
 
     def _error(self, what: str) -> ArchiveError:
         return ArchiveError(f"{self.path}: {what}")
-
-
-def _tensors_without_data(file: IO[bytes], error: Any) -> dict[str, Any]:
-    """The checkpoint's dictionary of tensors, with shapes and positions but no data. error: makes an ArchiveError.
-
-    In torch's fake mode `load` reads only the index, through the same weights-only unpickler.
-    """
-    import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    try:
-        with FakeTensorMode():
-            found = torch.load(file, weights_only=True, map_location="cpu")
-    except pickle.UnpicklingError:
-        raise error("the checkpoint holds more than tensors and was refused") from None
-    except Exception as cause:  # a damaged index can raise anything
-        raise error(f"the checkpoint cannot be read: {' '.join(str(cause).split())[:200]}") from None
-    if not isinstance(found, dict) or not found:
-        raise error("the checkpoint is not a dictionary of tensors")
-    for key, value in found.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-            raise error(f"the checkpoint's entry {key!r} is not a tensor")
-    return found
-
-
-def _data_position(file: IO[bytes], record: zipfile.ZipInfo) -> int:
-    """Where a stored zip record's bytes begin: after its local header of 30 bytes, a name and an extra field."""
-    file.seek(record.header_offset + 26)
-    lengths = file.read(4)
-    return record.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
 
 
 def _value_count(values: Any, limit: int) -> int:

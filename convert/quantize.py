@@ -1,7 +1,8 @@
 """Which tensors are packed into few bits, and how: MLX's affine quantization, by groups along the input."""
 
 import re
-from typing import Any
+
+import numpy as np
 
 from model.config import QuantizationConfig
 
@@ -38,14 +39,11 @@ def packed_layout(
     ]
 
 
-def packed(weight: Any, quantization: QuantizationConfig) -> list[Any]:
-    """A torch weight (O, I) → the torch tensors that `packed_layout` names."""
+def packed(weight: np.ndarray, quantization: QuantizationConfig) -> list[np.ndarray]:
+    """A weight (O, I) → the arrays that `packed_layout` names, scales and offsets in the weight's own type."""
     import mlx.core as mx
-    import numpy as np
-    import torch
 
-    # numpy has no bfloat16; float32 holds every value of it
-    stored = mx.array(weight.float().numpy()).astype(getattr(mx, str(weight.dtype).removeprefix("torch.")))
-    whole, scales, offsets = mx.quantize(stored, quantization.group_size, quantization.bits)
-    by_group = [torch.from_numpy(np.array(x.astype(mx.float32))).to(weight.dtype) for x in (scales, offsets)]
-    return [torch.from_numpy(np.array(whole)), *by_group]
+    whole, scales, offsets = mx.quantize(mx.array(weight), quantization.group_size, quantization.bits)
+    # numpy reads no bfloat16 from MLX; float32 holds every value of it.
+    by_group = [np.array(x.astype(mx.float32)).astype(weight.dtype) for x in (scales, offsets)]
+    return [np.array(whole), *by_group]

@@ -9,13 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 TYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2), "uint32": ("U32", 4)}
 
 
 def write_safetensors(
-    path: Path, layout: list[tuple[str, str, tuple[int, ...]]], tensors: Iterable[tuple[str, Any]]
+    path: Path, layout: list[tuple[str, str, tuple[int, ...]]], tensors: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """layout: (name, dtype, shape) of each tensor; tensors: (name, torch tensor), those very ones in that order."""
+    """layout: (name, dtype, shape) of each tensor; tensors: (name, array), the same ones in the same order."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
     for name, dtype, shape in layout:
@@ -30,14 +32,7 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for (name, dtype, shape), (written, tensor) in zip(layout, tensors, strict=True):
-            assert (name, dtype, shape) == (written, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-            file.write(_bytes(tensor))
+            assert (name, dtype, shape) == (written, tensor.dtype.name, tensor.shape)
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _bytes(tensor: Any) -> Any:
-    """A contiguous tensor's bytes, without a copy; as bytes because numpy has no bfloat16."""
-    import torch
-
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())

@@ -15,27 +15,36 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
+import ml_dtypes
+import numpy as np
+
+from convert.checkpoint import is_floating
 from convert.errors import TensorError
 from model.config import AlignerConfig, CanaryConfig, DecoderConfig, EncoderConfig, PreprocessorConfig
 
 BATCH_NORM_EPS = 1e-5
 MAX_LAYERS = 256
 MAX_SIZE = 2**20
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 
 
 class Stored(Protocol):
-    """A tensor that is read when it is loaded, as `nemo.StoredTensor`."""
+    """A tensor that is read when it is loaded, as `checkpoint.StoredTensor`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> Any: ...
-    def load(self) -> Any: ...
+    def dtype(self) -> np.dtype: ...
+    def load(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Row:
-    """target with its shape ← NeMo's tensors with theirs, through `layout`, a function of torch tensors."""
+    """target with its shape ← NeMo's tensors with theirs, through `layout`, a function of arrays."""
 
     target: str
     shape: str
@@ -43,59 +52,62 @@ class Row:
     layout: Callable[..., Any]
 
 
-# ---- layouts: float32 torch tensors in, one out ----
+# ---- layouts: float32 arrays in, one out ----
 
 
-def same(tensor: Any) -> Any:
+def same(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
-def squeezed(tensor: Any) -> Any:
+def squeezed(tensor: np.ndarray) -> np.ndarray:
     """(1, B, P) → (B, P)."""
     return tensor[0]
 
 
-def joined(*tensors: Any) -> Any:
+def joined(*tensors: np.ndarray) -> np.ndarray:
     """Several (O, I) → one (n·O, I), in the order of the row."""
-    import torch
-
-    return torch.cat(tensors)
+    return np.concatenate(tensors)
 
 
-def channels_last(kernel: Any) -> Any:
+def channels_last(kernel: np.ndarray) -> np.ndarray:
     """torch (O, I, time, freq) → MLX (O, time, freq, I)."""
-    return kernel.permute(0, 2, 3, 1)
+    return kernel.transpose(0, 2, 3, 1)
 
 
-def pointwise(kernel: Any) -> Any:
+def pointwise(kernel: np.ndarray) -> np.ndarray:
     """A convolution of kernel 1, (O, I, 1) or (O, I, 1, 1) → the linear layer (O, I) that it is."""
-    return kernel.flatten(1)
+    return kernel.reshape(len(kernel), -1)
 
 
-def frequency_major(bands: int) -> Callable[[Any], Any]:
+def frequency_major(bands: int) -> Callable[[np.ndarray], np.ndarray]:
     """(D, C·F) with columns c·F + f → f·C + c, as channels-last data is flattened. bands: F."""
-    return lambda weight: weight.unflatten(1, (-1, bands)).transpose(1, 2).flatten(1)
+
+    def reordered(weight: np.ndarray) -> np.ndarray:
+        D = len(weight)
+        return weight.reshape(D, -1, bands).transpose(0, 2, 1).reshape(D, -1)
+
+    return reordered
 
 
-def folded_weight(kernel: Any, scale: Any, variance: Any) -> Any:
+def folded_weight(kernel: np.ndarray, scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
     """Depthwise (D, 1, K) with the batch norm's scale folded in → (D, K, 1)."""
-    return (kernel * _gain(scale, variance)[:, None, None]).transpose(1, 2)
+    return (kernel * _gain(scale, variance)[:, None, None]).transpose(0, 2, 1)
 
 
-def folded_bias(scale: Any, shift: Any, mean: Any, variance: Any, bias: Any = 0.0) -> Any:
+def folded_bias(
+    scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray, bias: np.ndarray | float = 0.0
+) -> np.ndarray:
     """The batch norm's shift with the convolution's own bias, where it has one, folded in."""
     return (bias - mean) * _gain(scale, variance) + shift
 
 
-def _gain(scale: Any, variance: Any) -> Any:
-    return scale / (variance + BATCH_NORM_EPS).sqrt()
+def _gain(scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    return scale / np.sqrt(variance + np.float32(BATCH_NORM_EPS))
 
 
-def tied(embedding: Any, head: Any) -> Any:
+def tied(embedding: np.ndarray, head: np.ndarray) -> np.ndarray:
     """The one matrix that embeds tokens and scores them."""
-    import torch
-
-    if not torch.equal(embedding, head):
+    if not np.array_equal(embedding, head):
         raise TensorError(
             "log_softmax.mlp.layer0.weight differs from the token embedding; only a tied head is supported"
         )
@@ -246,7 +258,7 @@ class Table:
         for name, shape in expected.items():
             if name in tensors and tuple(tensors[name].shape) != shape:
                 raise TensorError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {shape}")
-            if name in tensors and not tensors[name].dtype.is_floating_point:
+            if name in tensors and not is_floating(tensors[name].dtype):
                 raise TensorError(f"{name} holds {tensors[name].dtype}, expected floating-point numbers")
         missing = [name for name in expected if name not in tensors]
         if missing:
@@ -334,19 +346,19 @@ def dtype_of(target: str, dtype: str) -> str:
     return "float32" if target.startswith("preprocessor.") else dtype
 
 
-def convert_tensors(tensors: Mapping[str, Stored], table: Table, dtype: str) -> Iterator[tuple[str, Any]]:
-    """(target, torch tensor) row by row, so that only one row's tensors are in memory at a time.
+def convert_tensors(tensors: Mapping[str, Stored], table: Table, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(target, array) row by row, so that only one row's tensors are in memory at a time.
 
     Arithmetic is float32; dtype is "float32", "bfloat16" or "float16", except for `preprocessor.*`, float32.
     Raises TensorError for tensors that do not fit the table, and for a number that is not finite in the dtype.
     """
-    import torch
-
     table.check(tensors)
     for row in table.rows:
-        result = row.layout(*(tensors[name].load().float() for name, _ in row.sources))
-        assert tuple(result.shape) == table.shape(row.shape), row.target
-        result = result.to(getattr(torch, dtype_of(row.target, dtype))).contiguous()
-        if not torch.isfinite(result).all():
+        # A number that is too large becomes infinite, which is refused below.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            result = row.layout(*(tensors[name].load().astype(np.float32, copy=False) for name, _ in row.sources))
+            assert result.shape == table.shape(row.shape), row.target
+            result = np.ascontiguousarray(result.astype(DTYPES[dtype_of(row.target, dtype)], copy=False))
+        if not np.isfinite(result).all():
             raise TensorError(f"{row.sources[0][0]} holds a number that is not finite as {dtype}")
         yield row.target, result

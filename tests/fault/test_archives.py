@@ -235,7 +235,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_runs_nothing(tmp_path,
     witness = tmp_path / "ran"
     content = archives.checkpoint({**archives.tensors(VARIANT), "extra": Hostile(witness)})
     message = refused_with(WEIGHTS, content, tmp_path, files, refusal)
-    assert message.endswith("the checkpoint holds more than tensors and was refused")
+    assert message.endswith("model_weights.ckpt holds more than tensors and was refused")
     assert not witness.exists()
 
 
@@ -266,7 +266,8 @@ def test_a_checkpoint_cut_short_within_a_whole_archive_is_refused(tmp_path, file
 
 def test_a_damaged_index_is_refused(tmp_path, files, refusal):
     content = repacked(files[WEIGHTS], {"data.pkl": b"\x80\x02}q\x00(X\x01"})
-    assert "the checkpoint" in refused_with(WEIGHTS, content, tmp_path, files, refusal)
+    message = refused_with(WEIGHTS, content, tmp_path, files, refusal)
+    assert "model_weights.ckpt has an index that cannot be read: " in message
 
 
 def test_compressed_records_are_refused_before_they_are_read(tmp_path, files, refusal):
@@ -278,7 +279,9 @@ def test_compressed_records_are_refused_before_they_are_read(tmp_path, files, re
 def test_a_tensor_larger_than_its_record_is_refused(tmp_path, files, refusal):
     content = repacked(files[WEIGHTS], {"data/0": bytes(4)})
     message = refused_with(WEIGHTS, content, tmp_path, files, refusal)
-    assert message.endswith("tensor 'preprocessor.featurizer.window' does not lie within the checkpoint")
+    assert message.endswith(
+        "model_weights.ckpt has a tensor 'preprocessor.featurizer.window' that does not lie within it"
+    )
 
 
 def test_numbers_that_are_not_finite_are_named(tmp_path, files, refusal):

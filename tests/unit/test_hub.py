@@ -102,12 +102,12 @@ def test_a_known_name_is_downloaded_and_converted_with_its_licence_told(start, h
     assert "nvidia/canary-180m-flash is licensed CC-BY-4.0" in first["log"]
 
 
-def test_the_second_start_needs_no_network_and_no_torch(start, hub):
+def test_neither_start_needs_torch_and_the_second_no_network(start, hub):
     first = start("canary-180m-flash", hub.url)
     asked = len(hub.requests)
     second = start("canary-180m-flash")
     assert second["folder"] == first["folder"]
-    assert (first["torch"], second["torch"]) == (True, False)
+    assert (first["torch"], second["torch"]) == (False, False)
     assert (len(hub.requests), second["steps"]) == (asked, [])
 
 

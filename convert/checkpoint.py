@@ -1,0 +1,197 @@
+"""A torch checkpoint (`torch.save` of a dictionary of tensors) read without torch.
+
+It is a zip of uncompressed records: `data.pkl`, a pickle that describes the tensors, and `data/KEY`, the bytes of each
+storage. The pickle is read by an unpickler that knows ten names, each of them ours; any other name refuses the file.
+Format: torch/serialization.py, `_rebuild_tensor_v2` in torch/_utils.py.
+"""
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import IO, Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from convert.errors import ArchiveError
+
+MAX_INDEX_BYTES = 64 * 2**20
+MAX_DIMENSIONS = 8
+
+# torch's storage classes → what their bytes are.
+STORAGES = {
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "DoubleStorage": np.dtype(np.float64),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+_FLOATING = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
+
+
+def is_floating(dtype: np.dtype) -> bool:
+    """Whether it is a floating-point type, bfloat16 included."""
+    return dtype in _FLOATING
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that is still in the archive: what it is, and where its bytes are. stride: in elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    stride: tuple[int, ...]
+    offset: int
+    file: IO[bytes] = field(repr=False, compare=False)
+
+    def load(self) -> np.ndarray:
+        """Read it: an array of `shape` and `dtype`. Raises ArchiveError if the file ends first."""
+        elements = np.empty(_extent(self.shape, self.stride), self.dtype)
+        self.file.seek(self.offset)
+        left = elements.view(np.uint8).data
+        while left:
+            count = self.file.readinto(left)  # pyright: ignore[reportAttributeAccessIssue]
+            if not count:
+                raise ArchiveError(f"{self.name}: the checkpoint ends inside this tensor")
+            left = left[count:]
+        strides = [step * self.dtype.itemsize for step in self.stride]
+        return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+
+
+def stored_tensors(file: IO[bytes], refuse: Callable[[str], NoReturn]) -> dict[str, StoredTensor]:
+    """The tensors of the checkpoint in `file`, by name; none of them is read yet.
+
+    All checksums are verified first. refuse: raises an error for whoever owns the file, from what is wrong with it.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            records = archive.infolist()
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                refuse("has compressed records, which torch does not write")
+            if bad := archive.testzip():
+                refuse(f"is damaged at {bad!r}")
+            by_name = {record.filename.partition("/")[2]: record for record in records}
+            if "byteorder" in by_name and archive.read(by_name["byteorder"]) != b"little":
+                refuse("is not little-endian")
+            if "data.pkl" not in by_name:
+                refuse("has no index (data.pkl)")
+            if by_name["data.pkl"].file_size > MAX_INDEX_BYTES:
+                refuse(f"has an index of {by_name['data.pkl'].file_size} bytes, over the limit of {MAX_INDEX_BYTES}")
+            with archive.open(by_name["data.pkl"]) as index:
+                described = _read_index(index, refuse)
+            storages = {
+                name.removeprefix("data/"): (_data_position(file, record), record.file_size)
+                for name, record in by_name.items()
+                if name.startswith("data/")
+            }
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
+        refuse(f"is not a whole torch checkpoint: {error}")
+    tensors = _checked_names(described, refuse)
+    return {name: _placed(name, tensor, storages, file, refuse) for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """A storage that the index refers to: the record `data/KEY`."""
+
+    key: str
+    dtype: np.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor as the index describes it: sizes and strides in elements, not checked yet."""
+
+    storage: Any
+    offset: Any
+    size: Any
+    stride: Any
+
+
+class _Refused(pickle.UnpicklingError):
+    """The index asks for something other than tensors."""
+
+
+class _Index(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _Tensor(
+                storage, offset, size, stride
+            ),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+        }
+        if (module, name) not in known:
+            raise _Refused(f"{module}.{name}")
+        return known[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        match pid:
+            case ("storage", np.dtype() as dtype, str(key), str(), int()):
+                return _Storage(key, dtype)
+        raise _Refused("a reference that is not a storage")
+
+
+def _read_index(index: IO[bytes], refuse: Callable[[str], NoReturn]) -> Any:
+    try:
+        return _Index(index).load()
+    except _Refused:
+        refuse("holds more than tensors and was refused")
+    except Exception as error:  # a damaged pickle can raise anything
+        refuse(f"has an index that cannot be read: {' '.join(str(error).split())[:200]}")
+
+
+def _checked_names(described: Any, refuse: Callable[[str], NoReturn]) -> dict[str, _Tensor]:
+    if not isinstance(described, dict) or not described:
+        refuse("is not a dictionary of tensors")
+    for name, value in described.items():
+        if not isinstance(name, str) or not isinstance(value, _Tensor):
+            refuse(f"has an entry {str(name)[:80]!r} that is not a tensor")
+    return described
+
+
+def _placed(
+    name: str,
+    tensor: _Tensor,
+    storages: dict[str, tuple[int, int]],
+    file: IO[bytes],
+    refuse: Callable[[str], NoReturn],
+) -> StoredTensor:
+    """Where the tensor's bytes are. What the index says is checked against the zip's own sizes."""
+    storage, offset, shape, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
+    is_well_formed = (
+        isinstance(storage, _Storage)
+        and isinstance(shape, tuple)
+        and isinstance(stride, tuple)
+        and len(shape) == len(stride) <= MAX_DIMENSIONS
+        and all(type(number) is int and number >= 0 for number in (offset, *shape, *stride))
+    )
+    if not is_well_formed or storage.key not in storages or 0 in shape:
+        refuse(f"has a tensor {name[:80]!r} that does not lie within it")
+    start, size = storages[storage.key]
+    first = offset * storage.dtype.itemsize
+    if first + _extent(shape, stride) * storage.dtype.itemsize > size:
+        refuse(f"has a tensor {name[:80]!r} that does not lie within it")
+    return StoredTensor(name, shape, storage.dtype, stride, start + first, file)
+
+
+def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
+    """Elements from the first to the last of a strided tensor."""
+    return 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
+
+
+def _data_position(file: IO[bytes], record: zipfile.ZipInfo) -> int:
+    """Where a stored zip record's bytes begin: after its local header of 30 bytes, a name and an extra field."""
+    file.seek(record.header_offset + 26)
+    lengths = file.read(4)
+    return record.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
