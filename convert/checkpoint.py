@@ -5,7 +5,9 @@ storage. The pickle is read by an unpickler that knows ten names, each of them o
 Format: torch/serialization.py, `_rebuild_tensor_v2` in torch/_utils.py.
 """
 
+import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -85,8 +87,7 @@ def stored_tensors(file: IO[bytes], refuse: Callable[[str], NoReturn]) -> dict[s
                 refuse("has no index (data.pkl)")
             if by_name["data.pkl"].file_size > MAX_INDEX_BYTES:
                 refuse(f"has an index of {by_name['data.pkl'].file_size} bytes, over the limit of {MAX_INDEX_BYTES}")
-            with archive.open(by_name["data.pkl"]) as index:
-                described = _read_index(index, refuse)
+            described = _read_index(archive.read(by_name["data.pkl"]), refuse)
             storages = {
                 name.removeprefix("data/"): (_data_position(file, record), record.file_size)
                 for name, record in by_name.items()
@@ -120,6 +121,17 @@ class _Refused(pickle.UnpicklingError):
     """The index asks for something other than tensors."""
 
 
+# What torch writes, at protocol 2. Newer opcodes are not needed, and some of them take memory by their argument alone.
+_OPCODES = frozenset(
+    {
+        *("PROTO", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "STOP", "MARK", "EMPTY_DICT"),
+        *("SETITEM", "SETITEMS", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_TUPLE", "TUPLE", "TUPLE1"),
+        *("TUPLE2", "TUPLE3", "BINUNICODE", "SHORT_BINSTRING", "NONE", "NEWTRUE", "NEWFALSE", "BININT"),
+        *("BININT1", "BININT2", "LONG1", "BINFLOAT", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
+    }
+)
+
+
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in STORAGES:
@@ -142,9 +154,15 @@ class _Index(pickle.Unpickler):
         raise _Refused("a reference that is not a storage")
 
 
-def _read_index(index: IO[bytes], refuse: Callable[[str], NoReturn]) -> Any:
+def _read_index(index: bytes, refuse: Callable[[str], NoReturn]) -> Any:
     try:
-        return _Index(index).load()
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(index)):
+            if opcode.name not in _OPCODES:
+                raise _Refused(f"the opcode {opcode.name}")
+            # The unpickler makes room for as many objects as the number says.
+            if opcode.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
+                raise _Refused(f"a memo numbered {argument}")
+        return _Index(io.BytesIO(index)).load()
     except _Refused:
         refuse("holds more than tensors and was refused")
     except Exception as error:  # a damaged pickle can raise anything
