@@ -77,7 +77,7 @@ def stored_tensors(file: IO[bytes], refuse: Callable[[str], NoReturn]) -> dict[s
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                refuse("has compressed records, which torch does not write")
+                refuse("has compressed records, which torch never writes")
             if bad := archive.testzip():
                 refuse(f"is damaged at {bad!r}")
             by_name = {record.filename.partition("/")[2]: record for record in records}
@@ -94,7 +94,7 @@ def stored_tensors(file: IO[bytes], refuse: Callable[[str], NoReturn]) -> dict[s
                 if name.startswith("data/")
             }
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
-        refuse(f"is not a whole torch checkpoint: {error}")
+        refuse(f"is not a torch checkpoint, or is damaged: {error}")
     tensors = _checked_names(described, refuse)
     return {name: _placed(name, tensor, storages, file, refuse) for name, tensor in tensors.items()}
 
@@ -164,7 +164,7 @@ def _read_index(index: bytes, refuse: Callable[[str], NoReturn]) -> Any:
                 raise _Refused(f"a memo numbered {argument}")
         return _Index(io.BytesIO(index)).load()
     except _Refused:
-        refuse("holds more than tensors and was refused")
+        refuse("contains objects other than tensors")
     except Exception as error:  # a damaged pickle can raise anything
         refuse(f"has an index that cannot be read: {' '.join(str(error).split())[:200]}")
 
@@ -195,11 +195,11 @@ def _placed(
         and all(type(number) is int and number >= 0 for number in (offset, *shape, *stride))
     )
     if not is_well_formed or storage.key not in storages or 0 in shape:
-        refuse(f"has a tensor {name[:80]!r} that does not lie within it")
+        refuse(f"has a tensor {name[:80]!r} that is empty or reaches outside it")
     start, size = storages[storage.key]
     first = offset * storage.dtype.itemsize
     if first + _extent(shape, stride) * storage.dtype.itemsize > size:
-        refuse(f"has a tensor {name[:80]!r} that does not lie within it")
+        refuse(f"has a tensor {name[:80]!r} that is empty or reaches outside it")
     return StoredTensor(name, shape, storage.dtype, stride, start + first, file)
 
 

@@ -1,7 +1,7 @@
-"""A `.nemo` archive → its configuration, tensors and tokenizer files. Nothing in it is executed or unpacked.
+"""Read the configuration, tensors and tokenizer files of a `.nemo` archive. Nothing in it is executed or extracted.
 
 The archive is a tar, plain or gzipped, of `model_config.yaml`, `model_weights.ckpt` and tokenizer files. Members are
-found by their whole names; an archive with links, devices, doubled names or paths that lead outside is refused.
+looked up by their full names. Archives with links, devices, duplicate names or paths outside the archive are rejected.
 """
 
 import gzip
@@ -32,8 +32,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 class NemoArchive:
     """An open `.nemo` archive; use as a context manager.
 
-    scratch: where a gzipped archive is unzipped to, as an unnamed file that vanishes when the archive is closed.
-    Raises ArchiveError for whatever is not a whole, harmless archive.
+    scratch: folder for a gzipped archive's unzipped copy, an unnamed file that is gone once the archive is closed.
+    Raises ArchiveError if the archive is damaged, incomplete or unsafe.
     """
 
     def __init__(self, path: Path, scratch: Path | None = None):
@@ -47,7 +47,7 @@ class NemoArchive:
         try:
             self._file = self.path.open("rb")
         except OSError as error:
-            raise ArchiveError(f"{self.path} cannot be read: {error.strerror}") from None
+            raise ArchiveError(f"cannot read {self.path}: {error.strerror}") from None
         try:
             if self._file.read(2) == GZIP_MAGIC:
                 self._file = self._unzipped(self._file)
@@ -56,7 +56,7 @@ class NemoArchive:
             self._members = self._safe_members()
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
             self._file.close()
-            raise ArchiveError(f"{self.path} is not a whole .nemo archive (tar): {error}") from None
+            raise ArchiveError(f"{self.path} is not a .nemo archive (tar), or is damaged: {error}") from None
         except BaseException:
             self._file.close()
             raise
@@ -75,39 +75,39 @@ class NemoArchive:
         return self.yaml(CONFIG)
 
     def yaml(self, name: str) -> dict[str, Any]:
-        """A member as yaml of plain values; tags that would make objects are refused."""
+        """A YAML member as a dictionary of plain values. Tags that would construct objects are rejected."""
         try:
             values = yaml.safe_load(self.read(name, MAX_YAML_BYTES))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise self._error(f"{name} is not plain yaml: {' '.join(str(error).split())[:200]}") from None
+            raise self._error(f"{name} is not plain YAML: {' '.join(str(error).split())[:200]}") from None
         if not isinstance(values, dict):
-            raise self._error(f"{name} holds no configuration")
+            raise self._error(f"{name} is not a YAML mapping")
         if _value_count(values, MAX_YAML_VALUES) >= MAX_YAML_VALUES:
-            raise self._error(f"{name} has over {MAX_YAML_VALUES} values once its references are followed")
+            raise self._error(f"{name} has over {MAX_YAML_VALUES} values after its aliases are expanded")
         return values
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
-        """A member's bytes. `nemo:` before a name, as NeMo's configurations write it, is left out."""
+        """A member's bytes. The prefix `nemo:`, which NeMo's configurations use, is ignored."""
         member = self._member(name.removeprefix("nemo:"))
         if member.size > max_bytes:
-            raise self._error(f"{name} has {member.size} bytes, over the limit of {max_bytes}")
+            raise self._error(f"{name} has {member.size} bytes; the limit is {max_bytes}")
         with self._open(member) as file:
             return file.read()
 
     def tensors(self, name: str) -> dict[str, StoredTensor]:
-        """The tensors of a checkpoint member by name, none of them read yet."""
+        """The tensors of a checkpoint member by name. No data is read yet."""
         file = self._open(self._member(name))
 
-        def refuse(what: str) -> NoReturn:
-            raise self._error(f"{name} {what}")
+        def refuse(message: str) -> NoReturn:
+            raise self._error(f"{name} {message}")
 
         try:
             return stored_tensors(file, refuse)
         except tarfile.TarError as error:
-            refuse(f"is not a whole torch checkpoint: {error}")
+            refuse(f"is not a torch checkpoint, or is damaged: {error}")
 
     def _unzipped(self, zipped: IO[bytes]) -> IO[bytes]:
-        """The archive as a plain tar in an unnamed file."""
+        """The archive unzipped into an unnamed file."""
         zipped.seek(0)
         plain = tempfile.TemporaryFile(dir=self._scratch)  # noqa: SIM115 (closed by __exit__)
         try:
@@ -122,26 +122,26 @@ class NemoArchive:
         return plain
 
     def _safe_members(self) -> dict[str, tarfile.TarInfo]:
-        """Regular members by normalised name; one bad member refuses the archive."""
+        """Regular members by normalised name. A single unsafe member rejects the whole archive."""
         size = self._file.seek(0, 2)
         members: dict[str, tarfile.TarInfo] = {}
         for count, member in enumerate(self._tar):
             path = PurePosixPath(member.name)
             if count >= MAX_MEMBERS:
-                raise self._error(f"over {MAX_MEMBERS} members")
+                raise self._error(f"the archive has over {MAX_MEMBERS} members")
             if path.is_absolute() or ".." in path.parts:
-                raise self._error(f"member {member.name!r} leads outside the archive")
+                raise self._error(f"member {member.name!r} points outside the archive")
             if member.isdir():
                 continue
             if not member.isreg() or member.issparse():
                 raise self._error(f"member {member.name!r} is a link or a special file")
             if member.offset_data + member.size > size:
-                raise self._error(f"it ends inside {member.name!r}; download it again")
+                raise self._error(f"the archive ends in the middle of {member.name!r}; download it again")
             if str(path) in members:
                 raise self._error(f"member {str(path)!r} appears twice")
             members[str(path)] = member
         if not members:
-            raise tarfile.ReadError("it holds no files")
+            raise tarfile.ReadError("it contains no files")
         return members
 
     def _member(self, name: str) -> tarfile.TarInfo:
@@ -155,12 +155,12 @@ class NemoArchive:
         assert file is not None  # regular members only
         return file
 
-    def _error(self, what: str) -> ArchiveError:
-        return ArchiveError(f"{self.path}: {what}")
+    def _error(self, message: str) -> ArchiveError:
+        return ArchiveError(f"{self.path}: {message}")
 
 
 def _value_count(values: Any, limit: int) -> int:
-    """How many values a yaml tree has when its aliases are written out, counted up to `limit`."""
+    """How many values a YAML tree has with its aliases expanded, counted up to `limit`."""
     count, todo = 1, [values]
     while todo:
         value = todo.pop()
