@@ -75,6 +75,7 @@ def _download(repo: str, revision: str, progress: Callable[[str, int, int], None
     from huggingface_hub import constants, errors, hf_hub_download
 
     model = known_model(repo)
+    _log_once()
     try:
         file = model.file if model else _only_archive(repo, revision)
         logger.info("fetching %s of %s, revision %s", file, repo, revision)
@@ -93,6 +94,12 @@ def _download(repo: str, revision: str, progress: Callable[[str, int, int], None
     except Exception as error:  # whichever HTTP library the client uses has errors of its own
         reason = _failure(error)
     raise HubError(f"Hub repository {repo} {reason}") from None
+
+
+def _log_once() -> None:
+    """Where the application has a log, keep the Hub's client from also writing its lines to stderr itself."""
+    if logging.getLogger().handlers:
+        logging.getLogger("huggingface_hub").handlers.clear()
 
 
 def _failure(error: Exception) -> str:

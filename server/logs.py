@@ -10,6 +10,13 @@ from contextvars import ContextVar
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
+class TextFormatter(logging.Formatter):
+    """One line per message, whatever it contains; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return " ".join(super().formatMessage(record).split("\n"))
+
+
 class JsonFormatter(logging.Formatter):
     """One object per line. What a record gets as `extra={"fields": {…}}` becomes keys of it."""
 
@@ -31,11 +38,12 @@ class JsonFormatter(logging.Formatter):
 def configure_logging(level: str, format: str) -> None:
     """Log to standard error, from `level` up, as text or json."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)-7s %(message)s")
     handler.setFormatter(JsonFormatter() if format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Our own lines on starting and stopping say more.
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    # Our own lines on starting, stopping and downloading say more.
+    for name in ("uvicorn.error", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
     # A refused websocket is not an error.
     logging.getLogger("uvicorn.error").addFilter(
         lambda record: "without completing handshake" not in record.getMessage()

@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from server.cli.failures import chosen_settings, one_line_failures
+from server.cli.failures import chosen_settings, log_to_stderr, one_line_failures
 
 
 def convert_archive(
@@ -42,7 +42,7 @@ def convert_archive(
         )
     except ValidationError as error:
         raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="canary: %(message)s")
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     with one_line_failures():
         folder = convert(config, cache)
     typer.echo(folder)

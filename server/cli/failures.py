@@ -1,5 +1,6 @@
 """Failures of a command: one line on stderr and an exit code."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -8,6 +9,7 @@ import typer
 from pydantic import ValidationError
 
 from server.errors import ServiceError, invalid_field
+from server.logs import TextFormatter
 from server.settings import Settings, flag, variable
 
 
@@ -33,6 +35,13 @@ def one_line_failures() -> Iterator[None]:
         yield
     except (ConversionError, WeightsError, ConfigError, TokenizerError, ServiceError, OSError) as error:
         fail(error)
+
+
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Log like the command's own messages."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter("canary: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
 
 
 def chosen_settings(**given: Any) -> Settings:

@@ -13,7 +13,7 @@ import typer
 from model.canary.generate import DecodingOptions
 from model.canary.prompt import AUTO, Task, TaskError
 from server.audio.decode import AudioLimits, Blocks, decode_blocks
-from server.cli.failures import chosen_settings, complain, one_line_failures
+from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
 from server.cli.inputs import SOUNDS, Job, find_jobs, missing_paths
 from server.cli.progress import ProgressBar
 from server.engine.registry import LoadProgress, load_model
@@ -97,6 +97,7 @@ def transcribe_files(
         SubtitleRules.chosen(settings),
         detect_each,
     )
+    log_to_stderr()
     with one_line_failures():
         return len(empty) + asyncio.run(_transcribe(jobs, request, settings))
 

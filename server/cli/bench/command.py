@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from server.cli.failures import chosen_settings, fail, one_line_failures
+from server.cli.failures import chosen_settings, fail, log_to_stderr, one_line_failures
 from server.settings import Settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -48,6 +48,7 @@ def bench(
         # The libraries read these when they are loaded, which has not happened yet. The server's process inherits them.
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     settings = chosen_settings(**given)
+    log_to_stderr()
     with one_line_failures():
         result = _measured(settings, asked, requests, pace, repeats)
     result["system"]["threads"] = threads
