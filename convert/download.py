@@ -80,6 +80,7 @@ def _download(repo: str, revision: str, progress: Callable[[str, int, int], None
     from huggingface_hub import constants, errors, hf_hub_download
 
     model = _model_in(repo)
+    _log_once()
     try:
         file = model.file if model else _only_archive(repo, revision)
         logger.info("downloading %s from %s, revision %s", file, repo, revision)
@@ -98,6 +99,12 @@ def _download(repo: str, revision: str, progress: Callable[[str, int, int], None
     except Exception as error:  # the HTTP library behind the client raises its own errors
         reason = _failure_reason(error)
     raise HubError(f"Hub repository {repo} {reason}") from None
+
+
+def _log_once() -> None:
+    """Where the application has a log, keep the Hub's client from also writing its lines to stderr itself."""
+    if logging.getLogger().handlers:
+        logging.getLogger("huggingface_hub").handlers.clear()
 
 
 def _failure_reason(error: Exception) -> str:

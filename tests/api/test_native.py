@@ -147,9 +147,9 @@ def test_a_translation_without_a_possible_target_is_refused_with_what_is_possibl
     [
         ("language=pl", "language", "'pl' is not one of mock's: en, de, fr"),
         ("language=klingon", "language", "'klingon' is not known; possible: bg, cs,"),
-        ("timestamps=letter", "timestamps", "'letter' is not possible: input should be 'none', 'segment' or 'word'"),
-        ("format=doc", "format", "'doc' is not possible: input should be 'json', 'text', 'srt' or 'vtt'"),
-        ("pnc=perhaps", "pnc", "'perhaps' is not possible"),
+        ("timestamps=letter", "timestamps", "'letter' is not valid; must be one of none, segment, word"),
+        ("format=doc", "format", "'doc' is not valid; must be one of json, text, srt, vtt"),
+        ("pnc=perhaps", "pnc", "'perhaps' is not valid; must be true or false"),
         ("langauge=de", "langauge", "'langauge' is not a field; possible: file, model, language, target_language"),
         ("language=de&language=en", "language", "language is given twice: 'de' and 'en'"),
     ],
@@ -197,7 +197,7 @@ def test_a_body_over_the_cap_is_refused_while_it_is_read_whether_or_not_its_leng
     ):
         refused = error(response, 413)
         assert refused["code"] == "body_too_large"
-        assert refused["message"] == "The body is over 1 MB, the most that is read."
+        assert refused["message"] == "The request body is larger than 1 MB, the server's limit."
 
 
 @pytest.mark.parametrize(("path", "status"), [("/transcribe", 413), ("/nope", 404)])
@@ -230,7 +230,7 @@ def test_a_body_whose_announced_length_is_over_the_cap_is_refused_before_it_is_s
 def test_other_statuses_have_the_same_shape(client):
     assert error(client.get("/nope"), 404)["code"] == "not_found"
     wrong_method = client.get("/transcribe")
-    assert error(wrong_method, 405)["message"] == "This path takes POST."
+    assert error(wrong_method, 405)["message"] == "Method not allowed; use POST."
     assert wrong_method.headers["allow"] == "POST"
 
 
