@@ -21,6 +21,7 @@ from convert.convert import (
 )
 from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
+from model.canary.config import CanaryConfig
 from model.config import read_config
 
 __all__ = ["MODELS", "ConversionError", "HubError", "resolve"]
@@ -73,7 +74,7 @@ def resolve(
 
 def _as_asked(folder: Path, quantize: int | None) -> Path:
     """A converted folder, if it is packed as it should be or nothing was said of it."""
-    packing = read_config(folder).quantization if quantize else None
+    packing = read_config(folder, CanaryConfig).quantization if quantize else None
     if quantize and (packing is None or packing.bits != quantize):
         state = f"packed into {packing.bits} bits" if packing else "not packed"
         raise ConversionError(f"{folder} is converted already, and {state}: give the archive to have {quantize} bits")

@@ -19,7 +19,7 @@
         ├── StorageFull          503  storage_full            nowhere to keep the upload while it is read
         └── EngineStopped        503  stopping
 
-model.canary.prompt.TaskError (a language, pair or feature that the model lacks) is 400 as well:
+model.task.TaskError (a language, pair or feature that the model lacks) is 400 as well:
 unsupported_language, unsupported_language_pair or unsupported_task.
 
 Every answer has the shape OpenAI's clients read: {"error": {"message", "type", "param", "code", "request_id"}}.

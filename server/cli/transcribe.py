@@ -15,8 +15,8 @@ import soundfile
 import typer
 from tqdm import tqdm
 
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import AUTO, Task, TaskError
+from model.decoding import DecodingOptions
+from model.task import AUTO, Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks
 from server.cli.failures import chosen_settings, complain, one_line_failures
 from server.engine.registry import load_model

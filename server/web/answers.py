@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from model.canary.prompt import LanguagePairError, TaskError
+from model.task import LanguagePairError, TaskError
 from server.errors import ServiceError, StorageFull, invalid_field
 from server.logs import request_id
 

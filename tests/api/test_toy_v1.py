@@ -67,4 +67,4 @@ def test_a_translations_words_get_their_times_from_the_cross_attention_even_besi
 def test_a_prompt_is_refused_as_the_format_has_no_place_for_it(v1, samples):
     answer = v1.post("/transcribe", params={"language": "en", "prompt": "Anna."}, content=samples["en"].audio)
     assert answer.status_code == 400
-    assert "no place for a context" in answer.json()["error"]["message"]
+    assert "does not support a context" in answer.json()["error"]["message"]

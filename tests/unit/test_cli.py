@@ -18,14 +18,14 @@ import soundfile
 import typer
 from typer.testing import CliRunner
 
-from model.canary.generate import DecodingOptions
-from model.canary.language import detection_from
-from model.canary.prompt import Task, check_task
+from model.decoding import DecodingOptions, detection_from
+from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.__main__ import main
 from server.engine.batching import Pass, PassResult, Timing
 from server.errors import AudioError, TranscriptionFailed
 from server.settings import Settings
+from tests.configs import canary_config
 
 
 class MockEngine:
@@ -34,7 +34,7 @@ class MockEngine:
     Keeps what it was asked.
     """
 
-    info = SimpleNamespace(config=SimpleNamespace(name="mock", languages=("en", "de", "es"), prompt_format="canary2"))
+    info = SimpleNamespace(config=canary_config(languages=("en", "de", "es")))
 
     def __init__(self):
         self.calls: list[Pass] = []
@@ -47,7 +47,7 @@ class MockEngine:
         pass
 
     def check(self, task: Task) -> None:
-        check_task(task, self.info.config)
+        self.info.config.check(task)
 
     async def run(self, wanted: Pass, priority: int) -> PassResult:
         self.calls.append(wanted)
@@ -58,7 +58,7 @@ class MockEngine:
         if wanted.waveform.max() > 0.8:
             raise TranscriptionFailed("The model failed on this audio.")
         if wanted.waveform.max() > 0.6 and wanted.tasks[0].language == "auto":
-            check_task(replace(wanted.tasks[0], language="es"), self.info.config)
+            self.info.config.check(replace(wanted.tasks[0], language="es"))
         task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}" * (1 if wanted.waveform.max() > 0.09 else 50)
         detection = detection_from({"de": 0.9, "en": 0.1}) if task.language == "auto" else None
         words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()) if task.timestamps != "none")
@@ -310,9 +310,7 @@ def test_a_file_in_a_language_that_the_model_cannot_translate_so_costs_no_other(
     result = run("transcribe", sound("a.wav", 0.1), sound("spanish.wav", 0.7), sound("b.wav", 0.2), "-t", "de")
     assert result.exit_code == 1
     assert result.stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
-    assert result.stderr == (
-        "canary: spanish.wav: mock does not translate es to de: it translates from and to English\n"
-    )
+    assert result.stderr == ("canary: spanish.wav: mock does not translate es to de; one of the two must be en\n")
 
 
 def test_what_can_be_read_only_once_is_said_to_be_so(engine):
@@ -344,7 +342,7 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     [
         (["transcribe"], "FILE"),
         (["transcribe", "a.wav", "--language", "klingon"], "'klingon' is not known"),
-        (["transcribe", "a.wav", "--language", "fr"], "'fr' is not one of mock's: en, de, es"),
+        (["transcribe", "a.wav", "--language", "fr"], "'fr' is not supported by mock; must be one of en, de, es"),
         (["transcribe", "a.wav", "--timestamps", "letter"], "letter"),
         (["transcribe", "a.wav", "--beam-size", "0"], "beam-size"),
         (["serve", "--port", "70000"], "port"),

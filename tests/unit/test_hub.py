@@ -13,6 +13,7 @@ from convert.cache import default_cache_dir
 from convert.errors import ConversionError, HubError
 from convert.hub import MODELS, resolve
 from convert.upload import model_card
+from model.canary.config import CanaryConfig
 from model.config import QuantizationConfig, read_config
 from tests import archives
 from tests.hub_server import COMMIT, Hub, serving
@@ -228,8 +229,8 @@ def test_of_a_folder_with_a_known_models_name_a_path_means_the_folder_and_the_ba
 def test_weights_are_packed_when_asked_and_that_is_another_folder(archive):
     whole, packed = resolve(archive), resolve(archive, quantize=8)
     assert resolve(archive, quantize=8) == packed != whole
-    assert read_config(packed).quantization == QuantizationConfig(8, 64)
-    assert read_config(whole).quantization is None
+    assert read_config(packed, CanaryConfig).quantization == QuantizationConfig(8, 64)
+    assert read_config(whole, CanaryConfig).quantization is None
     assert resolve(packed) == resolve(packed, quantize=8) == packed
 
 
