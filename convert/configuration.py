@@ -7,7 +7,8 @@ import sentencepiece
 
 from convert.errors import ArchiveError
 from convert.nemo import ALIGNER_CONFIG, CONFIG, NemoArchive, StoredTensor
-from model.config import AlignerConfig, CanaryConfig, ConfigError, section_from
+from model.canary.config import CanaryConfig
+from model.config import AlignerConfig, ConfigError, section_from
 
 SPECIAL_TOKENS = "spl_tokens"
 EMBEDDING = "transf_decoder._embedding.token_embedding.weight"

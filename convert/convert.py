@@ -181,7 +181,7 @@ def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Pa
     name = nemo.path.name.removesuffix(".nemo")
     tensors = nemo.tensors(WEIGHTS)
     model, files = canary_config(nemo, tensors, name, config.dtype)
-    values = {**asdict(model), "quantization": quantization}
+    values = {"family": "canary", **asdict(model), "quantization": quantization}
     if config.encoder_only:
         tensors = {key: tensors[key] for key in tensors if key.startswith(("preprocessor.", "encoder."))}
         del values["decoder"], values["decoding"]

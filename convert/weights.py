@@ -21,7 +21,8 @@ import numpy as np
 
 from convert.checkpoint import is_floating
 from convert.errors import TensorError
-from model.config import AlignerConfig, CanaryConfig, DecoderConfig, EncoderConfig, PreprocessorConfig
+from model.canary.config import CanaryConfig, DecoderConfig
+from model.config import AlignerConfig, EncoderConfig, PreprocessorConfig
 
 BATCH_NORM_EPS = 1e-5
 MAX_LAYERS = 256

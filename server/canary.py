@@ -9,12 +9,13 @@ import soxr
 
 import model.canary.model
 from convert.hub import resolve
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import AUTO, Task
+from model.decoding import DecodingOptions
+from model.kernels import default_dtype
+from model.task import AUTO, Task
 from model.transcript import Transcript
 from server.audio import decode as sound
-from server.longform.cutting import Piece, cut
-from server.longform.transcribe import AT_ONCE, cutting_for_model, joined_transcript, task_for
+from server.longform.cutting import Cutting, Piece, cut
+from server.longform.transcribe import AT_ONCE, joined_transcript, task_for
 
 # A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
 Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
@@ -38,7 +39,7 @@ class Canary:
         large layers' weights into 8 or 4 bits when converting.
         Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
         """
-        dtype = dtype or model.canary.model.default_dtype()
+        dtype = dtype or default_dtype()
         return cls(model.canary.model.CanaryModel.load(resolve(name_or_path, dtype=dtype, quantize=quantize), dtype))
 
     @property
@@ -88,7 +89,7 @@ class Canary:
     ) -> Transcript | list[Transcript]:
         """One audio's transcript, or a list's, of any length; with another `target_language`, its translation.
 
-        language: "auto" finds it out; timestamps: "none", "segment" or "word". Raises model.canary.prompt.TaskError for
+        language: "auto" finds it out; timestamps: "none", "segment" or "word". Raises model.task.TaskError for
         what the model cannot be asked, and server.errors.AudioError for sound that cannot be read.
         """
         task = Task(language, target_language, pnc, timestamps, context)
@@ -99,7 +100,7 @@ class Canary:
 
     def _transcripts(self, waveforms: list[np.ndarray], task: Task, options: DecodingOptions) -> list[Transcript]:
         """Each one's transcript: cut into pieces that a pass is good for, all of them decoded a few at a time."""
-        cutting = cutting_for_model(self.model.config)
+        cutting = Cutting.up_to(self.model.config.longest_s)
         pieces = [list(cut([w], cutting)) for w in waveforms]
         tasks = [self._with_language(task, of) for of in pieces]
         jobs = [(piece, task_for(piece, task)) for of, task in zip(pieces, tasks, strict=True) for piece in of]
@@ -118,7 +119,7 @@ class Canary:
             return task
         if not pieces:
             return replace(task, language=self.languages[0])
-        encoded = self.model.encodings([model.canary.model.at_least_a_second(pieces[0].waveform)])[0]
+        encoded = self.model.encodings([pieces[0].waveform])[0]
         return replace(task, language=self.model.detect_language(encoded).language)
 
 

@@ -19,7 +19,7 @@
         ├── StorageFull          503  storage_full            no disk space for the upload
         └── EngineStopped        503  stopping
 
-model.canary.prompt.TaskError (a language, pair or feature that the model does not support) is also 400:
+model.task.TaskError (a language, pair or feature that the model does not support) is also 400:
 unsupported_language, unsupported_language_pair or unsupported_task.
 
 Every answer has the shape that OpenAI's clients expect: {"error": {"message", "type", "param", "code", "request_id"}}.

@@ -10,7 +10,7 @@ import numpy as np
 
 from model import kernels
 from model.canary.cache import TIME_STEP, GrowingRows, KVRows, KVSlots, rounded_up
-from model.config import DecoderConfig
+from model.canary.config import DecoderConfig
 from model.kernels import Array, Linear, like, namespace
 
 # Keys or values of R rows: (R, H, T, d_head), or one (H, T, d_head) a row with T its own.

@@ -11,24 +11,8 @@ import numpy as np
 from model import kernels
 from model.canary.beam import Beam
 from model.canary.decoder import Decoder, Head
+from model.decoding import Generated
 from model.kernels import Array, like, namespace
-
-MAX_BEAM = 32
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How to search. None takes the model's own setting."""
-
-    beam_size: int | None = None
-    length_penalty: float | None = None
-    max_new_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:
-            raise ValueError(f"beam_size {self.beam_size} is not between 1 and {MAX_BEAM}")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} is less than 1")
 
 
 @dataclass(frozen=True)
@@ -44,19 +28,6 @@ class Utterance:
     limit: int
     beam_size: int = 1
     length_penalty: float = 0.0
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Tokens after the prompt without the end, and the log-probability of each.
-
-    nothing: the chance, before the first token, that there is nothing to write: the end, or `<|nospeech|>`.
-    """
-
-    key: int
-    tokens: list[int]
-    log_probs: list[float]
-    nothing: float | None = None
 
 
 @dataclass

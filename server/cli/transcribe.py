@@ -10,8 +10,8 @@ from typing import Any
 
 import typer
 
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import AUTO, Task, TaskError
+from model.decoding import DecodingOptions
+from model.task import AUTO, Task, TaskError
 from server.audio.decode import AudioLimits, Blocks, decode_blocks
 from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
 from server.cli.inputs import SOUNDS, Job, find_jobs, missing_paths

@@ -13,14 +13,12 @@ from typing import Protocol
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions
-from model.canary.language import Detection
-from model.canary.prompt import AUTO, Task, asks_for_times
-from model.config import CanaryConfig
+from model.decoding import DecodingOptions, Detection
+from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
 from server.audio.vad import SpeechDetector
 from server.engine.batching import Pass, PassResult, Timing
-from server.engine.thread import INTERACTIVE
+from server.engine.thread import INTERACTIVE, ModelInfo
 from server.errors import QueueFull
 from server.longform.coverage import (
     MISSED_S,
@@ -43,8 +41,6 @@ log = logging.getLogger(__name__)
 AT_ONCE = 4
 # The search that a loop is tried again with.
 LOOP_BEAM = 4
-# What there must be room for: somebody who speaks fast, and two more tokens a word where the model writes its times.
-WORDS_PER_S, TOKENS_PER_WORD = 5.0, 3
 NO_TIME = Timing()
 DETECT_EACH = Cutting(5.0, 10.0, 2.0)
 """Short pieces, so that a language seldom changes within one."""
@@ -52,6 +48,9 @@ DETECT_EACH = Cutting(5.0, 10.0, 2.0)
 
 class Runner(Protocol):
     """What is needed of an Engine."""
+
+    @property
+    def info(self) -> ModelInfo | None: ...
 
     async def run(self, wanted: Pass, priority: int = ...) -> PassResult: ...
 
@@ -140,15 +139,7 @@ async def transcribe_audio(
 
 def cutting_for(engine: Runner) -> Cutting:
     """Pieces as long as the engine's model is good for."""
-    info = getattr(engine, "info", None)
-    config = info and info.config
-    return cutting_for_model(config) if isinstance(config, CanaryConfig) else Cutting()
-
-
-def cutting_for_model(config: CanaryConfig) -> Cutting:
-    """Pieces of 40 s, or what the decoder's sequence has room for: 34 s for the 512 tokens of canary-1b."""
-    tokens = TOKENS_PER_WORD + 2 * asks_for_times(Task(timestamps="word"), config)
-    return Cutting.up_to(min(40.0, config.decoder.max_sequence_length / (WORDS_PER_S * tokens)))
+    return Cutting.up_to(engine.info.config.longest_s) if engine.info else Cutting()
 
 
 def joined_transcript(pieces: list[tuple[Piece, Transcript]], task: Task, samples: int, cutting: Cutting) -> Transcript:

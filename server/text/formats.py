@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from model.canary.language import Detection
+from model.decoding import Detection
 from model.transcript import Segment, Transcript, Word
 from server.text import subtitles
 from server.text.subtitles import SubtitleRules

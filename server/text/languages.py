@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
 
-from model.canary.prompt import AUTO
+from model.task import AUTO
 from server.errors import RequestError
 
 NAMES = {

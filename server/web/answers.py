@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match, Mount
 
-from model.canary.prompt import LanguagePairError, TaskError
+from model.task import LanguagePairError, TaskError
 from server.errors import ServiceError, StorageFull, invalid_field
 from server.logs import request_id
 

@@ -7,16 +7,13 @@ from typing import BinaryIO
 
 from fastapi import Request
 
-from model.canary.prompt import AUTO, Task
+from model.task import AUTO, Task
 from model.transcript import Transcript
 from server.audio.decode import AudioLimits, Blocks, decode_blocks
 from server.engine.thread import Engine
 from server.errors import RequestError
 from server.longform.cutting import Cutting
 from server.longform.transcribe import OnProgress, Transcription, transcribe_audio
-
-# How much of the decoder's length a context may take.
-CONTEXT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -93,14 +90,14 @@ def with_fitting_context(task: Task, engine: Engine, lenient: bool) -> Task:
     Raises RequestError for one that is too long.
     """
     info = engine.info
-    if not task.context or not info or not info.tokenizer:
+    if not task.context or not info:
         return task
-    if lenient and info.config.prompt_format == "canary":
-        return replace(task, context="")
+    most = info.config.context_tokens
+    if not most:
+        return replace(task, context="") if lenient else task
     # Special tokens are not for callers to write.
     words = task.context.replace("<|", "< |").split()
     language = task.target if task.target in info.config.languages else info.config.languages[0]
-    most = int(info.config.decoder.max_sequence_length * CONTEXT_SHARE)
     while (tokens := len(info.tokenizer.encode(" ".join(words), language))) > most:
         if not lenient:
             raise RequestError(f"prompt: it has {tokens} tokens; possible: up to {most}.", "prompt")

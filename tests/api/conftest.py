@@ -15,13 +15,14 @@ import pytest
 import soundfile
 import uvicorn
 
-from model.canary.generate import Generated
-from model.canary.language import Detection
+from model.canary.config import CanaryConfig
+from model.decoding import Detection, Generated
 from model.transcript import Segment, Transcript, Word
 from server.cli.serve import uvicorn_config
 from server.engine.registry import Engines, Resolve
 from server.settings import Settings
 from server.web.app import create_app
+from tests.configs import canary_config
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 
@@ -127,10 +128,12 @@ def samples() -> dict[str, Sample]:
 class MockCanary:
     """A model with known answers. It waits while `gate` is cleared and fails on audio with a peak above 0.9."""
 
-    config: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(name="mock", languages=("en", "de", "fr"), prompt_format="canary2")
+    config: CanaryConfig = field(default_factory=lambda: canary_config(languages=("en", "de", "fr")))
+    tokenizer: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(encode=lambda text, language: text.split())
     )
     dtype: str = "float32"
+    encodes_together: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     heard: list[int] = field(default_factory=list)  # the length in samples of each audio it received
@@ -146,13 +149,10 @@ class MockCanary:
             raise RuntimeError("secret internals at 0xdeadbeef")
         return [SimpleNamespace(features_s=0.0, encode_s=0.0) for _ in waveforms]
 
-    def prompt(self, task) -> list[int]:
-        return []
-
     def detect_language(self, encoded) -> Detection:
         return Detection("de", 0.9, "en", {"de": 0.9, "en": 0.1, "fr": 0.0})
 
-    def utterance(self, key, encoded, prompt, options) -> int:
+    def utterance(self, key, encoded, task, options, prefix) -> int:
         return key
 
     def running_batch(self) -> SimpleNamespace:
@@ -161,7 +161,7 @@ class MockCanary:
             rows=0, join=lambda keys: [Generated(key, [1, 2], [0.0, 0.0]) for key in keys], step=list
         )
 
-    def cross_attention(self, encoded, prompt, tokens) -> np.ndarray:
+    def attention(self, encoded, task, tokens) -> np.ndarray:
         return np.ones((len(tokens), 4), np.float32) / 4
 
     def transcript(self, generated, waveform, task, encoded=None) -> Transcript:

@@ -100,7 +100,7 @@ def test_a_model_in_use_is_not_unloaded(serve_models, mock, loads, wav):
 UNLOADED = """
 import asyncio, threading
 import mlx.core as mx, numpy as np
-from model.canary.prompt import Task
+from model.task import Task
 from server.engine.registry import Engines, load_model
 from server.settings import Settings
 

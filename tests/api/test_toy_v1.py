@@ -67,4 +67,4 @@ def test_word_times_of_a_translation_come_from_cross_attention_even_with_an_alig
 def test_a_prompt_is_refused_because_the_format_does_not_support_one(v1, samples):
     answer = v1.post("/transcribe", params={"language": "en", "prompt": "Anna."}, content=samples["en"].audio)
     assert answer.status_code == 400
-    assert "no place for a context" in answer.json()["error"]["message"]
+    assert "does not support a context" in answer.json()["error"]["message"]

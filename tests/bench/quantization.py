@@ -21,9 +21,9 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary.model import CanaryModel
-from model.canary.prompt import Task
 from model.config import WEIGHTS_FILE
 from model.cpu.int8 import Int8Linear
+from model.task import Task
 from model.weights import lay_out_for_cpu
 from server.cli.bench.stages import sound
 from tests.toy.grammar import LANGUAGES

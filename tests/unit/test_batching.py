@@ -7,9 +7,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from model.canary.generate import DecodingOptions
 from model.canary.model import CanaryModel
-from model.canary.prompt import Task
+from model.decoding import DecodingOptions
+from model.task import Task
 from server.engine.batching import Batcher, Pass, PassResult
 
 TASKS = (

@@ -15,13 +15,13 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from model.canary.generate import DecodingOptions
-from model.canary.language import detection_from
-from model.canary.prompt import Task, check_task
+from model.decoding import DecodingOptions, detection_from
+from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.__main__ import main
 from server.engine.batching import Pass, PassResult, Timing
 from server.errors import AudioError, TranscriptionFailed
+from tests.configs import canary_config
 
 
 class MockEngine:
@@ -30,7 +30,7 @@ class MockEngine:
     Keeps the passes it was asked for. `wait` is called before each answer.
     """
 
-    info = SimpleNamespace(config=SimpleNamespace(name="mock", languages=("en", "de", "es"), prompt_format="canary2"))
+    info = SimpleNamespace(config=canary_config(languages=("en", "de", "es")))
 
     def __init__(self):
         self.calls: list[Pass] = []
@@ -44,7 +44,7 @@ class MockEngine:
         pass
 
     def check(self, task: Task) -> None:
-        check_task(task, self.info.config)
+        self.info.config.check(task)
 
     async def run(self, wanted: Pass, priority: int) -> PassResult:
         self.calls.append(wanted)
@@ -55,7 +55,7 @@ class MockEngine:
         if wanted.waveform.max() > 0.8:
             raise TranscriptionFailed("The model failed on this audio.")
         if wanted.waveform.max() > 0.6 and wanted.tasks[0].language == "auto":
-            check_task(replace(wanted.tasks[0], language="es"), self.info.config)
+            self.info.config.check(replace(wanted.tasks[0], language="es"))
         task, text = wanted.tasks[0], f"loud {wanted.waveform.max():.1f}" * (1 if wanted.waveform.max() > 0.09 else 50)
         detection = detection_from({"de": 0.9, "en": 0.1}) if task.language == "auto" else None
         words = tuple(Word(word, i, i + 1.0) for i, word in enumerate(text.split()) if task.timestamps != "none")
@@ -304,9 +304,7 @@ def test_a_language_pair_that_is_not_supported_affects_only_its_file(engine):
     result = run("transcribe", sound("a.wav", 0.1), sound("spanish.wav", 0.7), sound("b.wav", 0.2), "-t", "de")
     assert result.exit_code == 1
     assert result.stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
-    assert result.stderr == (
-        "canary: spanish.wav: mock does not translate es to de: it translates from and to English\n"
-    )
+    assert result.stderr == ("canary: spanish.wav: mock does not translate es to de: one of the two must be en\n")
 
 
 def test_a_pipe_is_refused_as_not_seekable(engine):
@@ -336,4 +334,4 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
 def test_a_language_that_the_model_does_not_support_is_a_usage_error(engine):
     result = run("transcribe", sound("a.wav", 0.1), "--language", "fr")
     assert result.exit_code == 2
-    assert "'fr' is not one of mock's: en, de, es" in " ".join(result.stderr.split())
+    assert "'fr' is not supported by mock; must be one of en, de, es" in " ".join(result.stderr.split())

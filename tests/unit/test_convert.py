@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from convert.convert import ConversionConfig, convert
 from convert.errors import ConversionError
+from model.canary.config import CanaryConfig
 from model.config import ALIGNER_DIR, AlignerConfig, read_config
 from tests import archives
 
@@ -36,7 +37,7 @@ def converted(tmp_path: Path, variant: str = "180m-flash", **options) -> Path:
 
 def test_a_flash_archive_is_converted_to_a_configuration_weights_and_five_tokenizers(tmp_path):
     folder = converted(tmp_path)
-    config = read_config(folder)
+    config = read_config(folder, CanaryConfig)
     assert config.name == "canary-180m-flash"
     assert config.languages == ("en", "de", "es", "fr")
     assert list(config.tokenizer.models) == ["spl_tokens", "en", "de", "es", "fr"]
@@ -53,14 +54,14 @@ def test_a_flash_archive_is_converted_to_a_configuration_weights_and_five_tokeni
 
 
 def test_the_first_canary_has_its_own_prompt_format_and_no_defaults(tmp_path):
-    config = read_config(converted(tmp_path, "1b"))
+    config = read_config(converted(tmp_path, "1b"), CanaryConfig)
     assert (config.prompt_format, config.prompt_defaults) == ("canary", ())
     assert (config.decoder.num_layers, config.decoder.hidden_size) == (3, archives.D)
 
 
 def test_the_unified_model_keeps_its_aligner_and_the_languages_it_has_tokens_for(tmp_path):
     folder = converted(tmp_path, "1b-v2")
-    config, aligner = read_config(folder), read_config(folder / ALIGNER_DIR, AlignerConfig)
+    config, aligner = read_config(folder, CanaryConfig), read_config(folder / ALIGNER_DIR, AlignerConfig)
     assert config.tokenizer.models == {"": "tokenizer.model"}
     assert config.languages == ("en", "uk")  # zu has a token, but the model was not trained on it
     assert aligner.vocab_size == archives.vocabulary_rows("1b-v2")
@@ -83,7 +84,7 @@ def test_gzipped_archives_and_names_without_a_prefix_give_the_same_bytes(tmp_pat
 
 def test_the_weights_are_stored_in_the_chosen_precision(tmp_path):
     folder = converted(tmp_path, dtype="bfloat16")
-    assert read_config(folder).dtype == "bfloat16"
+    assert read_config(folder, CanaryConfig).dtype == "bfloat16"
     assert weights(folder)["head.bias"].dtype == torch.bfloat16
     assert weights(folder)["preprocessor.window"].dtype == torch.float32
 
@@ -173,7 +174,7 @@ def test_the_rows_of_the_head_are_counted_if_the_configuration_leaves_them_open(
     config = archives.config("180m-flash")
     config["head"]["num_classes"] = None
     folder = convert(ConversionConfig(source=archives.tiny_archive(tmp_path, config=config), output=tmp_path / "out"))
-    assert read_config(folder).vocab_size == archives.vocabulary_rows("180m-flash")
+    assert read_config(folder, CanaryConfig).vocab_size == archives.vocabulary_rows("180m-flash")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_the_search_settings_are_those_that_nemo_uses(tmp_path, strategy, expect
     beam = {"beam_size": 5, "length_penalty": 1.0, "len_pen": 0.3, "max_generation_delta": 60}
     config["decoding"] = {"strategy": strategy, "beam": beam}
     archive = archives.tiny_archive(tmp_path, "1b", config=config)
-    decoding = read_config(convert(ConversionConfig(source=archive, output=tmp_path / "out"))).decoding
+    decoding = read_config(convert(ConversionConfig(source=archive, output=tmp_path / "out")), CanaryConfig).decoding
     assert (decoding.beam_size, decoding.length_penalty, decoding.max_generation_delta) == expected
 
 
@@ -242,7 +243,7 @@ def test_a_killed_conversion_leaves_no_finished_folder_and_the_next_one_cleans_u
     assert len(list(tmp_path.glob(PARTIALS))) == 1
     assert not list(tmp_path.glob(f"{PARTIALS}/config.json"))
     convert(ConversionConfig(source=archive, output=out))
-    assert read_config(out).name == "canary-180m-flash"
+    assert read_config(out, CanaryConfig).name == "canary-180m-flash"
     assert not list(tmp_path.glob(PARTIALS))
 
 

@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from convert.errors import TensorError
 from convert.weights import DROPPED, aligner_table, canary_table, convert_tensors
-from model.config import AlignerConfig, CanaryConfig, section_from
+from model.canary.config import CanaryConfig
+from model.config import AlignerConfig, section_from
 from tests import archives
 
 PUBLISHED = {

@@ -7,8 +7,8 @@ import pytest
 
 from model import kernels
 from model.canary.beam import _top
-from model.canary.generate import DecodingOptions, RunningBatch
-from model.canary.model import Encoded
+from model.canary.generate import RunningBatch
+from model.decoding import DecodingOptions, Encoded
 from model.encoder import subsampled
 from model.kernels import Linear
 from model.weights import lay_out_for_cpu
@@ -83,10 +83,10 @@ def test_greedy_and_beams_of_several_widths_share_a_batch_without_changing_each_
     ]
     batch = canary.running_batch()
     requests = list(enumerate(zip(encoded, prompts, options, strict=True)))
-    finished = batch.join([canary.utterance(i, e, p, o) for i, (e, p, o) in requests[:3]])
+    finished = batch.join([canary.prompted(i, e, p, o) for i, (e, p, o) in requests[:3]])
     # The others come in one by one, while the first are under way.
     for i, (e, p, o) in requests[3:]:
-        finished += batch.step() + batch.join([canary.utterance(i, e, p, o)])
+        finished += batch.step() + batch.join([canary.prompted(i, e, p, o)])
     while batch.rows:
         finished += batch.step()
     tokens = {g.key: g.tokens for g in finished}
@@ -98,7 +98,7 @@ def test_dropping_an_utterance_frees_its_rows_and_leaves_the_others_as_they_were
     encoded = canary.encodings(sounds[:4])
     batch = canary.running_batch()
     finished = batch.join(
-        [canary.utterance(i, e, p, FREE) for i, (e, p) in enumerate(zip(encoded, prompts[:4], strict=True))]
+        [canary.prompted(i, e, p, FREE) for i, (e, p) in enumerate(zip(encoded, prompts[:4], strict=True))]
     )
     finished += batch.step()
     rows = batch.rows
@@ -137,7 +137,7 @@ def test_looking_a_step_ahead_changes_no_tokens_whoever_joins_leaves_or_searches
     options = [
         DecodingOptions(beam_size=width, max_new_tokens=n) for width, n in ((1, 30), (1, 9), (3, 6), (1, 21)) * 2
     ]
-    requests = [canary.utterance(i, e, p, o) for i, (e, p, o) in enumerate(zip(encoded, prompts, options, strict=True))]
+    requests = [canary.prompted(i, e, p, o) for i, (e, p, o) in enumerate(zip(encoded, prompts, options, strict=True))]
 
     def run(look_ahead: bool) -> dict[int, list[int]]:
         batch = RunningBatch(canary.decoder, canary.head, 3, 2, look_ahead=look_ahead)
@@ -160,7 +160,7 @@ def test_a_row_that_ends_while_the_next_step_is_under_way_leaves_the_others_thei
     encoded = canary.encodings(sounds[:3])
     limits = (5, 30, 21)
     requests = [
-        canary.utterance(i, e, p, DecodingOptions(max_new_tokens=n))
+        canary.prompted(i, e, p, DecodingOptions(max_new_tokens=n))
         for i, (e, p, n) in enumerate(zip(encoded, prompts, limits, strict=False))
     ]
     tokens = {}
@@ -177,7 +177,7 @@ def test_a_row_that_ends_while_the_next_step_is_under_way_leaves_the_others_thei
 def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, prompts):
     (encoded,) = canary.encodings(sounds[7:])
     longest = Encoded(encoded.vectors, 10_000)
-    (request,) = [canary.utterance(0, longest, prompts[0], DecodingOptions())]
+    (request,) = [canary.prompted(0, longest, prompts[0], DecodingOptions())]
     assert request.limit == MAX_SEQUENCE - len(prompts[0]) + 1
     tokens = {}
     for look_ahead in (False, True):
@@ -275,7 +275,7 @@ def test_a_model_in_16_bits_is_left_as_it_is_and_writes(sounds, prompts):
     assert len(alone.tokens) == len(alone.log_probs) > 20
     for look_ahead in (False, True):
         batch = RunningBatch(canary.decoder, canary.head, 3, 2, look_ahead=look_ahead)
-        finished = batch.join([canary.utterance(0, encoded, prompts[0], FREE)])
+        finished = batch.join([canary.prompted(0, encoded, prompts[0], FREE)])
         while batch.rows:
             finished += batch.step()
         assert finished[0].tokens == alone.tokens

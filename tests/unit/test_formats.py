@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from model.canary.language import detection_from
+from model.decoding import detection_from
 from model.transcript import Segment, Transcript, Word
 from server.settings import Settings
 from server.text.formats import to_dict, to_srt, to_text, to_vtt

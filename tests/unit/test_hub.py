@@ -13,6 +13,7 @@ from convert.cache import default_cache_dir
 from convert.errors import ConversionError, HubError
 from convert.hub import MODELS, resolve
 from convert.upload import model_card
+from model.canary.config import CanaryConfig
 from model.config import QuantizationConfig, read_config
 from tests import archives
 from tests.hub_server import COMMIT, Hub, serving
@@ -231,8 +232,8 @@ def test_a_path_means_the_folder_and_a_bare_name_the_known_model_of_the_same_nam
 def test_quantized_weights_go_to_a_folder_of_their_own(archive):
     plain, quantized = resolve(archive), resolve(archive, quantize=8)
     assert resolve(archive, quantize=8) == quantized != plain
-    assert read_config(quantized).quantization == QuantizationConfig(8, 64)
-    assert read_config(plain).quantization is None
+    assert read_config(quantized, CanaryConfig).quantization == QuantizationConfig(8, 64)
+    assert read_config(plain, CanaryConfig).quantization is None
     assert resolve(quantized) == resolve(quantized, quantize=8) == quantized
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.canary.language import detection_from
-from model.canary.prompt import Task
+from model.decoding import detection_from
+from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.engine.batching import Pass, PassResult, Timing
 from server.errors import QueueFull, TranscriptionFailed
@@ -26,6 +26,8 @@ SENTENCE_S = len(SENTENCE) / SAMPLE_RATE
 
 class Engine:
     """Writes each pass as "w12.": the whole second of the long audio that it begins in, found by its samples."""
+
+    info = None
 
     def __init__(self, sound: np.ndarray):
         self.sound = sound

@@ -67,8 +67,10 @@ def _measured(
     settings: Settings, asked: dict[str, list[Any]], requests: int, pace: float, repeats: int
 ) -> dict[str, Any]:
     from convert.hub import resolve
-    from model.canary.model import CanaryModel, default_dtype
+    from model.canary.model import CanaryModel
     from model.config import WEIGHTS_FILE
+    from model.kernels import default_dtype
+    from model.loading import device_name
     from server.cli.bench import stages
     from server.cli.bench.load import BenchError, measured_load, running_server
 
@@ -88,7 +90,7 @@ def _measured(
         "system": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
-            "device": _device(),
+            "device": device_name(),
             "blas": _blas(),
         },
         "load_s": load_s,
@@ -133,12 +135,6 @@ def _blas() -> str:
 
     built_with: Any = np.show_config(mode="dicts")
     return "{name} {version}".format_map(built_with["Build Dependencies"]["blas"])
-
-
-def _device() -> str:
-    import mlx.core as mx
-
-    return f"{mx.default_device().type.name} ({mx.device_info().get('device_name', 'unnamed')})"
 
 
 def _numbers(text: str, option: str, kind: type) -> list[Any]:

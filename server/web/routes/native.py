@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
 from server.settings import Settings

@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.engine.registry import Engines, Served
 from server.errors import RequestError, invalid_field
 from server.settings import Settings

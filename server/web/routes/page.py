@@ -8,8 +8,8 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from model.canary.prompt import Task, TaskError, check_task
-from model.config import CanaryConfig
+from model.family import ModelConfig
+from model.task import Task, TaskError
 from server.text.languages import NAMES
 from server.web.dependencies import EnginesDep, SettingsDep
 
@@ -86,16 +86,16 @@ async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, 
     }
 
 
-def targets(language: str, config: CanaryConfig) -> list[str]:
+def targets(language: str, config: ModelConfig) -> list[str]:
     """The languages that `language` can be translated to."""
     task = Task(language)
     others = [code for code in config.languages if code != language]
     return [code for code in others if _is_possible(replace(task, target_language=code), config)]
 
 
-def _is_possible(task: Task, config: CanaryConfig) -> bool:
+def _is_possible(task: Task, config: ModelConfig) -> bool:
     try:
-        check_task(task, config)
+        config.check(task)
     except TaskError:
         return False
     return True

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from model.canary.prompt import Task, TaskError
+from model.task import Task, TaskError
 from server.errors import (
     EngineStopped,
     ModelFailed,
