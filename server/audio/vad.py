@@ -1,7 +1,7 @@
 """Voice activity detection: Silero's network over 16 kHz audio, in frames of 32 ms."""
 
 import functools
-from importlib.metadata import distribution
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,9 @@ FRAME = 512
 """Samples in a frame."""
 FRAME_S = FRAME / SAMPLE_RATE
 
+# Silero VAD 6.2 in the form that takes many frames in one call: made from the weights of github.com/snakers4/silero-vad
+# at 806dcba by its examples/onnx_sequence/export.py, for 16 kHz.
+_MODEL = Path(__file__).parent / "silero" / "vad_16k_sequence.onnx"
 # The network sees the end of the frame before, too.
 _CONTEXT = 64
 _HIDDEN = 128
@@ -69,6 +72,4 @@ def _network() -> "InferenceSession":
     # One thread, the caller's: a frame is too little work to divide.
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Found through its distribution: importing the package would import torch, which takes a second.
-    path = distribution("silero-vad").locate_file("silero_vad/data/silero_vad_16k_sequence.onnx")
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(_MODEL), options, providers=["CPUExecutionProvider"])

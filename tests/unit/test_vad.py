@@ -84,14 +84,16 @@ def test_frames_are_computed_in_the_calling_thread_alone():
         "import time, numpy as np\n"
         "from server.audio.vad import SpeechDetector\n"
         "detector = SpeechDetector()\n"
-        "detector.feed(np.zeros(512, np.float32))\n"
-        "process, thread = time.process_time(), time.thread_time()\n"
-        "for _ in range(500): detector.feed(np.zeros(1024, np.float32))\n"
-        "print((time.process_time() - process) / (time.thread_time() - thread))\n"
+        "def share():\n"
+        "    process, thread = time.process_time(), time.thread_time()\n"
+        "    for _ in range(500): detector.feed(np.zeros(1024, np.float32))\n"
+        "    return (time.process_time() - process) / (time.thread_time() - thread)\n"
+        "print(min(share() for _ in range(5)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     # Processor time of the process over that of the thread: a pool's other threads would work, or wait and spin.
-    assert float(done.stdout) < 1.2
+    # The smallest of five, since a thread that is just starting or ending takes some of its own.
+    assert float(done.stdout) < 1.1
 
 
 def test_importing_the_detector_loads_neither_the_runtime_nor_torch():
