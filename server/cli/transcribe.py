@@ -30,7 +30,10 @@ from server.text.languages import language_code
 from server.text.subtitles import SubtitleRules
 
 # What is taken from a folder, where nobody named the file.
-SOUNDS = {".aac", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
+SOUNDS = {
+    ".aac", ".aif", ".aifc", ".aiff", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mov", ".mp3", ".mp4", ".ogg", ".opus",
+    ".wav", ".webm",
+}  # fmt: skip
 SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 # Files that are worked on side by side.
 FILES_AT_ONCE = 4

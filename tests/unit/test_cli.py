@@ -275,7 +275,7 @@ def test_a_file_that_fails_is_named_in_one_line_and_the_others_are_done(engine):
     assert result.exit_code == 1
     assert result.stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
     junk, missing = result.stderr.splitlines()
-    assert junk.startswith("canary: junk.wav: The file is not sound that can be read; possible: wav")
+    assert junk.startswith("canary: junk.wav: Unsupported or damaged audio file. Supported: wav")
     assert missing == "canary: missing.wav: No such file or directory"
 
 

@@ -104,7 +104,11 @@ def accepted(header: str) -> str | None:
 def _openapi() -> dict[str, Any]:
     """The fields for /docs; FastAPI cannot see them, since a body may be a form or the file itself."""
     fields = Fields.model_json_schema()["properties"]
-    file = {"type": "string", "format": "binary", "description": "wav, flac, mp3, m4a, mp4, ogg, webm, aac …"}
+    file = {
+        "type": "string",
+        "format": "binary",
+        "description": "wav, aiff, caf, flac, mp3, m4a, mp4, mov, ogg, webm …",
+    }
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
     content = {"multipart/form-data": {"schema": form}, "application/octet-stream": {"schema": file}}
     parameters = [

@@ -92,7 +92,11 @@ def _form(fields: type[Fields]) -> dict[str, Any]:
     properties = dict(fields.model_json_schema()["properties"])
     if granularities := properties.pop("timestamp_granularities", None):
         properties["timestamp_granularities[]"] = granularities
-    file = {"type": "string", "format": "binary", "description": "flac, mp3, mp4, mpeg, mpga, m4a, ogg, wav, webm …"}
+    file = {
+        "type": "string",
+        "format": "binary",
+        "description": "flac, mp3, mp4, mpga, m4a, mov, ogg, wav, webm, aiff, caf …",
+    }
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **properties}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 
