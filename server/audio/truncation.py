@@ -126,14 +126,16 @@ def _caf(file: BinaryIO, offset: int, length: int) -> Extent:
 
 
 def _mp4(file: BinaryIO, offset: int, length: int) -> Extent:
-    boxes = list(_mp4_boxes(file, offset, length))
+    boxes = list(_mp4_boxes(file, offset))
+    if len(boxes) == _MAX_CHUNKS:
+        return Extent()
     moov = next((box for box in boxes if box.name == b"moov"), None)
     if any(box.name == b"mdat" for box in boxes) and (moov is None or _ends_after(moov, length)):
         return Extent(True, "the moov box")
     return Extent(any(_ends_after(box, length) for box in boxes))
 
 
-def _mp4_boxes(file: BinaryIO, offset: int, length: int) -> Iterator[_Chunk]:
+def _mp4_boxes(file: BinaryIO, offset: int) -> Iterator[_Chunk]:
     for _ in range(_MAX_CHUNKS):
         head = _read(file, offset, 16)
         if len(head) < 8:
