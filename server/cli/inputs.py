@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Files taken from folders; a file that is named itself may have any suffix.
-SOUNDS = {".aac", ".flac", ".m4a", ".mka", ".mp3", ".mp4", ".ogg", ".opus", ".wav", ".webm"}
+SOUNDS = {
+    *(".aac", ".aif", ".aifc", ".aiff", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mov", ".mp3", ".mp4", ".ogg"),
+    *(".opus", ".wav", ".webm"),
+}
 
 
 @dataclass(frozen=True)

@@ -273,7 +273,7 @@ def wav(samples: np.ndarray, rate: int = 16000) -> bytearray:
 def test_forged_channels_rates_and_lengths_in_headers_are_refused(client):
     assert client.post("/transcribe", content=bytes(wav(np.zeros((16000, 8))))).status_code == 200
     nine = client.post("/transcribe", content=bytes(wav(np.zeros((16000, 9)))))
-    assert "9 channels; possible: 1 to 8" in nine.json()["error"]["message"]
+    assert "9 channels; supported: 1 to 8" in nine.json()["error"]["message"]
     for at, forged in ((22, struct.pack("<H", 65535)), (24, struct.pack("<I", 0)), (24, b"\xff\xff\xff\x7f")):
         header = wav(np.zeros((16000, 1)))
         header[at : at + len(forged)] = forged

@@ -164,7 +164,7 @@ def test_junk_audio_is_a_bad_request(client):
     for junk in (b"\0" * 1024, b"no sound at all"):
         assert error(client.post("/transcribe", content=junk), 400)["code"] == "invalid_audio"
         refused = error(client.post("/transcribe", files={"file": ("talk.wav", junk, "audio/wav")}), 400)
-        assert refused["message"].startswith("The file is not sound that can be read; possible: wav, flac, mp3, m4a")
+        assert refused["message"].startswith("Unsupported or damaged audio file. Supported: wav, aiff, caf, flac, mp3")
         assert refused["param"] == "file"
 
 
@@ -183,7 +183,7 @@ def test_audio_over_the_cap_on_seconds_is_refused(client, wav):
     refused = error(client.post("/transcribe", content=wav(11)), 400)
     assert (refused["code"], refused["message"]) == (
         "audio_too_long",
-        "The audio is 11.0 s long; possible: up to 10 s.",
+        "The audio is 11.0 s long; the limit is 10 s.",
     )
 
 

@@ -151,7 +151,7 @@ async def test_what_comes_after_the_end_of_the_sound_is_refused(decoders, monkey
         await decoded.write(bytes(10))
         await is_gone(decoders[0])
         assert decoded.seconds == 1
-        with pytest.raises(AudioError, match="webm ended or broke off"):
+        with pytest.raises(AudioError, match="webm stream has already ended"):
             await decoded.write(bytes(10))
 
 
@@ -170,7 +170,7 @@ async def test_bytes_without_end_and_without_sound_are_given_up(monkeypatch):
     # what comes before the first cluster
     head = recorded[: recorded.index(b"\x1f\x43\xb6\x75")]
     async with decoding("webm") as decoded:
-        with pytest.raises(AudioError, match="no sound in 1 MiB of webm"):
+        with pytest.raises(AudioError, match="No audio found in 1 MiB of webm"):
             await decoded.write(head + VOID * 100)
 
 
@@ -209,7 +209,7 @@ async def test_a_decoder_that_hangs_is_ended_with_an_error(decoders, monkeypatch
     monkeypatch.setattr(container, "STALL_S", 0.3)
     async with decoding("webm") as decoded:
         data = bytes(10 if state == "after the end" else 1 << 20)
-        with pytest.raises(AudioError, match="webm could not be decoded in time"):
+        with pytest.raises(AudioError, match="webm stream was stopped: no progress"):
             await asyncio.gather(decoded.running, decoded.write(data, end=state == "after the end"))
     await is_gone(decoders[0])
     assert decoders[0].returncode == -signal.SIGKILL
