@@ -304,7 +304,7 @@ def test_a_language_pair_that_is_not_supported_affects_only_its_file(engine):
     result = run("transcribe", sound("a.wav", 0.1), sound("spanish.wav", 0.7), sound("b.wav", 0.2), "-t", "de")
     assert result.exit_code == 1
     assert result.stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
-    assert result.stderr == ("canary: spanish.wav: mock does not translate es to de: one of the two must be en\n")
+    assert result.stderr == ("canary: spanish.wav: mock does not translate es to de; one of the two must be en\n")
 
 
 def test_a_pipe_is_refused_as_not_seekable(engine):
