@@ -92,11 +92,11 @@ def decode_blocks(
                 samples += len(block)
                 yield within_full_scale(block)
         except _Damaged:
-            if not samples and truncated:
-                raise AudioError("The file is cut off, and what is left of it cannot be decoded.") from None
-            if not samples:
+            if not samples and not truncated:
                 raise _unreadable() from None
             truncated = True
+        if not samples and truncated:
+            raise AudioError("The file is cut off, and no audio can be decoded from what is left of it.")
         if not samples:
             raise AudioError("The audio is empty: the file has a header but no samples.")
         return truncated or samples + _ROUNDING < extent.min_s * SAMPLE_RATE
