@@ -1,43 +1,9 @@
-"""What the page does when something goes wrong: lost connections, refusals, no microphone, a server not ready."""
-
-import re
+"""What the page does when something goes wrong: refusals, no microphone, a server that is not ready."""
 
 import pytest
 from playwright.sync_api import expect
 
 from tests.page.acting import capabilities, start
-
-
-def test_after_a_lost_connection_the_sound_since_the_last_final_words_is_sent_again(faked, stream):
-    start(faked, stream)
-    expect(faked.locator("#elapsed")).to_have_text("0:01")
-    stream.result(0, "Safe.", start=0.0, end=0.3)
-    expect(faked.locator("#log .line")).to_have_count(1)
-    stream.result(1, "Never fin", stable=5)
-    expect(faked.locator("#interim .line")).to_have_count(1)
-    stream.sound.clear()
-    stream.connections[-1].close(code=1011, reason="oops")
-    expect(faked.locator("#interim .line")).to_have_count(0)
-    expect(faked.locator("#status")).to_have_text("Listening · English")
-    assert len(stream.connections) == 2
-
-    # from 0.3 s on: of two seconds, more than the second that came after the connection was lost
-    enough = 1.3 * 2 * stream.started[-1]["sample_rate"]
-    while sum(map(len, stream.sound)) <= enough:
-        expect(faked.locator("#elapsed")).to_have_text(re.compile("0:0[12]"))
-        faked.wait_for_timeout(20)
-    stream.result(0, "Said again.", start=0.9, end=1.5)
-    expect(faked.locator("#log .text")).to_have_text(["Safe.", "Said again."])
-    expect(faked.locator("#log time").nth(1)).to_have_text("0:01")
-
-
-def test_it_says_that_it_reconnects_for_as_long_as_it_must(faked, stream):
-    start(faked, stream)
-    stream.refuse = True
-    stream.connections[-1].close(code=1011)
-    expect(faked.locator("#status")).to_have_text("Reconnecting; what you say is kept")
-    stream.refuse = False
-    expect(faked.locator("#status")).to_have_text("Listening")
 
 
 def test_a_fatal_error_ends_listening_in_the_servers_words(faked, stream):
@@ -77,14 +43,23 @@ def test_it_waits_for_the_model_and_for_the_server(visit):
     answers = [
         lambda route: route.abort(),
         lambda route: route.fulfill(status=503, body='{"error": {"code": "model_loading", "message": "m"}}'),
+        lambda route: route.fulfill(status=500, body="<h1>Oops</h1>"),
         lambda route: route.fulfill(
             status=503, body='{"error": {"code": "model_failed", "message": "No such model."}}'
         ),
         lambda route: route.fulfill(body=capabilities()),
     ]
     page = visit(prepare=lambda page: page.route("**/capabilities", lambda route: answers.pop(0)(route)))
-    for words in ("Waiting for the server", "Loading the model", "No such model.", "Ready"):
-        expect(page.locator("#status")).to_have_text(words)
+    notice = page.get_by_role("alert")
+    expect(notice).to_have_text("The server does not answer. The page keeps trying.")
+    expect(page.locator("#status")).to_have_text("Waiting for the server")
+    expect(page.locator("#status")).to_have_text("Loading the model")
+    expect(notice).to_be_hidden()
+    expect(notice).to_have_text("The server answered with status 500. The page keeps trying.")
+    expect(notice).to_have_text("No such model. The page keeps trying.")
+    page.get_by_role("button", name="Try now").click()
+    expect(page.locator("#status")).to_have_text("Ready")
+    expect(notice).to_be_hidden()
 
 
 def test_a_key_is_asked_for_and_sent(visit, stream):
