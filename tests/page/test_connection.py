@@ -1,4 +1,4 @@
-"""A connection that is slow, refused or lost: what is said is kept, and the page says what happens and offers a way on."""
+"""A slow, refused or lost connection: the page keeps what is said, says what happened and offers to try again."""
 
 import re
 from contextlib import ExitStack
