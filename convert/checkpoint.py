@@ -1,7 +1,8 @@
-"""A torch checkpoint (`torch.save` of a dictionary of tensors) read without torch.
+"""Reads a torch checkpoint (`torch.save` of a dictionary of tensors) without torch.
 
-It is a zip of uncompressed records: `data.pkl`, a pickle that describes the tensors, and `data/KEY`, the bytes of each
-storage. The pickle is read by an unpickler that knows ten names, each of them ours; any other name refuses the file.
+A checkpoint is a zip file of uncompressed records: `data.pkl`, a pickle that describes the tensors, and `data/KEY`, the
+bytes of each storage. The unpickler knows only the names of torch's storages and of the functions that rebuild tensors,
+and maps them to code of ours. A pickle with any other name is rejected.
 Format: torch/serialization.py, `_rebuild_tensor_v2` in torch/_utils.py.
 """
 
@@ -22,7 +23,7 @@ from convert.errors import ArchiveError
 MAX_INDEX_BYTES = 64 * 2**20
 MAX_DIMENSIONS = 8
 
-# torch's storage classes → what their bytes are.
+# torch's storage classes and the dtypes of their data.
 STORAGES = {
     "FloatStorage": np.dtype(np.float32),
     "HalfStorage": np.dtype(np.float16),
@@ -39,13 +40,13 @@ _FLOATING = {np.dtype(kind) for kind in (np.float16, np.float32, np.float64, ml_
 
 
 def is_floating(dtype: np.dtype) -> bool:
-    """Whether it is a floating-point type, bfloat16 included."""
+    """Whether it is a floating-point type, including bfloat16."""
     return dtype in _FLOATING
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that is still in the archive: what it is, and where its bytes are. stride: in elements."""
+    """A tensor that is not loaded yet: its shape and dtype, and where its bytes are. stride: in elements."""
 
     name: str
     shape: tuple[int, ...]
@@ -55,53 +56,53 @@ class StoredTensor:
     file: IO[bytes] = field(repr=False, compare=False)
 
     def load(self) -> np.ndarray:
-        """Read it: an array of `shape` and `dtype`. Raises ArchiveError if the file ends first."""
+        """Read the array, of `shape` and `dtype`. Raises ArchiveError if the file ends too early."""
         elements = np.empty(_extent(self.shape, self.stride), self.dtype)
         self.file.seek(self.offset)
-        left = elements.view(np.uint8).data
-        while left:
-            count = self.file.readinto(left)  # pyright: ignore[reportAttributeAccessIssue]
+        unread = elements.view(np.uint8).data
+        while unread:
+            count = self.file.readinto(unread)  # pyright: ignore[reportAttributeAccessIssue]
             if not count:
-                raise ArchiveError(f"{self.name}: the checkpoint ends inside this tensor")
-            left = left[count:]
+                raise ArchiveError(f"{self.name}: the checkpoint ends in the middle of this tensor")
+            unread = unread[count:]
         strides = [step * self.dtype.itemsize for step in self.stride]
         return np.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
 
 
 def stored_tensors(file: IO[bytes], refuse: Callable[[str], NoReturn]) -> dict[str, StoredTensor]:
-    """The tensors of the checkpoint in `file`, by name; none of them is read yet.
+    """The tensors of the checkpoint in `file` by name. Verifies all checksums, but loads no tensor yet.
 
-    All checksums are verified first. refuse: raises an error for whoever owns the file, from what is wrong with it.
+    refuse: called with what is wrong with the checkpoint ("is damaged …"); raises the error.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             if any(record.compress_type != zipfile.ZIP_STORED for record in records):
                 refuse("has compressed records, which torch never writes")
-            if bad := archive.testzip():
-                refuse(f"is damaged at {bad!r}")
+            if damaged := archive.testzip():
+                refuse(f"is damaged at {damaged!r}")
             by_name = {record.filename.partition("/")[2]: record for record in records}
             if "byteorder" in by_name and archive.read(by_name["byteorder"]) != b"little":
                 refuse("is not little-endian")
             if "data.pkl" not in by_name:
                 refuse("has no index (data.pkl)")
             if by_name["data.pkl"].file_size > MAX_INDEX_BYTES:
-                refuse(f"has an index of {by_name['data.pkl'].file_size} bytes, over the limit of {MAX_INDEX_BYTES}")
-            described = _read_index(archive.read(by_name["data.pkl"]), refuse)
+                refuse(f"has an index of {by_name['data.pkl'].file_size} bytes; the limit is {MAX_INDEX_BYTES}")
+            index = _read_index(archive.read(by_name["data.pkl"]), refuse)
             storages = {
-                name.removeprefix("data/"): (_data_position(file, record), record.file_size)
+                name.removeprefix("data/"): (_data_offset(file, record), record.file_size)
                 for name, record in by_name.items()
                 if name.startswith("data/")
             }
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError) as error:
         refuse(f"is not a torch checkpoint, or is damaged: {error}")
-    tensors = _checked_names(described, refuse)
-    return {name: _placed(name, tensor, storages, file, refuse) for name, tensor in tensors.items()}
+    tensors = _checked_entries(index, refuse)
+    return {name: _located(name, tensor, storages, file, refuse) for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Storage:
-    """A storage that the index refers to: the record `data/KEY`."""
+    """A reference in the index to a storage, the record `data/KEY`."""
 
     key: str
     dtype: np.dtype
@@ -109,7 +110,7 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A tensor as the index describes it: sizes and strides in elements, not checked yet."""
+    """A tensor as the index describes it, not checked yet. Sizes and strides are in elements."""
 
     storage: Any
     offset: Any
@@ -118,10 +119,10 @@ class _Tensor:
 
 
 class _Refused(pickle.UnpicklingError):
-    """The index asks for something other than tensors."""
+    """The index contains something other than tensors."""
 
 
-# What torch writes, at protocol 2. Newer opcodes are not needed, and some of them take memory by their argument alone.
+# The opcodes that torch writes, at protocol 2. Some of the newer ones can allocate any amount of memory.
 _OPCODES = frozenset(
     {
         *("PROTO", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "STOP", "MARK", "EMPTY_DICT"),
@@ -159,7 +160,7 @@ def _read_index(index: bytes, refuse: Callable[[str], NoReturn]) -> Any:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(index)):
             if opcode.name not in _OPCODES:
                 raise _Refused(f"the opcode {opcode.name}")
-            # The unpickler makes room for as many objects as the number says.
+            # The unpickler allocates a memo table up to this number.
             if opcode.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > count:
                 raise _Refused(f"a memo numbered {argument}")
         return _Index(io.BytesIO(index)).load()
@@ -169,23 +170,23 @@ def _read_index(index: bytes, refuse: Callable[[str], NoReturn]) -> Any:
         refuse(f"has an index that cannot be read: {' '.join(str(error).split())[:200]}")
 
 
-def _checked_names(described: Any, refuse: Callable[[str], NoReturn]) -> dict[str, _Tensor]:
-    if not isinstance(described, dict) or not described:
+def _checked_entries(index: Any, refuse: Callable[[str], NoReturn]) -> dict[str, _Tensor]:
+    if not isinstance(index, dict) or not index:
         refuse("is not a dictionary of tensors")
-    for name, value in described.items():
+    for name, value in index.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
             refuse(f"has an entry {str(name)[:80]!r} that is not a tensor")
-    return described
+    return index
 
 
-def _placed(
+def _located(
     name: str,
     tensor: _Tensor,
     storages: dict[str, tuple[int, int]],
     file: IO[bytes],
     refuse: Callable[[str], NoReturn],
 ) -> StoredTensor:
-    """Where the tensor's bytes are. What the index says is checked against the zip's own sizes."""
+    """The tensor with the offset of its bytes. Checks the index's sizes against those of the zip file."""
     storage, offset, shape, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
     is_well_formed = (
         isinstance(storage, _Storage)
@@ -204,12 +205,12 @@ def _placed(
 
 
 def _extent(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
-    """Elements from the first to the last of a strided tensor."""
+    """How many elements of storage a strided tensor spans, from its first element to its last."""
     return 1 + sum((length - 1) * step for length, step in zip(shape, stride, strict=True))
 
 
-def _data_position(file: IO[bytes], record: zipfile.ZipInfo) -> int:
-    """Where a stored zip record's bytes begin: after its local header of 30 bytes, a name and an extra field."""
+def _data_offset(file: IO[bytes], record: zipfile.ZipInfo) -> int:
+    """Where a stored zip record's data begins: after the 30-byte local header, the name and the extra field."""
     file.seek(record.header_offset + 26)
     lengths = file.read(4)
     return record.header_offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")

@@ -146,7 +146,7 @@ def test_a_translation_without_a_possible_target_is_refused_with_what_is_possibl
     ("query", "param", "said"),
     [
         ("language=pl", "language", "'pl' is not supported by mock; must be one of en, de, fr"),
-        ("language=klingon", "language", "'klingon' is not known; possible: bg, cs,"),
+        ("language=klingon", "language", "'klingon' is not supported; must be one of bg, cs,"),
         ("timestamps=letter", "timestamps", "'letter' is not valid; must be one of none, segment, word"),
         ("format=doc", "format", "'doc' is not valid; must be one of json, text, srt, vtt"),
         ("pnc=perhaps", "pnc", "'perhaps' is not valid; must be true or false"),

@@ -1,4 +1,4 @@
-"""Reading a torch checkpoint without torch gives what torch itself reads, or refuses the file."""
+"""Reading a torch checkpoint without torch gives the same tensors as torch, or a clear error."""
 
 import io
 import pickle
@@ -22,8 +22,8 @@ ARCHIVES = sorted([*TESTS.glob("**/*.nemo"), *(TESTS.parent / "convert").glob("*
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
-def refuse(what: str) -> NoReturn:
-    raise ArchiveError(f"the checkpoint {what}")
+def refuse(reason: str) -> NoReturn:
+    raise ArchiveError(f"the checkpoint {reason}")
 
 
 def read(checkpoint: bytes) -> dict[str, np.ndarray]:
@@ -36,37 +36,37 @@ def checkpoints_in(archive: Path) -> dict[str, bytes]:
 
 
 def assert_same_as_torch(checkpoint: bytes) -> int:
-    """Every tensor has torch's name, type, shape and bytes; returns how many there are."""
-    ours, theirs = read(checkpoint), torch.load(io.BytesIO(checkpoint), weights_only=True)
-    assert list(ours) == list(theirs)
-    for name, tensor in theirs.items():
-        assert ours[name].dtype.name == str(tensor.dtype).removeprefix("torch.")
-        assert ours[name].shape == tuple(tensor.shape)
+    """Check that names, dtypes, shapes and bytes equal torch's, and return the number of tensors."""
+    arrays, tensors = read(checkpoint), torch.load(io.BytesIO(checkpoint), weights_only=True)
+    assert list(arrays) == list(tensors)
+    for name, tensor in tensors.items():
+        assert arrays[name].dtype.name == str(tensor.dtype).removeprefix("torch.")
+        assert arrays[name].shape == tuple(tensor.shape)
         expected = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
-        np.testing.assert_array_equal(np.ascontiguousarray(ours[name]).reshape(-1).view(np.uint8), expected)
-    return len(ours)
+        np.testing.assert_array_equal(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8), expected)
+    return len(arrays)
 
 
 @pytest.mark.parametrize("archive", ARCHIVES, ids=lambda path: path.stem)
-def test_every_archive_of_the_tests_reads_as_torch_reads_it(archive):
-    read_in_all = [assert_same_as_torch(checkpoint) for checkpoint in checkpoints_in(archive).values()]
-    assert read_in_all
-    assert min(read_in_all) > 70
+def test_every_archive_of_the_tests_is_read_as_by_torch(archive):
+    counts = [assert_same_as_torch(checkpoint) for checkpoint in checkpoints_in(archive).values()]
+    assert counts
+    assert min(counts) > 70
 
 
-def test_the_archives_are_all_there():
+def test_all_archives_are_found():
     names = {path.stem for path in ARCHIVES}
     assert {"toy", "v1", "aligner", "180m-flash", "1b-flash", "1b", "1b-v2"} <= names
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_each_type_is_read_bit_for_bit(dtype):
+def test_every_dtype_is_read_bit_for_bit(dtype):
     raw = torch.randint(0, 256, (6, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     tensor = raw.bool() if dtype == "bool" else raw.view(getattr(torch, dtype))
     assert assert_same_as_torch(archives.checkpoint({"x": tensor})) == 1
 
 
-def test_views_parameters_and_scalars_are_read_as_torch_reads_them():
+def test_views_parameters_and_scalars_are_read_as_by_torch():
     whole = torch.arange(60.0).reshape(3, 4, 5)
     shared = OrderedDict(
         whole=whole,
@@ -82,7 +82,7 @@ def test_views_parameters_and_scalars_are_read_as_torch_reads_them():
 @pytest.mark.parametrize(
     "content", [{"x": torch.zeros(2, dtype=torch.complex64)}, {"x": torch.eye(2).to_sparse()}, {"x": np.zeros(2)}]
 )
-def test_what_is_not_a_plain_tensor_is_refused(content):
+def test_anything_but_plain_tensors_is_rejected(content):
     with pytest.raises(ArchiveError, match=r"contains objects other than tensors|is not a tensor"):
         read(archives.checkpoint(content))
 
@@ -90,20 +90,20 @@ def test_what_is_not_a_plain_tensor_is_refused(content):
 @pytest.mark.parametrize(
     "name", [b"os\nsystem", b"builtins\neval", b"torch\nload", b"torch._utils\n_rebuild_tensor", b"torch\nnn.Module"]
 )
-def test_a_name_that_is_not_one_of_the_ten_is_refused(name):
+def test_an_unknown_name_in_the_pickle_is_rejected(name):
     with pytest.raises(ArchiveError, match="contains objects other than tensors"):
         read(repacked(archives.checkpoint({"x": torch.zeros(2)}), b"\x80\x02c" + name + b"\n."))
 
 
-def test_an_index_that_would_take_memory_by_a_number_alone_is_refused():
-    """The unpickler makes a table as long as the highest memo: 32 GB for this one."""
+def test_an_index_that_would_allocate_a_huge_memo_table_is_rejected():
+    """The unpickler allocates a table up to the highest memo number: 32 GB for this one."""
     index = b"\x80\x02}r" + (2**32 - 1).to_bytes(4, "little") + b"."
     with pytest.raises(ArchiveError, match="contains objects other than tensors"):
         read(repacked(archives.checkpoint({"x": torch.zeros(2)}), index))
 
 
 def index_of(entry: object) -> bytes:
-    """A pickle of {"x": a tensor} that torch would not write."""
+    """A pickle of {"x": entry}, as torch would never write it."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, obj):
@@ -128,7 +128,7 @@ class Rebuilt:
 
 
 STORAGE = Reference("storage", torch.FloatStorage, "0", "cpu", 4)
-LIES = {
+INVALID_TENSORS = {
     "negative offset": Rebuilt(STORAGE, -1, (2,), (1,), False, OrderedDict()),
     "offset past the end": Rebuilt(STORAGE, 4, (1,), (1,), False, OrderedDict()),
     "shape past the end": Rebuilt(STORAGE, 0, (5,), (1,), False, OrderedDict()),
@@ -148,14 +148,14 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_tensor_that_is_described_wrongly_is_refused(lie):
+@pytest.mark.parametrize("invalid", INVALID_TENSORS)
+def test_a_tensor_with_an_invalid_description_is_rejected(invalid):
     checkpoint = archives.checkpoint({"x": torch.zeros(4)})
     with pytest.raises(ArchiveError, match=r"has a tensor 'x' that is empty or reaches outside it"):
-        read(repacked(checkpoint, index_of(LIES[lie])))
+        read(repacked(checkpoint, index_of(INVALID_TENSORS[invalid])))
 
 
-def test_a_reference_to_something_other_than_a_storage_is_refused():
+def test_a_reference_to_anything_but_a_storage_is_rejected():
     checkpoint = archives.checkpoint({"x": torch.zeros(4)})
     for reference in (Reference("module", "x"), Reference("storage", str, "0", "cpu", 4)):
         entry = Rebuilt(reference, 0, (2,), (1,), False, OrderedDict())
@@ -163,8 +163,8 @@ def test_a_reference_to_something_other_than_a_storage_is_refused():
             read(repacked(checkpoint, index_of(entry)))
 
 
-def test_thousands_of_damaged_indexes_are_read_within_the_file_or_refused():
-    """Bytes of the index are changed at random: what comes out is tensors or one kind of error, and nothing else."""
+def test_thousands_of_damaged_indexes_give_tensors_of_the_file_or_an_archive_error():
+    """Bytes of the index are changed at random. The result is tensors or an ArchiveError, and nothing else."""
     checkpoint = archives.checkpoint({f"layer.{n}": torch.full((3, 2), float(n)) for n in range(4)})
     with zipfile.ZipFile(io.BytesIO(checkpoint)) as file:
         index = file.read(next(name for name in file.namelist() if name.endswith("/data.pkl")))
@@ -197,8 +197,8 @@ def test_thousands_of_damaged_indexes_are_read_within_the_file_or_refused():
 
 def repacked(checkpoint: bytes, index: bytes) -> bytes:
     """The checkpoint with another `data.pkl`."""
-    written = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(checkpoint)) as old, zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as new:
+    output = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(checkpoint)) as old, zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as new:
         for record in old.infolist():
             new.writestr(record, index if record.filename.endswith("/data.pkl") else old.read(record))
-    return written.getvalue()
+    return output.getvalue()
