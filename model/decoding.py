@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from model.kernels import Array
+    from model.arrays import Array
 
 MAX_BEAM = 32
 

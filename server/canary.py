@@ -9,8 +9,8 @@ import soxr
 
 import model.canary.model
 from convert.hub import resolve
+from model.arrays import default_dtype
 from model.decoding import DecodingOptions
-from model.kernels import default_dtype
 from model.task import AUTO, Task
 from model.transcript import Transcript
 from server.audio import decode as sound

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Self
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from model import kernels, weights
+from model import weights
 from model.aligner import Aligner
 from model.alignment import attention_times
+from model.arrays import Array, default_dtype, on_cpu
 from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
@@ -21,7 +21,7 @@ from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, re
 from model.decoding import DecodingOptions, Detection, Encoded, Generated, detection_from
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
-from model.kernels import Array, to_numpy
+from model.layers import Layer, Linear
 from model.task import Task
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import Tokenizer, load_tokenizer
@@ -32,7 +32,7 @@ MIN_DURATION_S = 1.0
 GPU_CACHE = 256 << 20
 
 
-class CanaryModel(nn.Module):
+class CanaryModel(Layer):
     """Everything happens in the thread that loaded it: MLX arrays belong to one."""
 
     def __init__(self, config: CanaryConfig, tokenizer: Tokenizer):
@@ -42,7 +42,7 @@ class CanaryModel(nn.Module):
         self.preprocessor = LogMel(config.preprocessor)
         self.encoder = FastConformer(config.encoder)
         if config.encoder.d_model != config.decoder.hidden_size:
-            self.encoder_decoder_proj = kernels.Linear(config.encoder.d_model, config.decoder.hidden_size)
+            self.encoder_decoder_proj = Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
         # canary-1b-v2's timestamps model: as large as itself, so loaded when times are first asked for.
@@ -56,9 +56,9 @@ class CanaryModel(nn.Module):
         """
         folder = Path(folder)
         config = read_config(folder, CanaryConfig)
-        mx.set_cache_limit(0 if kernels.on_cpu() else GPU_CACHE)
+        mx.set_cache_limit(0 if on_cpu() else GPU_CACHE)
         canary = cls(config, load_tokenizer(folder, config.tokenizer, (BEGIN, END, PAD)))
-        dtype = dtype or kernels.default_dtype()
+        dtype = dtype or default_dtype()
         weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
@@ -71,8 +71,8 @@ class CanaryModel(nn.Module):
 
     @property
     def encodes_together(self) -> bool:
-        """Not on a CPU, which would pay for the padding."""
-        return not kernels.on_cpu()
+        """With arrays whose rows are computed side by side; else padding would only cost time."""
+        return self.xp.CONCURRENT
 
     def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
         """Waveforms of any lengths → log-mel (B, T, n_mels) float32 and the valid frames (B,)."""
@@ -105,13 +105,13 @@ class CanaryModel(nn.Module):
         """The encoding of each waveform as it is, computed in one padded batch."""
         began = time.monotonic()
         mel, lengths = self.features(waveforms)
-        mx.eval(mel)
+        self.xp.evaluate(mel)
         had_features = time.monotonic()
         frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
         # The frame after the last valid one is zero: without it equal lengths need no masks.
         mel = mel[:, : max(frames)]
         encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
-        mx.eval(encoded)
+        self.xp.evaluate(encoded)
         times = had_features - began, time.monotonic() - had_features
         # NeMo's length limit counts from its tensor, which has that frame.
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
@@ -140,7 +140,7 @@ class CanaryModel(nn.Module):
     def _log_probs(self, tokens: list[list[int]], memory: CrossMemory) -> np.ndarray:
         """(R, S, V) of what follows each of R rows of S tokens; `memory` is of the one audio that all are about."""
         hidden, _ = self.decoder.prefill(tokens, memory.of_rows([0] * len(tokens)))
-        return np.array(self.head(hidden, self.decoder.token_embedding))
+        return self.xp.to_numpy(self.head(hidden, self.decoder.token_embedding))
 
     def attention(self, encoded: Encoded, task: Task, tokens: list[int]) -> np.ndarray:
         """Which encoder steps each of `tokens` was written from: (len(tokens), T), rows summing to 1."""
@@ -153,7 +153,7 @@ class CanaryModel(nn.Module):
         # NeMo looks at the last but one; of two layers the first attends to no place in particular.
         layers = self.config.decoder.num_layers
         layer = layers - 2 if layers > 2 else layers - 1
-        return to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
+        return self.xp.to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
 
     def prompt(self, task: Task) -> list[int]:
         """The decoder's first tokens for `task`. Raises TaskError."""

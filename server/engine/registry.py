@@ -195,7 +195,7 @@ def name_of(source: str) -> str:
 def load_model(settings: Settings, source: str | None = None, progress: LoadProgress | None = None) -> Model:
     """Download and convert what is not there yet, and load it. By default the first of the models."""
     from convert.hub import resolve
-    from model.kernels import default_dtype
+    from model.arrays import default_dtype
     from model.loading import load
 
     dtype = settings.dtype or default_dtype()

@@ -10,7 +10,7 @@ from mlx.utils import tree_map_with_path
 from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.canary.prompt import END, PAD
-from model.weights import lay_out_for_cpu
+from model.cpu.layout import lay_out
 from tests.configs import canary_config
 
 VOCAB = 64
@@ -76,7 +76,7 @@ def canary(request) -> CanaryModel:
     """As a GPU computes, and as a CPU does."""
     canary = tiny_canary()
     if request.param == "of numpy's arrays":
-        lay_out_for_cpu(canary)
+        lay_out(canary)
     return canary
 
 

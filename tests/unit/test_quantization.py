@@ -162,7 +162,7 @@ def test_a_fast_cpu_computes_in_8_bits_what_the_packed_numbers_stand_for(packed,
 def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatch, caplog):
     unpacked = CanaryModel.load(packed, "float32")
     caplog.clear()
-    monkeypatch.setattr("model.kernels.on_cpu", lambda: False)
+    monkeypatch.setattr("model.arrays.on_cpu", lambda: False)
     as_is = CanaryModel.load(packed, "float32")
     assert isinstance(as_is.encoder.layers[0].feed_forward1.linear1, nn.QuantizedLinear)
     assert isinstance(as_is.decoder.layers[0].self_attn.linear_qkv, nn.Linear)
@@ -271,5 +271,5 @@ def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
 )
 def test_8_bits_are_for_cpus_that_multiply_them_at_once(monkeypatch, instructions, gpu, fast):
     monkeypatch.setattr("model.cpu.int8._instructions", lambda: instructions)
-    monkeypatch.setattr("model.kernels.on_cpu", lambda: not gpu)
+    monkeypatch.setattr("model.arrays.on_cpu", lambda: not gpu)
     assert int8.is_fast() is fast

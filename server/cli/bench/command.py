@@ -67,9 +67,9 @@ def _measured(
     settings: Settings, asked: dict[str, list[Any]], requests: int, pace: float, repeats: int
 ) -> dict[str, Any]:
     from convert.hub import resolve
+    from model.arrays import default_dtype
     from model.canary.model import CanaryModel
     from model.config import WEIGHTS_FILE
-    from model.kernels import default_dtype
     from model.loading import device_name
     from server.cli.bench import stages
     from server.cli.bench.load import BenchError, measured_load, running_server
