@@ -5,6 +5,7 @@ from dataclasses import replace
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import settings
 from mlx.utils import tree_map_with_path
 
 from model.canary.config import CanaryConfig
@@ -12,6 +13,9 @@ from model.canary.model import CanaryModel
 from model.canary.prompt import END, PAD
 from model.cpu.layout import lay_out
 from tests.configs import canary_config
+
+# `make quick` tries a fifth of the examples that `make test` does.
+settings.register_profile("quick", max_examples=20)
 
 VOCAB = 64
 MAX_SEQUENCE = 128
