@@ -26,10 +26,10 @@ from server.longform.coverage import (
     NEAR_TRANSLATED_S,
     UNCOVERED_S,
     Spans,
-    passed_over,
-    put_in,
+    covered_spans,
+    insert_words,
+    missed_speech,
     without_invented_words,
-    written_at,
 )
 from server.longform.cutting import MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from server.longform.joining import Joiner
@@ -271,10 +271,10 @@ class _Work:
 
     def _missed(self, piece: Piece, outcome: PieceOutcome, speech: Spans) -> Spans:
         """The speech that nothing was written from."""
-        written = written_at(piece, outcome.segments, outcome.attention)
+        written = covered_spans(piece, outcome.segments, outcome.attention)
         if self.assembly.task.is_translation:
-            return passed_over(speech, written, NEAR_TRANSLATED_S, UNCOVERED_S)
-        return passed_over(speech, written, NEAR_S, MISSED_S)
+            return missed_speech(speech, written, NEAR_TRANSLATED_S, UNCOVERED_S)
+        return missed_speech(speech, written, NEAR_S, MISSED_S)
 
     async def _filled(
         self, piece: Piece, outcome: PieceOutcome, speech: Spans, missed: Spans
@@ -293,7 +293,7 @@ class _Work:
             first = max(0, first)
             part = Piece(piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop], within_sound=True)
             found = await self._pass(part, self.options)
-            segments = put_in(segments, found.segments, start - NEAR_S, end + NEAR_S)
+            segments = insert_words(segments, found.segments, start - NEAR_S, end + NEAR_S)
         outcome = replace(outcome, segments=segments, attention=None)
         return outcome, self._missed(piece, outcome, speech)
 

@@ -187,7 +187,7 @@ async def _respond(
     if fields.format == "json":
         return JSONResponse(_body(result, fields, task, model))
     assert fields.format
-    rules = SubtitleRules.chosen(settings, fields.line_length, fields.lines)
+    rules = SubtitleRules.from_settings(settings, fields.line_length, fields.lines)
     text = formats.render(result.transcript, fields.format, rules)
     return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
 

@@ -155,7 +155,7 @@ def _written(result: FileResult, fields: Fields, settings: Settings, task: str, 
         case "verbose_json":
             return JSONResponse(to_verbose_json(transcript, task, words))
         case other:
-            text = formats.render(transcript, other, SubtitleRules.chosen(settings))
+            text = formats.render(transcript, other, SubtitleRules.from_settings(settings))
             return Response(text, media_type=formats.MEDIA_TYPES[other])
 
 
