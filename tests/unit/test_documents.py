@@ -224,7 +224,7 @@ def test_every_setting_named_as_a_flag_is_one(document):
     options = {
         option
         for command in group.commands.values()  # type: ignore[attr-defined]
-        for parameter in command.params
+        for parameter in command.get_params(typer.Context(command))
         for option in (*parameter.opts, *parameter.secondary_opts)
     }
     rooms = ("README.md", "server/", "convert/", "docker/", "model/")
@@ -235,7 +235,7 @@ def test_every_setting_named_as_a_flag_is_one(document):
 
 def test_the_table_of_errors_lists_every_code_with_its_status():
     import server.errors
-    from model.canary.prompt import LanguagePairError, TaskError
+    from model.task import LanguagePairError, TaskError
     from server.web.answers import answer
 
     kinds = [kind for _, kind in inspect.getmembers(server.errors, inspect.isclass)]
