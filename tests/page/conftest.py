@@ -87,10 +87,12 @@ def served(port: int = 0, **environment: str) -> Iterator[str]:
         # Keep reading, or the server would block on a full pipe.
         reader = threading.Thread(target=lambda rest: [None for _ in rest], args=(server.stderr,))
         reader.start()
-        yield line.split("serving on ")[1].split()[0]
-        server.terminate()
-        server.wait(30)
-        reader.join(30)
+        try:
+            yield line.split("serving on ")[1].split()[0]
+        finally:
+            server.terminate()
+            server.wait(30)
+            reader.join(30)
 
 
 # Not for the whole session: while it lives, its event loop is the thread's, and tests with their own would fail.

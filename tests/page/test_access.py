@@ -1,6 +1,7 @@
-"""The page for everyone: in light and dark, at any width, by name; and for nobody else."""
+"""The page for everyone: contrast, names, any width, phones; and its content security policy."""
 
 import re
+from itertools import pairwise
 
 import pytest
 from playwright.sync_api import expect
@@ -79,6 +80,36 @@ def test_nothing_is_cut_off_at_any_width(visit, stream, width):
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= width
         assert min(box["width"], box["height"]) >= 44, control.evaluate("(element) => element.outerHTML")
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_on_a_phone_every_button_and_every_language_can_be_read(visit, width):
+    page = visit(**{**PHONE, "viewport": {"width": width, "height": 700}})
+    page.locator("#start:enabled").wait_for()
+    labels = page.locator(".side button span, .languages label span")
+    assert labels.all_inner_texts() == [
+        "Spoken language", "Translate to", "Copy", "Download", "Clear", "Open file", "Settings"
+    ]  # fmt: skip
+    for label in labels.all():
+        expect(label).to_be_visible()
+        assert label.evaluate("(label) => getComputedStyle(label).clipPath") == "none"
+        assert label.evaluate("(label) => parseFloat(getComputedStyle(label).fontSize)") >= 12
+    boxes = [button.bounding_box() for button in page.locator(".side button").all()]
+    assert all(a["x"] + a["width"] <= b["x"] for a, b in pairwise(boxes))
+    # A name that does not fit ends in an ellipsis. "German · Deutsch" may, after "German".
+    cut = page.evaluate(
+        """() => {
+            const pen = document.createElement("canvas").getContext("2d");
+            return [...document.querySelectorAll("select")].flatMap((select) => {
+                const style = getComputedStyle(select);
+                pen.font = style.font;
+                const room = select.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+                const names = [...select.options].map((option) => option.text.split(" · ")[0]);
+                return names.filter((name) => pen.measureText(name).width > room);
+            });
+        }"""
+    )
+    assert cut == []
 
 
 def test_on_a_phone_the_translation_is_below(visit, stream):
