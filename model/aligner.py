@@ -1,4 +1,4 @@
-"""When each word of a known text was said: canary-1b-v2's second model, a FastConformer with a CTC head.
+"""When each word of a known text was spoken, from canary-1b-v2's second model: a FastConformer with a CTC head.
 
 Source: NeMo's get_forced_aligned_timestamps_with_external_model; the times are the same, quirks included.
 """
@@ -17,12 +17,12 @@ from model.layers import Layer, Linear
 from model.tokenizer import load_pieces
 
 _PUNCTUATION = {",", ".", "!", "?"}
-# NeMo's word for "impossible".
+# NeMo's log-probability of the impossible.
 _NEVER = np.float32(-3.4e38)
 
 
 class Aligner(Layer):
-    """Belongs to the thread that loaded it."""
+    """The timestamps model. It belongs to the thread that loaded it."""
 
     def __init__(self, config: AlignerConfig, pieces: SentencePieceProcessor):
         super().__init__()
@@ -48,9 +48,9 @@ class Aligner(Layer):
         return self.xp.to_numpy(self.xp.log_softmax(self.head(states))[0])
 
     def word_times(self, waveform: np.ndarray, text: str) -> list[tuple[float, float]] | None:
-        """(start, end) in seconds of each word of `text`, words being what single spaces separate.
+        """(start, end) in seconds of each word of `text`, which are separated by single spaces.
 
-        None where the text has more tokens than the sound has steps.
+        None if the text has more tokens than the audio has encoder steps.
         """
         if not text or len(waveform) < self.config.preprocessor.hop_length:
             return None
@@ -63,7 +63,7 @@ class Aligner(Layer):
         times, first = [], 0
         for word in words:
             kept = len(word)
-            # A mark has no sound: those that end a word take none of its time.
+            # Punctuation at the end of a word makes no sound, so it takes no time.
             while kept and self._pieces.id_to_piece(word[kept - 1]) in _PUNCTUATION:
                 kept -= 1
             steps = path[first : first + len(word)]
@@ -74,14 +74,14 @@ class Aligner(Layer):
 
 
 def ctc_alignment(log_probs: np.ndarray, tokens: list[int]) -> list[tuple[int, int]]:
-    """The most probable path's first and last step on each of `tokens`.
+    """The first and the last step of each of `tokens` on the most probable path.
 
     log_probs: (T, V + 1) float32, the blank last; len(tokens) ≤ T.
     """
     T, blank = len(log_probs), log_probs.shape[1] - 1
     states = np.full(2 * len(tokens) + 1, blank)
     states[1::2] = tokens
-    # A state may be reached from two before it, over a blank, unless that would swallow one of two equal tokens.
+    # A path may skip the blank between two tokens, unless they are equal: those would merge.
     skips = np.zeros(len(states), bool)
     skips[2:] = states[2:] != states[:-2]
     score = np.full(len(states), _NEVER)

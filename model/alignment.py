@@ -1,7 +1,7 @@
-"""When each word was said, read off the decoder's attention to the sound: for models without times of their own.
+"""When each word was spoken, from the decoder's cross-attention: for models that write no times.
 
-The attention is coarse, a step is 80 ms and a word's end is hardly attended to at all: so each seam between two words
-that it finds is then moved to the pause near it in the sound, if there is one.
+Attention is coarse: a step is 80 ms, and the end of a word gets hardly any. So each boundary between two words is then
+moved to the nearest pause in the audio, if one is close.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from model.timestamps import WordTokens
 
 FRAME_S = 0.01
 _FRAME = int(FRAME_S * SAMPLE_RATE)
-# How far a seam is moved, in seconds; and what counts as a pause, as a share of the way from noise to loud speech.
+# How far a boundary may move, in seconds. How loud a pause may be, from 0 (noise floor) to 1 (loud speech).
 REACH_S = 0.16
 QUIET = 0.04
 
@@ -21,7 +21,8 @@ def attention_times(
 ) -> list[tuple[float, float]]:
     """(start, end) in seconds of each word.
 
-    attention: (tokens, steps), rows summing to 1, of the waveform with `early_s` before it; step_s: of one step.
+    attention: (tokens, steps), rows summing to 1; step_s: seconds of a step; early_s: the padding before the waveform
+    that the encoder saw, in seconds.
     """
     first, last = monotonic_path(attention)
     edges = [first[w.tokens.start] for w in words] + [last[words[-1].tokens.stop - 1] + 1]
@@ -30,12 +31,12 @@ def attention_times(
 
 
 def monotonic_path(attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(S, T) → the first and the last step (S,) of each row on the path of most attention, which never goes back."""
+    """(S, T) → the first and the last step (S,) of each row, on the path of most attention that never goes back."""
     S, T = attention.shape
     cost = np.full((S + 1, T + 1), np.inf)
     cost[0, 0] = 0
     came = np.zeros((S + 1, T + 1), np.int8)
-    # Cells of one diagonal depend on those before it alone.
+    # Cells of a diagonal depend only on earlier diagonals, so each diagonal is computed at once.
     for d in range(2, S + T + 1):
         i = np.arange(max(1, d - T), min(S, d - 1) + 1)
         j = d - i
@@ -51,7 +52,7 @@ def monotonic_path(attention: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def quiet_frames(waveform: np.ndarray) -> np.ndarray:
-    """(N // 160,) whether each 10 ms are about as quiet as the quietest of the audio."""
+    """(N // 160,) whether each 10 ms are near the noise floor of the audio."""
     whole = waveform[: len(waveform) // _FRAME * _FRAME].reshape(-1, _FRAME)
     level = np.sqrt((whole**2).mean(axis=1))
     if not len(level):
@@ -61,7 +62,7 @@ def quiet_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def _moved_to_pauses(starts: list[float], end: float, quiet: np.ndarray) -> list[tuple[float, float]]:
-    """Words that begin at `starts`, the last of them over at `end`: each seam becomes the pause it is near to."""
+    """The times of words that start at `starts`, the last one ending at `end`, with boundaries moved to pauses."""
     pauses = _runs(quiet)
     seams = [_pause_near(at, pauses) for at in starts]
     ends = [begin for begin, _ in seams[1:]] + [_pause_near(end, pauses)[0]]
@@ -74,11 +75,11 @@ def _moved_to_pauses(starts: list[float], end: float, quiet: np.ndarray) -> list
 
 
 def _pause_near(at: float, pauses: np.ndarray) -> tuple[float, float]:
-    """The pause (begin, end) in seconds that is nearest to a time, or the time itself where none is within reach."""
+    """The pause (begin, end) in seconds that is nearest to a time, or the time itself if none is within REACH_S."""
     if not len(pauses):
         return at, at
     distance = np.maximum(0.0, np.maximum(pauses[:, 0] - at, at - pauses[:, 1]))
-    # Of those as near, the longer one.
+    # Prefer longer pauses.
     best = int((distance - 0.5 * np.minimum(pauses[:, 1] - pauses[:, 0], 2 * REACH_S)).argmin())
     if distance[best] > REACH_S:
         best = int(distance.argmin())
@@ -87,7 +88,7 @@ def _pause_near(at: float, pauses: np.ndarray) -> tuple[float, float]:
 
 
 def _runs(quiet: np.ndarray) -> np.ndarray:
-    """(n, 2) begin and end in seconds of every stretch of at least two quiet frames."""
+    """(n, 2): begin and end in seconds of every run of at least two quiet frames."""
     edges = np.flatnonzero(np.diff(np.r_[False, quiet, False]))
     runs = edges.reshape(-1, 2)
     return runs[runs[:, 1] - runs[:, 0] >= 2] * FRAME_S

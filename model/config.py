@@ -78,7 +78,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """SentencePiece files by language, in the order that fixes the id offsets; one named "" when `type` is bpe."""
+    """SentencePiece files by language, in the order of their id offsets; a single one named "" if `type` is bpe."""
 
     type: str
     models: dict[str, str]
@@ -88,7 +88,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """How the large linear layers are packed: whole numbers of `bits`, with a scale and an offset for every group."""
+    """How large linear layers are packed: integers of `bits`, with a scale and an offset for each group."""
 
     bits: int
     group_size: int
@@ -148,7 +148,7 @@ def _section_class(annotation: Any) -> type | None:
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """What stands in the `config.json` of a converted folder. Raises ConfigError if it is not one."""
+    """The contents of a converted folder's `config.json`. Raises ConfigError if there is none that can be used."""
     path = Path(folder) / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

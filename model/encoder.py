@@ -10,14 +10,14 @@ from model.arrays import Array
 from model.config import EncoderConfig
 from model.layers import Layer, LayerNorm, Linear
 
-# Encoder steps whose subsampling a CPU's cache holds.
+# Encoder steps that are subsampled at a time on a CPU, so that the maps stay in its cache.
 STRETCH = 8
-# Encoder steps, 41 s, up to which projected positions are kept.
+# Projected positions are kept for audio up to so many encoder steps (41 s).
 POSITIONS_KEPT = 512
 
 
 def subsampled(length, convolutions: int = 3):
-    """Frames left of `length` (int or array) after convolutions of stride 2."""
+    """How many of `length` frames (int or array) are left after convolutions of stride 2."""
     for _ in range(convolutions):
         length = (length - 1) // 2 + 1
     return length
@@ -62,7 +62,7 @@ class Subsampling(Layer):
         Frames past a length count as zeros in every convolution.
         """
         T = subsampled(mel.shape[1])
-        # The first map is 256 channels wide: on a CPU short stretches of it stay in the cache.
+        # The first map is 256 channels wide: on a CPU only a short stretch of it stays in the cache.
         stretch = T if self.xp.CONCURRENT else STRETCH
         parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
         x = self.xp.concatenate(parts, axis=1)
@@ -71,7 +71,7 @@ class Subsampling(Layer):
     def _map(self, level: int, start: int, stop: int, mel: Array, lengths: Array | None) -> Array:
         """Frames start … stop of the map after `level` convolutions, (B, stop - start, F, C or 1).
 
-        Frames before the audio's begin or past its end are zero.
+        Frames before the start of the audio and past its end are zero.
         """
         if level == 0:
             return self._frames(mel[..., None], 0, start, stop, mel.shape[1], lengths)
@@ -122,7 +122,7 @@ class RelativeAttention(Layer):
         self.pos_bias_u: Array = mx.zeros((H, D // H))
         self.pos_bias_v: Array = mx.zeros((H, D // H))
 
-        # The projected sinusoids of the longest audio so far; a shorter one's are the middle of them.
+        # The projected sinusoids for the longest audio so far. A shorter one uses the middle of them.
         self._projected: Array = mx.zeros((H, 0, D // H))
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
@@ -148,7 +148,7 @@ class RelativeAttention(Layer):
             projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
             if longest > POSITIONS_KEPT:
                 return projected
-            # MLX would copy it at every product if it were strided.
+            # MLX would copy a strided array in every product.
             self._projected = self.xp.contiguous(projected)
             have = 2 * longest - 1
         middle = have // 2
@@ -210,8 +210,7 @@ class FastConformer(Layer):
     def __call__(self, mel: Array, lengths: Array = None) -> Array:
         """mel: (B, T, n_mels); lengths: (B,) valid frames, or None where all T are → (B, T', d_model).
 
-        T' is the subsampled T. Steps past a row's subsampled length hold no meaning. What comes out is of the library
-        that the weights are of.
+        T' is the subsampled T. Steps past a row's subsampled length are meaningless.
         """
         xp = self.xp
         mel = xp.asarray(mel, self.layers[0].norm_out.weight.dtype)

@@ -11,7 +11,7 @@ STD_GUARD = 1e-5
 
 
 class LogMel(Layer):
-    """The filterbank and window travel with the weights, so that a model's own are used."""
+    """Log-mel features with the model's own filterbank and window, which are stored with its weights."""
 
     def __init__(self, config: PreprocessorConfig):
         super().__init__()

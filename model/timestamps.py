@@ -1,4 +1,4 @@
-"""Generated tokens to words and segments with seconds."""
+"""Generated tokens → words and segments with times in seconds."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,19 +13,19 @@ SENTENCE_END = (".", "?", "!")
 
 @dataclass(frozen=True)
 class WordTokens:
-    """A word and the stretch of tokens that wrote it; times included, where there are any."""
+    """A word and the range of tokens that wrote it, time tokens included."""
 
     text: str
     tokens: range
 
 
 def plain_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The text of tokens without the special ones, words separated by one space."""
+    """The text of tokens, without special ones, words separated by one space."""
     return " ".join(tokenizer.decode([t for t in tokens if not tokenizer.is_special(t)]).split())
 
 
 def whole_segment(generated: Generated, tokenizer: Tokenizer, duration: float) -> tuple[Segment, ...]:
-    """One segment over the whole audio, for output that carries no times; none where nothing was said."""
+    """One segment over the whole audio, for output without times; no segment if there is no text."""
     text = plain_text(generated.tokens, tokenizer)
     return (_segment(0.0, duration, text, generated, range(len(generated.tokens))),) if text else ()
 
@@ -33,10 +33,10 @@ def whole_segment(generated: Generated, tokenizer: Tokenizer, duration: float) -
 def timed_segments(
     generated: Generated, tokenizer: Tokenizer, step_s: float, duration: float, early_s: float = 0.0
 ) -> tuple[Segment, ...]:
-    """Segments of a flash model's output, `<|12|> word<|17|>`, ending where sentences do.
+    """Segments from the output of a flash model, `<|12|> word<|17|>`. A segment is a sentence.
 
-    Times are encoder steps of `step_s` seconds, counted from `early_s` before the audio, and kept within 0 … duration.
-    Every token is in one segment. Output without times gives one segment over the whole audio.
+    Times are encoder steps of `step_s` seconds, counted from `early_s` before the audio, and limited to 0 … duration.
+    Every token belongs to a segment. Output without times gives one segment over the whole audio.
     """
     words, times = _timed_words(
         generated.tokens, tokenizer, lambda step: min(max(0.0, step * step_s - early_s), duration)
@@ -47,7 +47,7 @@ def timed_segments(
 def sentences(
     words: list[WordTokens], times: list[tuple[float, float]], generated: Generated, tokenizer: Tokenizer
 ) -> tuple[Segment, ...]:
-    """Words with their (start, end), grouped into segments that end where sentences do. Every token is in one."""
+    """Words with their (start, end), grouped into sentences. Every token belongs to a segment."""
     segments: list[Segment] = []
     group: list[Word] = []
     first = stop = 0
@@ -65,13 +65,13 @@ def sentences(
 
 
 def written_words(tokens: Sequence[int], tokenizer: Tokenizer) -> list[WordTokens]:
-    """The words of untimed tokens; joined with spaces they are the text."""
+    """The words of tokens without times. Joined with spaces they are the text."""
     starts = [i for i, t in enumerate(tokens) if tokenizer.starts_word(t)] or [0]
     edges = [0, *starts[1:], len(tokens)] if starts[0] == 0 else [0, *starts, len(tokens)]
     words: list[WordTokens] = []
     begin = 0
     for stop in edges[1:]:
-        # What has no text of its own, a lone ▁ or a special token, goes with the next word.
+        # Tokens without text, a lone ▁ or a special token, belong to the next word.
         if text := plain_text(tokens[begin:stop], tokenizer):
             words.append(WordTokens(text, range(begin, stop)))
             begin = stop
@@ -81,7 +81,7 @@ def written_words(tokens: Sequence[int], tokenizer: Tokenizer) -> list[WordToken
 def _timed_words(
     tokens: list[int], tokenizer: Tokenizer, seconds: Callable[[int], float]
 ) -> tuple[list[WordTokens], list[tuple[float, float]]]:
-    """Every stretch of text with the times around it; none at all if there is no time in it."""
+    """The words between time tokens, with those times; no words if there are no time tokens."""
     words: list[WordTokens] = []
     times: list[tuple[float, float]] = []
     first, inside, start, before = 0, 0, 0, False
@@ -93,7 +93,7 @@ def _timed_words(
             words.append(WordTokens(text, range(first, i + 1)))
             times.append((seconds(start), seconds(max(step, start))))
             first = i + 1
-        # Also where a start or an end is missing, the next word begins no sooner than this time.
+        # Even if a start or an end is missing, the next word begins no earlier than this.
         start, inside, before = step, i + 1, True
     if before and (text := plain_text(tokens[inside:], tokenizer)):
         words.append(WordTokens(text, range(first, len(tokens))))
@@ -112,13 +112,13 @@ def _segment(
 
 
 def _probability(stretch: range, generated: Generated, tokenizer: Tokenizer) -> float | None:
-    """The geometric mean over the tokens of a word's text."""
+    """The geometric mean over the tokens of a word's text; None if none is known."""
     spelling = [i for i in stretch if not tokenizer.is_special(generated.tokens[i])]
     known = [p for i in spelling for p in _log_probs(range(i, i + 1), generated)]
     return math.exp(sum(known) / len(known)) if known else None
 
 
 def _log_probs(stretch: range, generated: Generated) -> list[float]:
-    """Of those tokens whose log-probability is known: a prefix that was given has none."""
+    """The known log-probabilities of those tokens. Tokens of a given prefix have none."""
     given = len(generated.tokens) - len(generated.log_probs)
     return generated.log_probs[max(0, stretch.start - given) : max(0, stretch.stop - given)]

@@ -15,7 +15,7 @@ _WORD_START = "▁"
 
 
 class TokenizerError(ValueError):
-    """A tokenizer file that is missing or broken, or a token it does not have."""
+    """A tokenizer file is missing or broken, or a tokenizer lacks a token."""
 
 
 def load_pieces(path: Path) -> SentencePieceProcessor:
@@ -27,14 +27,14 @@ def load_pieces(path: Path) -> SentencePieceProcessor:
 
 
 class Tokenizer:
-    """Text to ids and back. `special` maps every `<|…|>` token, and the padding, to its id."""
+    """Text to ids and back. `special` maps every `<|…|>` token, and `<pad>`, to its id."""
 
     special: dict[str, int]
     vocab_size: int
 
     def __init__(self) -> None:
         self._special_ids = {i for token, i in self.special.items() if token.startswith("<|")}
-        # `<|12|>` is the 12th encoder step.
+        # `<|12|>` means the 12th encoder step.
         self.time_steps = {i: int(token[2:-2]) for token, i in self.special.items() if token[2:-2].isdecimal()}
 
     def encode(self, text: str, language: str) -> list[int]:
@@ -46,18 +46,18 @@ class Tokenizer:
         raise NotImplementedError
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, special tokens written out."""
+        """Text of ids, with special tokens written out."""
         raise NotImplementedError
 
     def starts_word(self, token: int) -> bool:
-        """Whether a new word begins with it."""
+        """Whether a word begins with this token."""
         raise NotImplementedError
 
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
 
     def special_id(self, token: str) -> int:
-        """Raises TokenizerError where there is no such token."""
+        """Raises TokenizerError if there is no such token."""
         try:
             return self.special[token]
         except KeyError:
@@ -65,7 +65,7 @@ class Tokenizer:
 
 
 class AggregateTokenizer(Tokenizer):
-    """One SentencePiece model for special tokens and one a language; ids are offset in the order of the archive."""
+    """A SentencePiece model for special tokens and one for each language; ids are offset in the archive's order."""
 
     def __init__(self, models: dict[str, SentencePieceProcessor]):
         self._models = models
@@ -97,7 +97,7 @@ class AggregateTokenizer(Tokenizer):
 
 
 class SingleTokenizer(Tokenizer):
-    """One SentencePiece model, special tokens being pieces of it."""
+    """One SentencePiece model, which has the special tokens among its pieces."""
 
     def __init__(self, model: SentencePieceProcessor):
         self._model = model
@@ -110,7 +110,7 @@ class SingleTokenizer(Tokenizer):
         return self._model.encode(text)
 
     def encode_prompt(self, text: str) -> list[int]:
-        # As one string, which puts a ▁ before it: what the model was trained with.
+        # As one string: SentencePiece puts a ▁ before it, as in training.
         return self._model.encode(text)
 
     def decode(self, ids: list[int]) -> str:

@@ -1,4 +1,4 @@
-"""What comes out: a transcript, its segments, its words. Times are seconds from the start of the audio."""
+"""The result: a transcript, its segments and words. Times are seconds from the start of the audio."""
 
 import zlib
 from dataclasses import dataclass, field
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Word:
-    """One word as spoken; for a translation, as placed by the model on the source audio.
+    """One word; in a translation, at the time in the source audio where the model places it.
 
-    probability: the geometric mean of its tokens'; None where it is not known. tokens: the generated ids that wrote it,
-    times and other special tokens included, log_probs theirs; a segment's tokens are its words' one after the other.
+    probability: the geometric mean over its tokens; None if unknown. tokens: the generated ids that wrote it, times and
+    other special tokens included; log_probs: theirs. The tokens of a segment are those of its words in order.
     """
 
     word: str
@@ -24,8 +24,8 @@ class Word:
 class Segment:
     """A stretch of text. `tokens` are the generated ids, special tokens included, prompt and end not.
 
-    avg_logprob: the mean over its tokens; no_speech_prob: the chance the model gave, before the first token, to there
-    being nothing to write; language: what is spoken in it, where that was found out segment by segment.
+    avg_logprob: the mean over its tokens; no_speech_prob: the probability, before the first token, that there is no
+    speech; language: the spoken one, if it was detected for each segment.
     """
 
     start: float
@@ -39,17 +39,17 @@ class Segment:
 
     @property
     def compression_ratio(self) -> float:
-        """Bytes of the text to those of its zlib compression: above about 2.4 where a text repeats itself."""
+        """Bytes of the text divided by those of its zlib compression; above about 2.4 if the text repeats itself."""
         text = self.text.encode()
         return len(text) / len(zlib.compress(text))
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """The text of one audio. `language` is what was spoken, `target_language` what the text is written in.
+    """The text of one audio. `language` is the spoken one, `target_language` that of the text.
 
-    timestamps_source: where the times in it are from: "model", "aligner" or "cross_attention"; None where nothing but
-    the audio's own ends is known.
+    timestamps_source: where times come from: "model", "aligner" or "cross_attention"; None if there are none but the
+    start and end of the audio.
     """
 
     text: str

@@ -1,6 +1,6 @@
 """Beam search over the rows of one utterance, with NeMo's scores and stopping rule (BeamSearchSequenceGenerator).
 
-Works on plain numpy between two decoder steps; knows neither the decoder nor the batch.
+Works with numpy between two decoder steps. Knows neither the decoder nor the batch.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ def _penalty(lengths: np.ndarray, length_penalty: float) -> np.ndarray:
 
 
 def _top(scores: np.ndarray, k: int) -> np.ndarray:
-    """Indices of the k largest along the last axis, largest first and equal ones in their order."""
+    """Indices of the k largest along the last axis, largest first, equal ones in index order."""
     if scores.ndim > 1:
         return np.stack([_top(row, k) for row in scores])
     k = min(k, len(scores))
@@ -48,10 +48,10 @@ class Beam:
         self._lengths = np.full(self.width, self._prompt_length + 2.0)
 
     def advance(self, log_probs: np.ndarray) -> np.ndarray:
-        """One more token each, from (width, V); returns the hypothesis (width,) that each new one goes on from."""
+        """Add a token to each hypothesis, from log-probabilities (width, V). Returns the parents (width,)."""
         best = _top(log_probs, self.width)
         gains = np.take_along_axis(log_probs, best, axis=-1).astype(np.float64)
-        # A finished hypothesis goes on in one way only: with padding, at no cost.
+        # A finished hypothesis continues only with padding, at no cost.
         best[self._finished] = self._pad_id
         gains[self._finished] = -np.inf
         gains[self._finished, 0] = 0.0
@@ -59,7 +59,7 @@ class Beam:
         penalised = (self._scores[:, None] + gains) / penalty[:, None]
         chosen = _top(penalised.reshape(-1), self.width)
         parents = chosen // self.width
-        # NeMo takes the penalty back by place, not by parent; what comes after depends on it.
+        # NeMo removes the penalty by rank, not by parent, and later steps depend on it.
         self._scores = penalised.reshape(-1)[chosen] * penalty
         self.tokens = np.concatenate([self.tokens[parents], best.reshape(-1)[chosen][:, None]], axis=1)
         step = np.where(np.isfinite(gains), gains, 0.0).reshape(-1)[chosen]
@@ -74,7 +74,7 @@ class Beam:
         return bool(self._finished.all())
 
     def best(self) -> tuple[list[int], list[float]]:
-        """Tokens and their log-probabilities of the best hypothesis, trailing ends removed."""
+        """The best hypothesis: its tokens, without trailing ends, and their log-probabilities."""
         winner = int(np.argmax(self._scores / _penalty(self._lengths, self._alpha)))
         tokens, log_probs = self.tokens[winner].tolist(), self.log_probs[winner].tolist()
         while tokens and tokens[-1] in self._ends:

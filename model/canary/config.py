@@ -8,7 +8,7 @@ from model.task import AUTO, TIMESTAMPS, LanguagePairError, Task, TaskError
 
 # The longest audio, in seconds, that the published models were trained on.
 TRAINED_S = 40.0
-# The decoder must have room for a fast speaker's words, and for two more tokens a word where it writes times.
+# The decoder must have room for the words of a fast speaker, and for two more tokens a word if it writes times.
 WORDS_PER_S, TOKENS_PER_WORD, TIME_TOKENS_PER_WORD = 5.0, 3, 2
 # The share of the decoder's sequence that a context may take.
 CONTEXT_SHARE = 0.25
@@ -40,7 +40,7 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How far and how wide to search unless a request says otherwise."""
+    """The search, unless a request asks for another."""
 
     beam_size: int = 1
     length_penalty: float = 0.0

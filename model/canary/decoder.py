@@ -37,7 +37,7 @@ class CrossMemory:
         return self.xp.attention(q, self.keys[layer], self.values[layer], self.inside)
 
     def of_rows(self, rows: list[int]) -> "CrossMemory":
-        """The memory of these rows, in this order; a row may come more than once."""
+        """The memory of these rows, in this order; a row may appear more than once."""
         if rows == list(range(self.inside.shape[0])):
             return self
         at = self.xp.asarray(rows)
@@ -81,7 +81,7 @@ class SelfAttention(Layer):
 
 
 class CrossAttention(Layer):
-    """The queries' half; keys and values of every layer come from `Decoder.cross_memory`."""
+    """The half that makes queries. The keys and values of all layers come from `Decoder.cross_memory`."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -119,7 +119,7 @@ class DecoderLayer(Layer):
 
 
 class Decoder(Layer):
-    """Tokens and an encoded audio to hidden states; the head shares the token embedding."""
+    """Tokens and an encoded audio → hidden states. The head shares the token embedding."""
 
     def __init__(self, config: DecoderConfig, vocab_size: int):
         super().__init__()
@@ -134,7 +134,7 @@ class Decoder(Layer):
         self.final_layer_norm = LayerNorm(M)
 
     def cross_memory(self, encoded: Array, lengths: list[int]) -> CrossMemory:
-        """encoded: (R, T, M), of which a row's first `lengths` steps are real → what every later step attends to."""
+        """encoded: (R, T, M), lengths: its real steps (R,) → what all steps attend to."""
         layers, H = self._config.num_layers, self._config.num_attention_heads
         heads = _heads(self.cross_kv(self.xp.asarray(encoded)), 2 * layers * H)
         by_layer = [heads[:, i * H : (i + 1) * H] for i in range(2 * layers)]
@@ -145,7 +145,7 @@ class Decoder(Layer):
         """A whole sequence for each row, causally.
 
         tokens: (R, S), padded on the right. Returns hidden states (R, S, M), and the layers' self-attention keys and
-        values (R, H, S, d); what they hold at padding must not be attended to.
+        values (R, H, S, d); nothing may attend to those at padding.
         """
         x, _, pairs = self._through(tokens, audio, len(self.layers))
         return self.final_layer_norm(x), pairs
@@ -153,7 +153,7 @@ class Decoder(Layer):
     def cross_attention(self, tokens: list[int], audio: CrossMemory, layer: int) -> Array:
         """What each of tokens (S,) attends to in a layer, the mean over heads: (S, T), rows summing to 1.
 
-        Row i is from when token i was read, that is, the token after it written. Source: NeMo's AlignAtt policy.
+        Row i is from reading token i, that is, from writing the token after it. Source: NeMo's AlignAtt policy.
         """
         x, causal, _ = self._through([tokens], audio, layer)
         last = self.layers[layer]
@@ -213,7 +213,7 @@ class Decoder(Layer):
 
 
 class Head(Layer):
-    """Scores over the vocabulary: the token embedding's weights and a bias of its own."""
+    """Scores over the vocabulary, from the token embedding's weights and a bias of its own."""
 
     def __init__(self, vocab_size: int):
         super().__init__()

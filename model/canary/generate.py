@@ -1,6 +1,6 @@
-"""The token loop: a running batch of rows that utterances join and leave at any step.
+"""The token loop: a running batch of rows, which utterances join and leave at any step.
 
-Knows the decoder and token ids; knows no text, no audio, no request. A row's result does not depend on the others.
+Knows the decoder and token ids; knows no text, audio or request. A row's result never depends on the others.
 """
 
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from model.decoding import Generated
 
 @dataclass(frozen=True)
 class Utterance:
-    """One encoded audio to be written out.
+    """One text to write from an encoded audio.
 
-    key: the caller's name for it; encoded: (T, M), all valid; prompt: token ids; limit: the most new tokens.
+    key: the caller's name for it; encoded: (T, M), all of it real; prompt: token ids; limit: the most new tokens.
     """
 
     key: int
@@ -30,7 +30,7 @@ class Utterance:
 
 @dataclass
 class _Greedy:
-    """One row: what it has written, and where the next token goes."""
+    """A row that is decoded greedily: its tokens, and the position of the next one."""
 
     utterance: Utterance
     position: int
@@ -55,7 +55,7 @@ class _Greedy:
 
 @dataclass
 class _Searched:
-    """The rows of one beam, in the order of its hypotheses."""
+    """The rows of a beam, in the order of its hypotheses."""
 
     utterance: Utterance
     position: int
@@ -108,10 +108,10 @@ class RunningBatch:
     def join(self, utterances: list[Utterance]) -> list[Generated]:
         """Prefill `utterances` together and add their rows.
 
-        Returns what that ended: those that their first token did, and those that a step under way did.
+        Returns the finished ones: those that ended with their first token, and those that a step under way ended.
         """
         finished = self._settled()
-        # What is written of one audio, its text and translations, looks at one memory.
+        # Texts of one audio, such as a transcript and a translation, share its cross-attention memory.
         audios = {id(u.encoded): u.encoded for u in utterances}
         of_audio = [list(audios).index(id(u.encoded)) for u in utterances]
         encoded, lengths = self._padded(list(audios.values()))
@@ -134,7 +134,7 @@ class RunningBatch:
         return finished
 
     def step(self) -> list[Generated]:
-        """One token for every row; returns the utterances that it ended."""
+        """Write one token in every row; returns the texts that it finished."""
         if not self._owners:
             return []
         if any(isinstance(owner, _Searched) for owner in self._owners):
@@ -152,7 +152,7 @@ class RunningBatch:
         return best, self._xp.take_along_axis(scores, best[:, None], axis=-1)[:, 0]
 
     def _settled(self) -> list[Generated]:
-        """Take in the step under way, so that rows may change; returns the utterances that it ended."""
+        """Book the step under way, so that rows can change; returns the texts that it finished."""
         written, self._ahead = self._ahead, None
         return self._book_greedy(*written) if written else []
 
@@ -164,7 +164,7 @@ class RunningBatch:
         return self._ended()
 
     def _book(self, scores: np.ndarray) -> list[Generated]:
-        """Write what the log-probabilities (R, V) say, beams and greedy rows."""
+        """Write a token in every row, beams' included, from log-probabilities (R, V)."""
         for owner in self._distinct_owners():
             owner.position += 1
             if isinstance(owner, _Greedy):
@@ -180,7 +180,7 @@ class RunningBatch:
         return finished
 
     def drop(self, key: int) -> None:
-        """Free the rows of the utterance `key`, if it has any. The last rows take the places that get empty."""
+        """Free the rows of the text `key`, if it has any. The last rows move to the places that become empty."""
         order = list(range(self.rows))
         for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
             last = self.rows - 1
@@ -209,15 +209,15 @@ class RunningBatch:
         return tokens
 
     def _log_probs(self, tokens: Array, ahead: int = 0) -> Array:
-        """(R, V) for what follows `tokens` (R,), which are `ahead` places past what is booked."""
-        # A row looked ahead of may already be full; what it gets is thrown away.
+        """Log-probabilities (R, V) of what follows `tokens` (R,), which are `ahead` positions past the booked ones."""
+        # A row may be full when the next step begins ahead of time; what that step writes is dropped.
         last = self._decoder.position_encoding.shape[0] - 1
         positions = [min(owner.position + ahead, last) for owner in self._owners]
         hidden = self._decoder.step(tokens, positions, self._text, self._audio)
         return self._head(hidden, self._decoder.token_embedding)
 
     def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
-        """A new utterance with its first token, or tokens, written."""
+        """A new utterance with its first token written; a beam's with one for each hypothesis."""
         position = len(utterance.prompt)
         nothing = float(np.exp(scores[self._silent]).sum())
         if utterance.beam_size == 1:
@@ -229,7 +229,7 @@ class RunningBatch:
         return _Searched(utterance, position, nothing, beam)
 
     def _result(self, owner: _Greedy | _Searched) -> Generated | None:
-        """What `owner` has written if it is done, else None."""
+        """What `owner` has written, if it is finished."""
         key, limit = owner.utterance.key, owner.utterance.limit
         if isinstance(owner, _Greedy):
             if owner.tokens[-1] in self._ends:
@@ -256,6 +256,6 @@ class RunningBatch:
 
 
 def new_token_limit(total_steps: int, prompt_length: int, max_sequence_length: int, max_generation_delta: int) -> int:
-    """NeMo's longest output for an audio of `total_steps` encoder steps; 0 where the prompt alone is too long."""
+    """NeMo's longest output for an audio of `total_steps` encoder steps; 0 if the prompt alone is too long."""
     longest = min(max_sequence_length, total_steps + max_generation_delta)
     return max(0, longest - prompt_length + 1)

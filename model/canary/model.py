@@ -1,4 +1,4 @@
-"""The whole model: `Canary.load` a converted folder, then waveforms to transcripts."""
+"""The whole model: `CanaryModel.load` a converted folder, then waveforms to transcripts."""
 
 import time
 from collections.abc import Callable
@@ -28,12 +28,12 @@ from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
 
 MIN_DURATION_S = 1.0
-# Freed arrays, in bytes, that MLX keeps for the next ones of their size. On a CPU malloc keeps them already.
+# Bytes of freed arrays that MLX keeps to use again. On a CPU malloc does that.
 GPU_CACHE = 256 << 20
 
 
 class CanaryModel(Layer):
-    """Everything happens in the thread that loaded it: MLX arrays belong to one."""
+    """Canary. A `model.family.Model`: it belongs to the thread that loaded it, as its MLX arrays do."""
 
     def __init__(self, config: CanaryConfig, tokenizer: Tokenizer):
         super().__init__()
@@ -45,7 +45,7 @@ class CanaryModel(Layer):
             self.encoder_decoder_proj = Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
-        # canary-1b-v2's timestamps model: as large as itself, so loaded when times are first asked for.
+        # canary-1b-v2's timestamps model is as large as itself, so it is loaded when times are first asked for.
         self._aligner: Callable[[], Aligner] | None = None
 
     @classmethod
@@ -71,7 +71,7 @@ class CanaryModel(Layer):
 
     @property
     def encodes_together(self) -> bool:
-        """With arrays whose rows are computed side by side; else padding would only cost time."""
+        """If rows are computed side by side. Otherwise padding would only cost time."""
         return self.xp.CONCURRENT
 
     def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
@@ -83,15 +83,15 @@ class CanaryModel(Layer):
         return self.preprocessor(padded, lengths)
 
     def encode(self, mel: Array, lengths: Array = None) -> Array:
-        """(B, T, n_mels) and the valid frames (B,), None where all are → (B, T', M) as the decoder attends to it.
+        """(B, T, n_mels) and the valid frames (B,), or None if all are → (B, T', M), what the decoder attends to.
 
-        A row's first `subsampled(length)` steps are its own; what follows holds no meaning.
+        Steps of a row past its first `subsampled(length)` are meaningless.
         """
         encoded = self.encoder(mel, lengths)
         return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
 
     def logits(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
-        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S), by encoded (B, T, M)."""
+        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S). encoded: (B, T, M)."""
         hidden, _ = self.decoder.prefill(tokens, self.decoder.cross_memory(encoded, lengths))
         return self.head(hidden, self.decoder.token_embedding)
 
@@ -108,16 +108,16 @@ class CanaryModel(Layer):
         self.xp.evaluate(mel)
         had_features = time.monotonic()
         frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
-        # The frame after the last valid one is zero: without it equal lengths need no masks.
+        # Without the frame after the last valid one, which is zero, equal lengths need no masks.
         mel = mel[:, : max(frames)]
         encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
         self.xp.evaluate(encoded)
         times = had_features - began, time.monotonic() - had_features
-        # NeMo's length limit counts from its tensor, which has that frame.
+        # NeMo's length limit counts the frame after the last valid one.
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
 
     def detect_language(self, encoded: Encoded) -> Detection:
-        """The spoken language, by what the model itself would put in the prompt's place for it."""
+        """The spoken language: what the model itself finds most probable at the prompt's place for it."""
         codes = self.config.languages
         vectors = encoded.vectors[None]
         memory = self.decoder.cross_memory(vectors, [vectors.shape[1]])
@@ -132,13 +132,13 @@ class CanaryModel(Layer):
         return detection_from(dict(zip(codes, (chances / chances.sum()).tolist(), strict=True)))
 
     def _scores_of_prompts(self, prompts: list[list[int]], memory: CrossMemory) -> np.ndarray:
-        """(R,) log-probabilities of prompts of one length, each with the text token that is likeliest to follow it."""
+        """(R,) log-probabilities of prompts of one length, each with the text token most likely to follow."""
         log_probs = self._log_probs(prompts, memory)
         written = np.take_along_axis(log_probs[:, :-1], np.array(prompts)[:, 1:, None], axis=2)
         return written.sum(axis=(1, 2)) + log_probs[:, -1].max(axis=1)
 
     def _log_probs(self, tokens: list[list[int]], memory: CrossMemory) -> np.ndarray:
-        """(R, S, V) of what follows each of R rows of S tokens; `memory` is of the one audio that all are about."""
+        """Log-probabilities (R, S, V) of what follows each of tokens (R, S). memory: of one audio, for all rows."""
         hidden, _ = self.decoder.prefill(tokens, memory.of_rows([0] * len(tokens)))
         return self.xp.to_numpy(self.head(hidden, self.decoder.token_embedding))
 
@@ -150,7 +150,7 @@ class CanaryModel(Layer):
         """`attention` for a prompt given as tokens."""
         vectors = encoded.vectors[None]
         cross = self.decoder.cross_memory(vectors, [vectors.shape[1]])
-        # NeMo looks at the last but one; of two layers the first attends to no place in particular.
+        # NeMo uses the last layer but one. Of only two layers, the first attends to no place in particular.
         layers = self.config.decoder.num_layers
         layer = layers - 2 if layers > 2 else layers - 1
         return self.xp.to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
@@ -192,7 +192,7 @@ class CanaryModel(Layer):
     def generate(
         self, encoded: list[Encoded], prompts: list[list[int]], options: DecodingOptions = DecodingOptions()
     ) -> list[Generated]:
-        """The tokens of each encoding after its prompt, all decoded side by side."""
+        """The tokens that follow each prompt, all decoded side by side."""
         batch = self.running_batch()
         keyed = enumerate(zip(encoded, prompts, strict=True))
         finished = batch.join([self.prompted(i, audio, prompt, options) for i, (audio, prompt) in keyed])
@@ -203,9 +203,9 @@ class CanaryModel(Layer):
     def transcribe(
         self, waveforms: list[np.ndarray], tasks: Task | list[Task], options: DecodingOptions = DecodingOptions()
     ) -> list[Transcript]:
-        """Transcripts of 16 kHz mono float32 waveforms, decoded together; `tasks` is one for all or one each.
+        """Transcripts of 16 kHz mono float32 waveforms, decoded together. tasks: one for all, or one for each.
 
-        Raises TaskError for what the model cannot be asked.
+        Raises TaskError for what the model cannot do.
         """
         if isinstance(tasks, Task):
             tasks = [tasks] * len(waveforms)
@@ -215,7 +215,7 @@ class CanaryModel(Layer):
         return [self.transcript(*each) for each in zip(generated, waveforms, tasks, encoded, strict=True)]
 
     def transcript(self, generated: Generated, waveform: np.ndarray, task: Task, encoded: Encoded) -> Transcript:
-        """Generated tokens as text, with the times that `task` asks for: the model's own, or found afterwards."""
+        """Tokens as text, with the times that `task` asks for: the model's own, the aligner's or cross-attention's."""
         duration = len(waveform) / SAMPLE_RATE
         early = padding_before(len(waveform)) / SAMPLE_RATE
         source = None
@@ -238,14 +238,14 @@ class CanaryModel(Layer):
         return Transcript(text, task.language, task.target, duration, segments, source)
 
     def _aligned(self, waveform: np.ndarray, task: Task, text: str) -> list[tuple[float, float]] | None:
-        """The words' times from the aligner, if there is one; a translation's words it can only place as sentences."""
+        """The words' times from the aligner, if there is one. Of a translation it places sentences, not words."""
         if not self._aligner or (task.is_translation and task.timestamps == "word"):
             return None
         return self._aligner().word_times(waveform, text)
 
 
 def padding_before(samples: int) -> int:
-    """Zeros that NeMo's transcribe() puts before an audio shorter than a second."""
+    """How many zeros NeMo's transcribe() puts before audio shorter than a second."""
     return max(0, int(MIN_DURATION_S * SAMPLE_RATE) - samples) // 2
 
 

@@ -1,7 +1,7 @@
-"""How glibc's malloc, which numpy and MLX on a CPU ask for every array, is told to hold on to what is freed.
+"""Tell glibc's malloc, which allocates the arrays of numpy and of MLX on a CPU, to keep freed memory for later ones.
 
-By default large arrays go back to the system at once and the next ones are fetched anew, page by page and zeroed: up to
-a fifth of the time that encoding 35 s of audio takes. Elsewhere than on Linux with glibc there is nothing to do.
+By default it returns large arrays to the system at once, and the system zeroes every page of the next ones: that takes
+up to a fifth of the time of encoding 35 s of audio. Outside Linux with glibc these functions do nothing.
 """
 
 import ctypes
@@ -11,19 +11,19 @@ from contextlib import contextmanager
 
 # From glibc's malloc.h: option → value.
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
-# Arrays of so many bytes are given pages of their own where `on_pages_of_their_own` says so.
+# The size in bytes from which `on_pages_of_their_own` gives arrays their own pages.
 _OWN_PAGES = 64 << 10
 _OPTIONS = {
-    # One arena for all threads: what one frees serves another.
+    # One arena for all threads, so that memory freed by one serves the others.
     _ARENA_MAX: 1,
-    # The highest that glibc takes: arrays up to 32 MiB come from the arena.
+    # The highest value that glibc accepts: arrays up to 32 MiB come from the arena.
     _MMAP_THRESHOLD: 32 << 20,
     _TRIM_THRESHOLD: (1 << 31) - 1,
 }
 
 
 def keep_freed_memory() -> None:
-    """Hold on to freed memory, from now on."""
+    """From now on, keep freed memory."""
     if mallopt := _from_libc("mallopt"):
         for option, value in _OPTIONS.items():
             mallopt(option, value)
@@ -31,9 +31,9 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def on_pages_of_their_own() -> Iterator[None]:
-    """For loading: an array that is made inside goes back to the system as soon as it is freed.
+    """Inside, arrays are returned to the system as soon as they are freed.
 
-    Weights are read, put where they are used, and let go one after the other.
+    For loading: weights are read, copied to where they are used, and freed one after the other.
     """
     if mallopt := _from_libc("mallopt"):
         mallopt(_MMAP_THRESHOLD, _OWN_PAGES)
@@ -44,7 +44,7 @@ def on_pages_of_their_own() -> Iterator[None]:
 
 
 def give_back_freed_memory() -> None:
-    """Once, what is free goes back to the system: after a model has been let go."""
+    """Return the memory that is free now to the system."""
     if malloc_trim := _from_libc("malloc_trim"):
         malloc_trim(0)
 

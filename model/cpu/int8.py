@@ -1,7 +1,7 @@
-"""Linear layers in 8 bits on an x86-64 CPU: oneDNN's products of whole numbers, through torch.
+"""Linear layers in 8 bits on an x86-64 CPU, by oneDNN's integer products through torch.
 
-MLX has no fast product of packed numbers on a CPU. Processors with VNNI instructions multiply 8-bit numbers four times
-as fast as float32, and a decode step, which is bound by reading weights, reads a quarter of them.
+MLX has no fast product of packed weights on a CPU. CPUs with VNNI instructions multiply 8-bit integers four times as
+fast as float32. A decode step is bound by reading the weights, and 8 bits are a quarter of float32.
 """
 
 from functools import cache
@@ -15,22 +15,22 @@ from model import arrays
 from model.arrays import Array
 from model.layers import Layer
 
-# As Linux names the instructions that multiply 8-bit numbers.
+# Linux's names of the instructions that multiply 8-bit integers.
 _VNNI = {"avx512_vnni", "avx_vnni"}
-# oneDNN generates code for every count of rows: beyond so many, counts are rounded up to a multiple of it.
+# oneDNN generates code for every number of rows. Beyond 16, round it up to a multiple of 16.
 _ROWS = 16
-# What a row's numbers are rounded to: whole numbers up to 127 either way, stored with 128 added.
+# A row is scaled to integers from -127 to 127, stored with 128 added.
 _LARGEST, _ZERO = 127, 128
 
 
 def is_fast() -> bool:
-    """Whether this machine computes faster in 8 bits: MLX runs on its CPU, which has the instructions for it."""
+    """Whether models are computed on a CPU that is faster in 8 bits."""
     return arrays.on_cpu() and not _VNNI.isdisjoint(_instructions())
 
 
 @cache
 def _instructions() -> set[str]:
-    """What an x86-64 CPU knows besides the usual, by Linux's names; nothing elsewhere."""
+    """CPU flags from /proc/cpuinfo; empty outside Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -39,9 +39,9 @@ def _instructions() -> set[str]:
 
 
 class Int8Linear(Layer):
-    """A linear layer whose product is of whole numbers: weights with a scale for each output, inputs one for each row.
+    """A linear layer that multiplies integers: weights have a scale for each output, inputs one for each row.
 
-    A scale for each row, found as it comes, and no zero but 0: a row's result does not depend on its company.
+    Each row is scaled by itself, and 0 stays 0: so a row's result never depends on the other rows.
     """
 
     def __init__(self, weight: mx.array, bias: mx.array | None):
@@ -65,7 +65,7 @@ class Int8Linear(Layer):
         scales = _scales(rows)
         R, inputs = rows.shape
         whole = np.full((R if R <= _ROWS else -(-R // _ROWS) * _ROWS, inputs), _ZERO, np.uint8)
-        # What is cut off after adding one half is rounded.
+        # Adding one half makes the cast, which truncates, round.
         np.add(rows * (1 / scales), _ZERO + 0.5, out=whole[:R], casting="unsafe")
         product: Any = torch.ops.onednn.qlinear_pointwise(
             *(torch.from_numpy(whole), 1.0, _ZERO, self._packed, self._scales, self._zeros, None),
@@ -76,8 +76,8 @@ class Int8Linear(Layer):
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:
-    """(R, n) → what a row's whole numbers, within ±127, are to be multiplied with: (R, 1)."""
+    """(R, n) → (R, 1): what the integers of a row, within ±127, are multiplied with to give its values."""
     scales = np.maximum(rows.max(axis=1, keepdims=True), -rows.min(axis=1, keepdims=True)) / _LARGEST
-    # A row of zeros is one whatever its scale, and what is next to nothing counts as such.
+    # Any scale will do for a row of zeros, and for one of denormal numbers, which count as zeros.
     scales[scales < np.finfo(np.float32).tiny] = 1
     return scales

@@ -1,4 +1,4 @@
-"""Passes through the model, side by side: encoded as they come, decoded in one running batch.
+"""Passes through the model: encoded when they join, decoded side by side in one running batch.
 
 Knows the model; knows no threads, no queue, no requests. Everything here happens in the thread that loaded the model.
 """
@@ -16,7 +16,7 @@ from model.family import Model
 from model.task import AUTO, Task
 from model.transcript import Transcript
 
-# What is encoded together on a GPU: seconds with padding at most, and how much longer than without it.
+# Limits of what is encoded together: seconds with padding, and their ratio to seconds without.
 MAX_PADDED_S = 160.0
 MAX_PADDING = 1.25
 DEFAULT_OPTIONS = DecodingOptions()
@@ -38,13 +38,13 @@ class Pass:
 
     @property
     def rows(self) -> int:
-        """Decoder rows that it takes."""
+        """The decoder rows that it takes."""
         return len(self.tasks) * (self.options.beam_size or 1)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds a pass spent at each stage. Stages shared with others are counted whole."""
+    """Seconds that a pass spent in each stage. Stages shared with other passes count in full."""
 
     queue_s: float = 0.0
     features_s: float = 0.0
@@ -54,7 +54,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class PassResult:
-    """By task: the transcript, the tokens after the prefix, and attention (tokens with the prefix's, encoder steps)."""
+    """For each task: the transcript, the tokens after the prefix, and attention (all tokens, encoder steps)."""
 
     transcripts: tuple[Transcript, ...]
     generated: tuple[Generated, ...]
@@ -65,7 +65,7 @@ class PassResult:
 
 @dataclass
 class _Running:
-    """A pass in the batch. `keys` are its utterances' by task."""
+    """A pass in the batch. keys: those of its utterances, one for each task."""
 
     ticket: int
     wanted: Pass
@@ -102,9 +102,9 @@ class Batcher:
         return len(self._running)
 
     def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
-        """Whether it can join now, encoded together with `beside`. One wider than the whole batch may run alone.
+        """Whether it can join now, encoded together with `beside`. A pass wider than the whole batch may run alone.
 
-        On a CPU passes are encoded one by one, a step between them; on a GPU together, where little of it is padding.
+        Models that encode in one batch take passes of similar length together; others one by one, with a step between.
         """
         rows = self.rows + sum(each.rows for each in beside)
         if rows and rows + wanted.rows > self._max_rows:
@@ -118,7 +118,7 @@ class Batcher:
         return padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
 
     def join(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, PassOutcome]]:
-        """Encode passes, named by ticket, and start them; returns those that are done already, or failed."""
+        """Encode passes, each with a ticket, and start them; returns those that are finished already, or failed."""
         utterances = []
         outcomes: list[tuple[int, PassOutcome]] = []
         for ticket, wanted, encoded in self._encoded(passes):
@@ -148,14 +148,14 @@ class Batcher:
             return self._retry_one_by_one(error)
 
     def cancel(self, ticket: int) -> None:
-        """Free a pass's rows at once; nothing comes of it."""
+        """Free a pass's rows at once. It has no outcome."""
         if run := self._running.pop(ticket, None):
             for key in run.keys:
                 self._batch.drop(key)
                 self._owner.pop(key, None)
 
     def _encoded(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Pass, Encoded | Exception]]:
-        """Each pass with its encoding, all computed together; if that fails, each alone, to find the one at fault."""
+        """Each pass with its encoding. If encoding them together fails, each alone, to find the one at fault."""
         try:
             encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
         except Exception as error:
@@ -180,7 +180,7 @@ class Batcher:
         return run, utterances
 
     def _retired(self, finished: list[Generated]) -> list[tuple[int, PassOutcome]]:
-        """The passes all of whose texts are written."""
+        """The passes whose texts are all written."""
         outcomes: list[tuple[int, PassOutcome]] = []
         for generated in finished:
             run = self._running[self._owner.pop(generated.key)]
@@ -213,7 +213,7 @@ class Batcher:
         return PassResult(transcripts, generated, attention, run.detection, timing)
 
     def _retry_one_by_one(self, error: Exception) -> list[tuple[int, PassOutcome]]:
-        """A step failed, and with it every row: each pass is run again by itself, so that one cannot fail others."""
+        """A step failed, and with it every row. Run each pass again by itself, so that one cannot fail the others."""
         fallen, self._running, self._owner = list(self._running.values()), {}, {}
         self._batch = self._model.running_batch()
         if len(fallen) == 1:

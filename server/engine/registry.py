@@ -1,6 +1,6 @@
-"""The models that this server was started with, one engine each: loaded on first use, let go when idle.
+"""The models that this server was started with, each with its engine: loaded on first use, unloaded when idle.
 
-Knows no HTTP. Callers name a model by what `/v1/models` lists; a path or another repository is no name.
+Knows no HTTP. Callers name a model as `/v1/models` lists it, never by a path or another repository.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# What clients of other services ask for when nobody told them a name.
+# Names that clients of other services send by default.
 _ALIAS = re.compile(r"default|whisper-[\w.-]+|gpt-([\w.-]+-)?transcribe([\w.-]*)|gpt-realtime[\w.-]*", re.IGNORECASE)
-# A model that could not be loaded, or broke, is loaded again no sooner than this after it failed.
+# How long after a failure a model may be loaded again.
 RETRY_LOADING_S = 30.0
 
 
 @dataclass
 class LoadProgress:
-    """How far loading is: "downloading" and "converting" have numbers, "loading" has none."""
+    """How far loading is. The stages "downloading" and "converting" have numbers, "loading" has none."""
 
     stage: str = "loading"
     done: int = 0
@@ -40,7 +40,7 @@ class LoadProgress:
 
 @dataclass(eq=False)
 class Served:
-    """One model. id: its name for callers; names: others it goes by; source: what to load."""
+    """One model. id: its name in `/v1/models`; names: all that callers may use; source: what to load."""
 
     id: str
     names: frozenset[str]
@@ -62,7 +62,7 @@ Resolve = Callable[[str, LoadProgress], Model]
 
 
 class Engines:
-    """Gives out engines by a model's name. resolve: loads a source, in the engine's thread."""
+    """The engines by model name. resolve: loads a source, in the engine's thread."""
 
     def __init__(self, settings: Settings, resolve: Resolve | None = None):
         self._settings = settings
@@ -83,37 +83,37 @@ class Engines:
         return self._settings.max_rows
 
     def named(self, name: str | None) -> Served:
-        """The model of this name, the default for none or for another service's. Raises ModelNotFound."""
+        """The model of this name; the default one for None, or for a name of another service. Raises ModelNotFound."""
         if not name or _ALIAS.fullmatch(name):
             return next((model for model in self.models if name in model.names), self.default)
         for model in self.models:
             if name in model.names:
                 return model
-        possible = ", ".join(model.id for model in self.models)
-        raise ModelNotFound(f"model {name[:60]!r} is not served; possible: {possible}", "model")
+        names = ", ".join(model.id for model in self.models)
+        raise ModelNotFound(f"model {name[:60]!r} is not served; must be one of {names}", "model")
 
     def start(self) -> None:
-        """Begin to load the default model, without waiting for it."""
+        """Start to load the default model, without waiting for it."""
         self._begin(self.default)
         if self._settings.idle_unload_s:
             self._unloading = asyncio.create_task(self._unload_idle(self._settings.idle_unload_s))
 
     def retry(self) -> None:
-        """Begin to load the default model again if it failed: what is not ready may be sent no requests."""
+        """Start to load the default model again if it failed. For a server that gets no requests until it is ready."""
         if self.default.state == "failed":
             self._begin(self.default)
 
     async def loaded(self, name: str | None = None) -> ModelInfo:
-        """What is running once the model is loaded, however long that takes. Raises what loading raised."""
+        """Load the model, however long that takes. Raises what loading raised."""
         model = self.named(name)
         self._begin(model, tell=False)
         return await model.engine.start()
 
     @asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[Engine]:
-        """An engine that is ready, and stays so inside.
+        """An engine that is ready, and is not unloaded inside.
 
-        Raises ModelNotFound; ModelLoading when it is not ready in `load_wait_s`; ModelFailed; EngineStopped.
+        Raises ModelNotFound; ModelLoading if it is not ready within `load_wait_s`; ModelFailed; EngineStopped.
         """
         model = self.named(name)
         model.users += 1
@@ -126,7 +126,7 @@ class Engines:
     async def stop(self, drain_s: float) -> None:
         if self._unloading:
             self._unloading.cancel()
-        # One that is still being loaded has nothing to finish.
+        # A model that is still being loaded has no requests to finish.
         stopping = (model.engine.stop(drain_s if model.state == "ready" else 0) for model in self.models)
         await asyncio.gather(*stopping)
 
@@ -146,7 +146,7 @@ class Engines:
             self._renew(model)
         if model.state == "idle":
             model.has_begun = True
-            # Only its first steps: starting the thread. What it raises is asked for by whoever needs the model.
+            # This only starts the thread. Whoever needs the model gets what loading raises.
             starting = asyncio.ensure_future(model.engine.start())
             starting.add_done_callback(lambda done: _note_loading(model, done, tell))
 
@@ -157,11 +157,11 @@ class Engines:
         try:
             await asyncio.wait_for(model.engine.start(), self._settings.load_wait_s)
         except TimeoutError:
-            raise ModelLoading(f"{model.id} is being loaded; try again in a moment.") from None
+            raise ModelLoading(f"{model.id} is still loading; try again in a moment.") from None
         except Exception:
-            raise ModelFailed(f"{model.id} could not be loaded; the server's log says why.") from None
+            raise ModelFailed(f"{model.id} could not be loaded; see the server's log.") from None
         if model.state == "failed":
-            raise ModelFailed(f"{model.id} failed; the server's log says why.")
+            raise ModelFailed(f"{model.id} failed; see the server's log.")
         if model.state == "stopping":
             raise EngineStopped("The server is stopping.")
         return model.engine
@@ -179,11 +179,11 @@ class Engines:
                     old = model.engine
                     self._renew(model)
                     await old.stop()
-                    log.info("let %s go after %g s without a request", model.id, idle_s)
+                    log.info("unloaded %s after %g s without a request", model.id, idle_s)
 
 
 def name_of(source: str) -> str:
-    """What callers call a model: a known name or a repository as it is, a file or folder without the way to it."""
+    """A model's name for callers: a known name or repository as it is, a file or folder without its path."""
     if source in MODELS:
         return source
     path = Path(source).expanduser()
@@ -193,7 +193,7 @@ def name_of(source: str) -> str:
 
 
 def load_model(settings: Settings, source: str | None = None, progress: LoadProgress | None = None) -> Model:
-    """Download and convert what is not there yet, and load it. By default the first of the models."""
+    """Load a model, after downloading and converting it if necessary. source: by default the first in the settings."""
     from convert.hub import resolve
     from model.arrays import default_dtype
     from model.loading import load
@@ -207,7 +207,7 @@ def load_model(settings: Settings, source: str | None = None, progress: LoadProg
 
 
 def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", tell: bool) -> None:
-    """Log how loading ended, unless another tells of it. The error is read in any case, or asyncio would complain."""
+    """Log how loading ended, if `tell`. The error is read in any case, or asyncio would complain."""
     if done.cancelled():
         return
     if error := done.exception():

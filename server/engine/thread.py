@@ -1,6 +1,6 @@
-"""The one thread that owns the model, and the line before it.
+"""The one thread that owns the model, and the queue before it.
 
-MLX arrays belong to the thread that made them, so this thread loads the model, runs it and lets it go; only waveforms,
+MLX arrays belong to the thread that made them, so this thread loads the model, runs it and frees it; only waveforms,
 tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
 retire, so a request joins the running batch at the next token and leaves it at its own end.
 """
@@ -27,13 +27,13 @@ from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, T
 
 log = logging.getLogger(__name__)
 
-# Who goes first; within a class, who came first.
+# Priorities, lowest number first; within a class, first come, first served.
 LIVE, INTERACTIVE, BULK = 0, 1, 2
 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is running, for people and for /health."""
+    """The loaded model, for other threads and for people."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -48,7 +48,7 @@ class ModelInfo:
 
 @dataclass(order=True)
 class Waiting:
-    """A pass in line: lower priorities first, then first come."""
+    """A pass in the queue: the lowest priority first, then first come."""
 
     priority: int
     number: int
@@ -84,7 +84,7 @@ class Engine:
     # ---- from the event loop ----
 
     async def start(self) -> ModelInfo:
-        """Load the model, if that has not been done. Raises what loading raised."""
+        """Load the model, if that has not been done yet. Raises what loading raised."""
         if not self._thread.ident:
             prepare_process()
             self._info.set_running_or_notify_cancel()
@@ -94,12 +94,12 @@ class Engine:
     async def transcribe(
         self, waveform: np.ndarray, task: Task, options: DecodingOptions | None = None, priority: int = INTERACTIVE
     ) -> Transcript:
-        """The transcript of one waveform, (N,) float32 at 16 kHz, no longer than a pass is good for. See `run`."""
+        """The transcript of one waveform, (N,) float32 at 16 kHz, no longer than the model's `longest_s`. See `run`."""
         result = await self.run(Pass(waveform, (task,), options or DecodingOptions()), priority)
         return result.transcripts[0]
 
     async def run(self, wanted: Pass, priority: int = INTERACTIVE) -> PassResult:
-        """One pass. Cancelling takes it out of the line, or frees its rows within a step.
+        """One pass. Cancelling takes it out of the queue, or frees its rows within a step.
 
         Raises TaskError, QueueFull, EngineStopped or ModelFailed at once, TranscriptionFailed if the model fails on it.
         """
@@ -113,7 +113,7 @@ class Engine:
             raise
 
     def check(self, task: Task) -> None:
-        """Raises TaskError, saying what is possible, if the model cannot do `task`."""
+        """Raise TaskError, saying what is supported, if the model cannot do `task`."""
         if self.info:
             self.info.config.check(task)
 
@@ -129,7 +129,7 @@ class Engine:
 
     @property
     def info(self) -> ModelInfo | None:
-        """What is loaded; None before that."""
+        """The loaded model; None until it is loaded."""
         loaded = self._info.done() and not self._info.exception()
         return self._info.result() if loaded else None
 
@@ -144,7 +144,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Passes in line."""
+        """Passes in the queue."""
         return len(self._queue)
 
     @property
@@ -162,7 +162,7 @@ class Engine:
             if self._stopping:
                 raise self._refusal()
             if len(self._queue) >= self._max_queue:
-                raise QueueFull(f"{len(self._queue)} requests are waiting, the most that may; try again in a moment.")
+                raise QueueFull(f"Queue full: {len(self._queue)} requests are waiting; try again in a moment.")
             self._accepted += 1
             request = Waiting(priority, self._accepted, wanted)
             bisect.insort(self._queue, request)
@@ -176,7 +176,7 @@ class Engine:
                 self._cancelled.add(request.number)
 
     def _refuse_line(self) -> None:
-        """Take no more, and fail what waits."""
+        """Accept no more passes, and fail those that wait."""
         with self._changed:
             self._stopping = True
             refused, self._queue = self._queue, []
@@ -186,7 +186,7 @@ class Engine:
 
     def _refusal(self) -> ServiceError:
         if self.failed_at is not None:
-            return ModelFailed("The model failed; the server's log says why.")
+            return ModelFailed("The model failed; see the server's log.")
         return EngineStopped("The server is stopping.")
 
     # ---- in the engine's thread ----
@@ -201,7 +201,7 @@ class Engine:
             give_memory_back()
 
     def _work(self) -> None:
-        """Load the model and run it until the end. Nothing of it is left when this returns."""
+        """Load the model and run it until the engine stops. Nothing refers to the model when this returns."""
         try:
             model = self._load()
         except BaseException as error:
@@ -221,7 +221,7 @@ class Engine:
             self.failed_at = time.monotonic()
             log.critical("the engine's loop failed", exc_info=True)
         finally:
-            # Only such a fault leaves anybody here: they are told, not left waiting.
+            # Passes are left here only by such a fault: fail them, so that nobody waits for ever.
             self._refuse_line()
             self._retire([(number, self._refusal()) for number in list(self._running)])
 
@@ -235,7 +235,7 @@ class Engine:
         return model
 
     def _wait_for_work(self) -> bool:
-        """Whether there is any; False is the end."""
+        """Wait until there is work; False means that the engine stops."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue or self._running or self._stopping)
             return bool(self._queue or self._running)
@@ -249,12 +249,12 @@ class Engine:
             batcher.cancel(number)
 
     def _admit(self, batcher: Batcher) -> list[Waiting]:
-        """The next passes to join, in order: as many as are encoded together and have room. Nobody overtakes."""
+        """The next passes to join, in order: as many as have room and are encoded together. None overtakes another."""
         admitted: list[Waiting] = []
         with self._changed:
             while self._queue and batcher.has_room_for(self._queue[0].wanted, [r.wanted for r in admitted]):
                 request = self._queue.pop(0)
-                # False: cancelled while it waited.
+                # False if it was cancelled while it waited.
                 if request.future.set_running_or_notify_cancel():
                     request.queue_s = time.monotonic() - request.since
                     self._running[request.number] = request
@@ -276,8 +276,8 @@ class Engine:
 
 
 def _for_the_caller(error: Exception) -> Exception:
-    """An error without a traceback, which would carry this thread's arrays to another; logged if unexpected."""
+    """The error without its traceback, which would carry arrays to another thread; logged if unexpected."""
     if isinstance(error, TaskError | ServiceError):
         return error.with_traceback(None)
     log.error("transcription failed", exc_info=error)
-    return TranscriptionFailed("The model failed on this audio; the server's log says why.")
+    return TranscriptionFailed("The model failed on this audio; see the server's log.")
