@@ -15,8 +15,8 @@ from model.canary.prompt import END, PAD
 from model.cpu.layout import lay_out
 from tests.configs import canary_config
 
-# `make quick` tries a fifth of the examples that `make test` does.
-settings.register_profile("quick", max_examples=20)
+# `make quick` tries a tenth of the examples that `make test` does.
+settings.register_profile("quick", max_examples=10)
 
 
 @pytest.fixture(autouse=True)

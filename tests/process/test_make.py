@@ -1,0 +1,47 @@
+"""What `make` would run, and that it passes on only what it is given."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def planned(*arguments: str, **variables: str) -> list[str]:
+    """The commands of a target, as if nothing had been installed yet."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", "--always-make", "--no-print-directory", *arguments]
+    made = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=kept | variables)
+    return made.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("given", "options"),
+    [
+        ((), ""),
+        (("PORT=9000",), "--port '9000'"),
+        (("MODEL=canary-180m-flash", "HOST=0.0.0.0"), "--model 'canary-180m-flash' --host '0.0.0.0'"),
+    ],
+)
+def test_make_run_passes_only_the_options_that_it_is_given(given, options):
+    # Without them, the settings hold; and other programs export variables of these names.
+    command = planned("run", *given, HOST="x86_64-conda-linux-gnu", CANARY_PORT="9001")[-1]
+    assert command.split() == [".venv/bin/canary", "serve", *options.split()]
+
+
+def test_make_run_installs_the_runtime_alone_and_says_what_it_does():
+    run, test = planned("run", EXTRAS="cpu"), planned("test", EXTRAS="cpu")
+    assert [line.split("pip ")[1].split()[1:] for line in run if "pip " in line] == [
+        ["install", "--quiet", "--upgrade", '"pip>=25.1"'],
+        ["install", "--editable", "'.[cpu]'"],
+    ]
+    assert any("--group dev" in line for line in test)
+    installing = [i for i, line in enumerate(test) if "pip " in line and "--quiet" not in line]
+    assert len(installing) == 2
+    assert all(test[i - 1].startswith('echo "== Installing') for i in installing)
+
+
+def test_make_quick_runs_the_unit_tests_alone():
+    assert planned("quick")[-1].split()[:4] == [".venv/bin/python", "-m", "pytest", "tests/unit"]
