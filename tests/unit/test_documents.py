@@ -34,7 +34,8 @@ def without_code(markdown: str) -> str:
 
 def links(document: Path) -> list[str]:
     """Targets within this repository."""
-    targets = re.findall(r"\[[^]]*\]\(([^)\s]+)\)", without_code(read(document)))
+    text = without_code(read(document))
+    targets = re.findall(r"\[[^]]*\]\(([^)\s]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     return [target for target in targets if not target.startswith(("http://", "https://"))]
 
 
