@@ -24,7 +24,7 @@ def _no_processes(monkeypatch):
     def refuse(*_, **__):
         pytest.fail("Unit tests start no processes. Put this test in tests/process.")
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess.Popen, "__init__", refuse)
 
 
 VOCAB = 64

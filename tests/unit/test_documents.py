@@ -34,7 +34,8 @@ def without_code(markdown: str) -> str:
 
 def links(document: Path) -> list[str]:
     """Targets within this repository."""
-    targets = re.findall(r"\[[^]]*\]\(([^)\s]+)\)", without_code(read(document)))
+    text = without_code(read(document))
+    targets = re.findall(r"\[[^]]*\]\(([^)\s]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
     return [target for target in targets if not target.startswith(("http://", "https://"))]
 
 
@@ -234,15 +235,21 @@ def test_every_setting_named_as_a_flag_is_one(document):
 
 
 def test_the_table_of_errors_lists_every_code_with_its_status():
+    from starlette.exceptions import HTTPException
+
     import server.errors
     from model.task import LanguagePairError, TaskError
     from server.web.answers import answer
 
     kinds = [kind for _, kind in inspect.getmembers(server.errors, inspect.isclass)]
     expected = {(kind.status, kind.code) for kind in kinds if issubclass(kind, server.errors.ServiceError)}
-    for error in (TaskError("x", "language"), TaskError("x", "pnc"), LanguagePairError("x", "language")):
+    tasks = TaskError("x", "language"), TaskError("x", "pnc"), LanguagePairError("x", "language")
+    for error in (*tasks, HTTPException(404), HTTPException(405), RuntimeError()):
         response = answer(error)
         expected.add((response.status_code, json.loads(bytes(response.body))["error"]["code"]))
+    # Answered below the application.
+    for status, code in re.findall(r'error_response\((\d+), .*"(\w+)"\)', read("server/web/protocols.py")):
+        expected.add((int(status), code))
     listed = set()
     for row in section("server/README.md", "errors").splitlines()[2:]:
         status, codes, _ = row.strip("|").split("|", 2)
