@@ -1,4 +1,4 @@
-"""What was measured, as tables to read and as a plot."""
+"""The figures of `canary bench` as Markdown tables and as a plot."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]
 
-# The title of each part of a result, and its columns: heading, key and format.
+# The title of each part of a result, and the heading, key and format of its columns.
 _TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "single": (
         "One stream, a fixed count of tokens",
@@ -49,7 +49,7 @@ _TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
 
 
 def tables(result: Mapping[str, Any]) -> str:
-    """Everything measured, in Markdown."""
+    """All figures, in Markdown."""
     model, system = result["model"], result["system"]
     times = [f"loaded in {result['load_s']:.1f} s"]
     if result["conversion_s"] is not None:
@@ -95,7 +95,7 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
 
 
 def _from_zero(rows: Rows, key: str) -> tuple[float, float]:
-    """The ends of an axis on which the highest value does not touch the edge."""
+    """Limits of an axis from zero, with some room above the highest value."""
     return 0, 1.1 * max(_column(rows, key))
 
 
