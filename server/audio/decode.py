@@ -97,6 +97,8 @@ class Blocks:
         self._closed = False
         self.decode_s = 0.0
         self.samples = 0
+        # After the last block: whether the file was cut off there.
+        self.truncated = False
 
     def __iter__(self) -> "Blocks":
         return self
@@ -270,6 +272,17 @@ def decoder_refusal(code: int, said: str, demuxer: str) -> AudioError | None:
         return AudioTooLong(last) if code == _TOO_LONG else AudioError(last)
     log.info("the decoder of %s ended with %d: %s", demuxer, code, last[:200])
     return None
+
+
+def header_length_s(source: bytes | Path | BinaryIO) -> float | None:
+    """Seconds of sound, as a file's header has it; None where libsndfile does not read the file."""
+    with _opened(source) as file:
+        try:
+            seconds = soundfile.info(cast(Any, _Unnamed(file))).duration
+        except soundfile.LibsndfileError:
+            return None
+    # An absurd length stands for one that was not known when the header was written.
+    return seconds if 0 < seconds < 1e9 else None
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """`canary transcribe`: files in, text out, without a server."""
 
 import asyncio
-import contextlib
 import glob
 import json
 import os
@@ -22,11 +21,11 @@ from server.cli.failures import chosen_settings, complain, one_line_failures
 from server.engine.registry import load_model
 from server.engine.thread import BULK, Engine
 from server.errors import RequestError, ServiceError
-from server.longform.cutting import Cutting
-from server.longform.transcribe import AT_ONCE, Progress, Transcription, transcribe_audio
+from server.longform.recording import transcribe_recording
+from server.longform.transcribe import AT_ONCE, Progress, Transcription
 from server.settings import Settings
 from server.text import formats
-from server.text.languages import language_code
+from server.text.languages import language_pair
 from server.text.subtitles import SubtitleRules
 
 # What is taken from a folder, where nobody named the file.
@@ -93,8 +92,7 @@ def transcribe_files(
     )
     try:
         task = Task(
-            AUTO if detect_each else language_code(language or settings.default_language),
-            target_language and language_code(target_language, "target_language"),
+            *language_pair(AUTO if detect_each else language, target_language, settings.default_language),
             pnc=pnc,
             timestamps=timestamps or ("segment" if format in ("srt", "vtt") else "none"),
         )
@@ -177,7 +175,7 @@ def _folded(path: Path | str) -> str:
 
 async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:
     """Work on all jobs, a few at a time; returns how many failed."""
-    engine = Engine(lambda: load_model(settings), FILES_AT_ONCE * AT_ONCE, settings.max_rows)
+    engine = Engine.from_settings(lambda: load_model(settings), settings, max_queue=FILES_AT_ONCE * AT_ONCE)
     await engine.start()
     try:
         try:
@@ -190,6 +188,8 @@ async def _run(jobs: list[Job], wish: Wish, settings: Settings) -> int:
                 complain(done)
                 failed += 1
             else:
+                for warning in done.warnings:
+                    complain(f"{job.path}: {warning.message}")
                 _write(_text(done, job, wish, named=len(jobs) > 1), job)
         return failed
     finally:
@@ -219,18 +219,16 @@ async def _transcription(
 ) -> Transcription | str:
     async with turn:
         try:
-            with contextlib.closing(decode_blocks(job.path, AudioLimits.from_settings(settings))) as blocks:  # type: ignore[type-var]
-                return await transcribe_audio(
-                    engine,
-                    blocks,
-                    wish.task,
-                    wish.options,
-                    priority=BULK,
-                    on_progress=lambda progress: bar.tell(job, progress),
-                    cutting=Cutting.from_settings(settings),
-                    loop_guard=settings.loop_guard,
-                    detect_each=wish.detect_each,
-                )
+            return await transcribe_recording(
+                engine,
+                decode_blocks(job.path, AudioLimits.from_settings(settings)),
+                wish.task,
+                settings,
+                wish.options,
+                priority=BULK,
+                on_progress=lambda progress: bar.tell(job, progress),
+                detect_each=wish.detect_each,
+            )
         except (ServiceError, TaskError) as error:
             return f"{job.path}: {error}"
         except OSError as error:
@@ -240,15 +238,13 @@ async def _transcription(
 
 
 def _text(done: Transcription, job: Job, wish: Wish, named: bool) -> str:
-    transcript = done.transcript
     match wish.format:
         case "json":
-            told = formats.to_dict(transcript, wish.source, done.detection, done.uncovered)
-            return json.dumps({"file": str(job.path), **told}, ensure_ascii=False) + "\n"
+            return json.dumps({"file": str(job.path), **done.to_dict(wish.source)}, ensure_ascii=False) + "\n"
         case "text":
-            return f"{job.path}: {transcript.text}\n" if named and not job.output else f"{transcript.text}\n"
+            return f"{job.path}: {done.text}\n" if named and not job.output else f"{done.text}\n"
         case _:
-            return formats.render(transcript, wish.format, wish.rules)
+            return formats.render(done, wish.format, wish.rules)
 
 
 def _write(text: str, job: Job) -> None:

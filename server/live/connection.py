@@ -7,32 +7,43 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
+from model.canary.prompt import Task
 from server.audio.vad import SpeechDetector
-from server.live.endpointing import SAMPLE_RATE
+from server.engine.thread import Engine
+from server.live.decoder import EngineDecoder
+from server.live.endpointing import SAMPLE_RATE, Endpointing
 from server.live.events import Event
-from server.live.session import LiveSession
+from server.live.session import LiveOptions, LiveSession
+from server.settings import Settings
 
 # Sound of one look by the detector: bounded, so that other connections get their turn.
 PIECE = SAMPLE_RATE
 # Segments, and ends asked for, that may wait for the model.
 MAX_WAITING = 100
 
+Emit = Callable[[Event], Awaitable[None]]
+
 
 @dataclass(frozen=True)
 class Bounds:
-    """buffer_s: sound that may wait for the model; rate: sound taken in a second of time, after `buffer_s` at once."""
+    """buffer_s: audio that may wait for the model; rate: seconds of audio taken per second, beyond `buffer_s`."""
 
     buffer_s: float = 30.0
     rate: float = 8.0
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(settings.max_live_buffer_s, settings.max_live_rate)
 
 
 class LiveConnection:
     """`run` beside whatever calls `hear`; both belong to one event loop."""
 
-    def __init__(self, session: LiveSession, emit: Callable[[Event], Awaitable[None]], bounds: Bounds):
+    def __init__(self, session: LiveSession, emit: Emit, bounds: Bounds):
         self.session = session
         self._emit = emit
         self._bounds = bounds
@@ -41,6 +52,28 @@ class LiveConnection:
         self._changed = asyncio.Event()
         self._progress = asyncio.Event()
         self._began = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        settings: Settings,
+        emit: Emit,
+        *,
+        language: str | None,
+        target_language: str | None = None,
+        endpointing: Endpointing,
+        word_times: bool,
+    ) -> Self:
+        """A session on `engine`, as the settings say.
+
+        language: None means the settings' default; word_times: see EngineDecoder.
+        Raises TaskError for languages that the model does not support.
+        """
+        options = LiveOptions.from_settings(settings, language, target_language, endpointing)
+        engine.check(Task(options.language, options.target_language))
+        session = LiveSession(EngineDecoder(engine, word_times), options, engine.check)
+        return cls(session, emit, Bounds.from_settings(settings))
 
     async def hear(self, samples: np.ndarray) -> None:
         """Take sound, (N,) float32 at 16 kHz; returns when there is room for more."""

@@ -10,7 +10,7 @@ Time is counted in samples heard, so a session gives the same text at any speed,
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from server.live.endpointing import SAMPLE_RATE, Endpointer, Endpointing, Speech
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, Translation
 from server.live.policy import Policy, Token, agreed, aligned, without_loop
 from server.live.times import timed_words
+from server.settings import Settings
 
 # A language may stay that is this probable in at least so much sound.
 SURE_LANGUAGE = 0.7
@@ -50,11 +51,11 @@ class Decode(Protocol):
 
 @dataclass(frozen=True)
 class LiveOptions:
-    """language: AUTO finds it out for each segment. step_s: new sound between two looks at the window.
+    """language: AUTO detects it in each segment. step_s: new audio between two passes over the window.
 
-    margin_s: AlignAtt's distance from the end, of 8 encoder steps; settle_s: nothing stays of a shorter window, where a
-    sentence cannot be told from the rest of one, and so not even a capital is certain; window_s: the longest window;
-    lag_s: more behind than this is told.
+    margin_s: AlignAtt's distance from the end, 8 encoder steps; settle_s: no text is stable in a shorter window, where
+    the model cannot yet tell a whole sentence from a part of one, so that not even a capital is certain; window_s: the
+    longest window; lag_s: a longer lag is reported.
     """
 
     language: str = "en"
@@ -66,6 +67,19 @@ class LiveOptions:
     window_s: float = 20.0
     lag_s: float = 2.0
     endpointing: Endpointing = field(default_factory=Endpointing)
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, language: str | None, target_language: str | None, endpointing: Endpointing
+    ) -> Self:
+        """language: None means the settings' default."""
+        return cls(
+            language or settings.default_language,
+            target_language,
+            settings.live_policy,
+            settings.live_step_s,
+            endpointing=endpointing,
+        )
 
 
 class Line:

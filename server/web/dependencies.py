@@ -10,7 +10,6 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from server.engine.registry import Engines
-from server.engine.thread import Engine
 from server.errors import RequestError
 from server.settings import Settings
 
@@ -29,11 +28,6 @@ class Upload:
 
 def get_engines(request: Request) -> Engines:
     return request.app.state.engines
-
-
-def get_engine(request: Request) -> Engine:
-    """The default model's, loaded or not."""
-    return request.app.state.engines.default.engine
 
 
 def get_settings(request: Request) -> Settings:
@@ -65,7 +59,6 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
             yield Upload(cast(BinaryIO, body), [])
 
 
-EngineDep = Annotated[Engine, Depends(get_engine)]
 EnginesDep = Annotated[Engines, Depends(get_engines)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 UploadDep = Annotated[Upload, Depends(get_upload)]

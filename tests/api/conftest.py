@@ -17,6 +17,7 @@ import uvicorn
 
 from model.canary.generate import Generated
 from model.canary.language import Detection
+from model.canary.prompt import Task
 from model.transcript import Segment, Transcript, Word
 from server.cli.serve import uvicorn_config
 from server.engine.registry import Engines, Resolve
@@ -133,6 +134,7 @@ class MockCanary:
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     heard: list[int] = field(default_factory=list)  # samples of each audio that reached it
+    tasks: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -146,6 +148,7 @@ class MockCanary:
         return [SimpleNamespace(features_s=0.0, encode_s=0.0) for _ in waveforms]
 
     def prompt(self, task) -> list[int]:
+        self.tasks.append(task)
         return []
 
     def detect_language(self, encoded) -> Detection:

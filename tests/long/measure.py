@@ -56,7 +56,7 @@ async def errors(engine: Engine, options: argparse.Namespace) -> None:
                 began = time.monotonic()
                 done = await transcribe_audio(engine, said.waveform, task, on_progress=told, cutting=cutting)
                 took = since(began)
-                found = normal(done.transcript.text.split())
+                found = normal(done.text.split())
                 aligned = pairs(words, found)
                 wrong = sum(i is None or j is None or words[i] != found[j] for i, j in aligned)
                 print(
@@ -108,7 +108,7 @@ def since(began: float) -> str:
 
 
 def time_errors(said: Talk, done: Transcription, aligned: Pairs) -> str:
-    written = [word for segment in done.transcript.segments for word in segment.words]
+    written = [word for segment in done.segments for word in segment.words]
     if not written:
         return "no times"
     found = []
@@ -147,8 +147,8 @@ async def languages(engine: Engine, options: argparse.Namespace) -> None:
     said = [talk(language, 12, pauses_s=(0.6,)) for language in ("en", "fr", "de", "es", "en")]
     done = await transcribe_audio(engine, np.concatenate([t.waveform for t in said]), Task("auto"), detect_each=True)
     words = normal([word for t in said for word in t.words])
-    print(f"changing: {word_error_rate(words, normal(done.transcript.text.split())):.1%} wrong")
-    for segment in done.transcript.segments:
+    print(f"changing: {word_error_rate(words, normal(done.text.split())):.1%} wrong")
+    for segment in done.segments:
         print(f"  {segment.start:6.1f} {segment.end:6.1f} {segment.language} {segment.text}")
 
 
@@ -166,7 +166,7 @@ async def size(engine: Engine, options: argparse.Namespace) -> None:
         before, began, cpu_s = peak_mb(), time.monotonic(), time.process_time()
         done = await transcribe_audio(engine, blocks(minutes), Task(options.languages[0], timestamps="word"))
         print(
-            f"{done.transcript.duration / 60:.0f} min: {since(began)}, {time.process_time() - cpu_s:.0f} s of CPU, "
+            f"{done.duration / 60:.0f} min: {since(began)}, {time.process_time() - cpu_s:.0f} s of CPU, "
             f"at most {peak_mb() - before:.0f} MB more than before, {peak_mb():.0f} MB in all",
             flush=True,
         )

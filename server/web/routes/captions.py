@@ -30,16 +30,14 @@ from typing import Any, Literal
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.canary.prompt import Task, TaskError
+from model.canary.prompt import TaskError
 from server.audio.decode import AudioLimits
 from server.engine.thread import Engine
 from server.errors import AudioError, RequestError, invalid_field
-from server.live.connection import Bounds, LiveConnection
+from server.live.connection import LiveConnection
 from server.live.container import CONTAINERS, ContainerSound
-from server.live.decoder import EngineDecoder
 from server.live.endpointing import Endpointing
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, SpeechStarted, SpeechStopped
-from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound, Sound
 from server.settings import Settings
 from server.text.languages import Language
@@ -159,22 +157,19 @@ class Captions:
         self._outbox = outbox
         self._settings = settings
         self._model = engine.info.name
-        self._language = start.language or settings.default_language
         self._shown: int | None = None
         try:
-            engine.check(Task(self._language, start.target_language))
+            self._connection = LiveConnection.open(
+                engine,
+                settings,
+                self._emit,
+                language=start.language,
+                target_language=start.target_language,
+                endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
+                word_times=True,
+            )
         except TaskError as error:
             raise RequestError(f"{error}.", error.param) from None
-        options = LiveOptions(
-            self._language,
-            start.target_language,
-            settings.live_policy,
-            settings.live_step_s,
-            endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
-        )
-        session = LiveSession(EngineDecoder(engine, word_times=True), options, engine.check)
-        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
-        self._connection = LiveConnection(session, self._emit, bounds)
         # Ends asked for that are not written out.
         self._ends = 0
         self._written_out = asyncio.Event()
@@ -191,7 +186,7 @@ class Captions:
                 "type": "ready",
                 "session_id": secrets.token_hex(8),
                 "model": self._model,
-                "language": self._language,
+                "language": self._connection.session.options.language,
                 "target_language": self._start.target_language,
             }
         )

@@ -11,15 +11,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from model.canary.prompt import Task
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
+from server.longform.recording import language_source
+from server.longform.transcribe import Transcription
 from server.settings import Settings
 from server.text import formats
-from server.text.languages import Language
+from server.text.languages import Language, language_pair
 from server.text.subtitles import SubtitleRules
 from server.web.answers import answer
 from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
 from server.web.schemas import TranscriptBody, error_responses
 from server.web.streaming import event_stream, progress_of, unless_disconnected
-from server.web.transcription import FileResult, language_source, transcribe_file
+from server.web.transcription import transcribe_upload
 
 router = APIRouter(tags=["native"])
 
@@ -144,26 +146,15 @@ async def transcribe(request: Request, upload: UploadDep, engines: EnginesDep, s
     `format=json` gives. An event `error` has an error as any other answer has it.
     """
     fields = Fields.read(request, upload)
-    language = fields.language or settings.default_language
-    return await _respond(
-        request, settings, upload, fields, engines.named(fields.model), language, fields.target_language
-    )
+    return await _respond(request, settings, upload, fields, engines.named(fields.model), fields.target_language)
 
 
 @router.post("/translate", openapi_extra=_openapi(), responses=_RESPONSES)
 async def translate(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
-    """The text of an audio file in another language: English, unless `target_language` names another."""
+    """The text of an audio file in English, or in another `target_language`; speech in that language is transcribed."""
     fields = Fields.read(request, upload)
-    language = fields.language or settings.default_language
     target = fields.target_language or "en"
-    model = engines.named(fields.model)
-    if target == language:
-        spoken = f"language is {language!r}" if fields.language else f"no language is given, so {language!r} is assumed"
-        info = model.engine.info
-        others = sorted(set(info.config.languages if info else ()) - {language})
-        asked = "target_language is too" if fields.target_language else "target_language must be given"
-        raise RequestError(f"{spoken}, and {asked}; possible: {', '.join(others)}", "target_language")
-    return await _respond(request, settings, upload, fields, model, language, target)
+    return await _respond(request, settings, upload, fields, engines.named(fields.model), target)
 
 
 async def _respond(
@@ -172,37 +163,35 @@ async def _respond(
     upload: Upload,
     fields: Fields,
     model: Served,
-    language: str,
     target: str | None,
 ) -> Response:
     # Cues without times would be one cue of the whole length.
     timestamps = fields.timestamps or ("segment" if fields.format in ("srt", "vtt") else "none")
-    task = Task(language, target, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
+    languages = language_pair(fields.language, target, settings.default_language)
+    task = Task(*languages, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
     if fields.stream:
         return await event_stream(request, _events(request, upload, fields, task, model), _error_event)
-    result = await unless_disconnected(
-        request, transcribe_file(request, upload.file, task, model.id, detect_each=fields.detect_each)
+    done = await unless_disconnected(
+        request, transcribe_upload(request, upload.file, task, model.id, detect_each=fields.detect_each)
     )
     if fields.format == "json":
-        return JSONResponse(_body(result, fields, task, model))
+        return JSONResponse(_body(done, fields, task, model))
     assert fields.format
     rules = SubtitleRules.chosen(settings, fields.line_length, fields.lines)
-    text = formats.render(result.transcript, fields.format, rules)
+    text = formats.render(done, fields.format, rules)
     return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
 
 
-def _body(result: FileResult, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
-    source = language_source(task, bool(fields.language), result)
-    done = result.transcription
-    body = formats.to_dict(done.transcript, source, done.detection, done.uncovered)
-    return {**body, "model": model.id, "timing": result.timing_dict()}
+def _body(done: Transcription, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
+    source = language_source(task, bool(fields.language), done)
+    return {**done.to_dict(source), "model": model.id, "timing": done.timing.to_dict(done.duration)}
 
 
 async def _events(request: Request, upload: Upload, fields: Fields, task: Task, model: Served) -> AsyncIterator[str]:
     async for ready in progress_of(
-        lambda tell: transcribe_file(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
+        lambda tell: transcribe_upload(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
     ):
-        if isinstance(ready, FileResult):
+        if isinstance(ready, Transcription):
             yield _event("done", _body(ready, fields, task, model))
         else:
             for segment in ready:

@@ -15,16 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from model.canary.prompt import Task
 from server.engine.registry import Engines, Served
 from server.errors import RequestError, invalid_field
+from server.longform.transcribe import Transcription
 from server.settings import Settings
 from server.text import formats
-from server.text.languages import Language
+from server.text.languages import Language, language_pair
 from server.text.subtitles import SubtitleRules
 from server.text.verbose_json import to_openai_json, to_verbose_json
 from server.web.answers import answer
 from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
 from server.web.schemas import ModelBody, Models, OpenAITranscription, OpenAIVerboseTranscription, error_responses
 from server.web.streaming import event_stream, progress_of, unless_disconnected
-from server.web.transcription import FileResult, transcribe_file
+from server.web.transcription import transcribe_upload
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -121,8 +122,10 @@ async def transcriptions(request: Request, upload: UploadDep, engines: EnginesDe
     model, task = engines.named(fields.model), _task(fields, settings.default_language, None, words)
     if fields.stream:
         return await event_stream(request, _events(request, upload, task, model), _error_event)
-    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
-    return _written(result, fields, settings, "transcribe", words)
+    done = await unless_disconnected(
+        request, transcribe_upload(request, upload.file, task, model.id, shorten_context=True)
+    )
+    return _rendered(done, fields, settings, "transcribe", words)
 
 
 @router.post("/audio/translations", openapi_extra=_form(TranslationFields), responses=_responses(_TEXTS))
@@ -132,43 +135,44 @@ async def translations(request: Request, upload: UploadDep, engines: EnginesDep,
     target = fields.target_language or fields.to_language or "en"
     task = _task(fields, settings.default_language, target, False)
     model = engines.named(fields.model)
-    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
-    return _written(result, fields, settings, "translate", False)
+    done = await unless_disconnected(
+        request, transcribe_upload(request, upload.file, task, model.id, shorten_context=True)
+    )
+    return _rendered(done, fields, settings, "translate", False)
 
 
 def _task(fields: Fields, default_language: str, target: str | None, words: bool) -> Task:
     timed = fields.response_format in ("srt", "vtt", "verbose_json")
     return Task(
-        fields.language or default_language,
-        target,
+        *language_pair(fields.language, target, default_language),
         timestamps=("word" if words else "segment") if timed else "none",
         context=(fields.prompt or "")[-MAX_PROMPT:],
     )
 
 
-def _written(result: FileResult, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
-    transcript = result.transcript
+def _rendered(done: Transcription, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
     match fields.response_format:
         case "json":
-            return JSONResponse(to_openai_json(transcript))
+            return JSONResponse({**to_openai_json(done), **formats.warnings_dict(done.warnings)})
         case "verbose_json":
-            return JSONResponse(to_verbose_json(transcript, task, words))
+            return JSONResponse({**to_verbose_json(done, task, words), **formats.warnings_dict(done.warnings)})
         case other:
-            text = formats.render(transcript, other, SubtitleRules.chosen(settings))
+            text = formats.render(done, other, SubtitleRules.chosen(settings))
             return Response(text, media_type=formats.MEDIA_TYPES[other])
 
 
 async def _events(request: Request, upload: Upload, task: Task, model: Served) -> AsyncIterator[str]:
     """Deltas that, put together, are the text of the last event."""
     sent = ""
-    work = progress_of(lambda tell: transcribe_file(request, upload.file, task, model.id, tell, lenient=True))
+    work = progress_of(lambda tell: transcribe_upload(request, upload.file, task, model.id, tell, shorten_context=True))
     async for ready in work:
-        if isinstance(ready, FileResult):
-            text = ready.transcript.text
+        if isinstance(ready, Transcription):
+            text = ready.text
             if text.startswith(sent) and (rest := text[len(sent) :]):
                 yield _event({"type": "transcript.text.delta", "delta": rest})
                 sent = text
-            yield _event({"type": "transcript.text.done", "text": sent})
+            done = {"type": "transcript.text.done", "text": sent, **formats.warnings_dict(ready.warnings)}
+            yield _event(done)
         elif delta := " ".join(segment.text for segment in ready if segment.text):
             delta = f" {delta}" if sent else delta
             sent += delta

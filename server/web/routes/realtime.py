@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from model.canary.prompt import Task, TaskError
+from model.canary.prompt import TaskError
 from server.errors import (
     EngineStopped,
     ModelFailed,
@@ -28,10 +28,8 @@ from server.errors import (
     TranscriptionFailed,
     invalid_field,
 )
-from server.live.connection import Bounds, LiveConnection
-from server.live.decoder import EngineDecoder
+from server.live.connection import LiveConnection
 from server.live.events import Event, Finalized, LiveResult, SpeechStarted, SpeechStopped
-from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound
 from server.settings import Settings
 from server.web.routes.openai_session import Session, TranscriptionSettings
@@ -239,17 +237,18 @@ class Hearing:
         asked = wanted.transcription or TranscriptionSettings()
         model = asked.model or websocket.query_params.get("model")
         engine = await self._stack.enter_async_context(websocket.app.state.engines.use(model))
-        language = asked.language or settings.default_language
         try:
-            engine.check(Task(language))
+            self._live = LiveConnection.open(
+                engine,
+                settings,
+                self._emit,
+                language=asked.language,
+                endpointing=self._session.endpointing,
+                word_times=False,
+            )
         except TaskError as error:
             await self._stack.aclose()
             raise Mistake("invalid_value", f"{error}.", "session.audio.input.transcription.language") from None
-        policy, step_s = settings.live_policy, settings.live_step_s
-        options = LiveOptions(language, None, policy, step_s, endpointing=self._session.endpointing)
-        live = LiveSession(EngineDecoder(engine, word_times=False), options, engine.check)
-        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
-        self._live = LiveConnection(live, self._emit, bounds)
         self._sound = RawSound(*wanted.format.encoding, self._live.hear)
         self._stepping = asyncio.ensure_future(self._live.run())
 
