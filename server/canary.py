@@ -204,10 +204,14 @@ class Canary:
     # ---- on the event loop ----
 
     async def _transcriptions(self, audios: list[Audio], request: "_Request", tell: OnProgress) -> list[Transcription]:
-        works = [
-            asyncio.ensure_future(self._transcription(audio, request, tell, index))
-            for index, audio in enumerate(audios)
-        ]
+        async def one(index: int, audio: Audio) -> Transcription:
+            try:
+                return await self._transcription(audio, request, tell, index)
+            except Exception as error:
+                error.add_note(f"audio {index} of the list")
+                raise
+
+        works = [asyncio.ensure_future(one(index, audio)) for index, audio in enumerate(audios)]
         try:
             return await asyncio.gather(*works)
         finally:
@@ -317,7 +321,7 @@ def _length_s(audio: Audio) -> float | None:
         case np.ndarray():
             return len(audio) / SAMPLE_RATE
         case (samples, rate):
-            return len(samples) / rate
+            return len(samples) / rate if rate else None
         case str():
             return header_length_s(Path(audio))
         case Path() | bytes():
@@ -333,6 +337,8 @@ def _shut_down(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threadin
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        # One more turn for the callbacks of a task that was done just before: its caller waits for them.
+        await asyncio.sleep(0)
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), loop)
