@@ -22,6 +22,8 @@ CUTTING = Cutting(10.0, 15.0, 2.0)
 SPOKEN = soundfile.read(SAMPLES / "en.flac", dtype="float32")[0]
 SENTENCE = np.concatenate([SPOKEN, np.zeros(SAMPLE_RATE, np.float32)])
 SENTENCE_S = len(SENTENCE) / SAMPLE_RATE
+# How probable the engine finds German, whatever is said.
+GERMAN = 0.97
 
 
 class Engine:
@@ -60,8 +62,10 @@ class Engine:
     @staticmethod
     def result(text: str, wanted: Pass) -> PassResult:
         task = wanted.tasks[0]
-        detection = detection_from({"de": 0.8, "en": 0.2}) if task.language == "auto" else None
-        language = detection.language if detection else task.language
+        detection = None
+        if task.language == "auto" or wanted.detect_language:
+            detection = detection_from({"de": GERMAN, "en": 1 - GERMAN})
+        language = "de" if task.language == "auto" else task.language
         duration = len(wanted.waveform) / SAMPLE_RATE
         words = tuple(Word(word, 0.5, 1.0) for word in text.split()) if task.timestamps == "word" else ()
         segments = (Segment(0.0, duration, text, (1,), words),) if text else ()
@@ -115,6 +119,58 @@ async def test_the_language_of_the_first_piece_is_that_of_the_rest(minute):
     assert done.detection is not None
     each = await transcribe_audio(Engine(minute), minute, Task("auto"), detect_each=True)
     assert {segment.language for segment in each.segments} == {"de"}
+
+
+async def test_speech_in_another_language_than_the_one_given_gets_a_warning(minute):
+    engine = Engine(minute)
+    done = await transcribe_audio(engine, minute, Task("en"), cutting=CUTTING)
+    assert [wanted.detect_language for wanted in engine.passes] == [True] + [False] * (len(engine.passes) - 1)
+    (warning,) = done.warnings
+    assert warning.to_dict() == {
+        "code": "language_mismatch",
+        "message": "The speech sounds like German (probability 0.97), but the language is set to English, "
+        "so the text may be a translation. Set language to 'de' or 'auto'.",
+        "language": "en",
+        "detected_language": "de",
+        "language_probability": 0.97,
+    }
+    assert (done.language, done.detection) == ("en", None)
+    assert "language_probability" not in done.to_dict("request")
+
+
+@pytest.mark.parametrize("task", [Task("de"), Task("auto"), Task("de", "en")])
+async def test_the_right_language_and_one_that_is_detected_get_no_warning(minute, task: Task):
+    assert (await transcribe_audio(Engine(minute), minute, task, cutting=CUTTING)).warnings == ()
+
+
+async def test_a_translation_from_another_language_than_the_one_given_gets_a_warning_too(minute):
+    done = await transcribe_audio(Engine(minute), minute, Task("en", "de"), cutting=CUTTING)
+    assert [warning.code for warning in done.warnings] == ["language_mismatch"]
+
+
+async def test_a_detection_that_is_not_sure_gives_no_warning(minute, monkeypatch):
+    monkeypatch.setitem(globals(), "GERMAN", 0.94)
+    assert (await transcribe_audio(Engine(minute), minute, Task("en"), cutting=CUTTING)).warnings == ()
+
+
+async def test_the_language_is_checked_in_the_first_piece_with_two_seconds_of_speech(minute):
+    for seconds, checked in ((1.9, False), (2.1, True)):
+        sound = minute[SAMPLE_RATE : SAMPLE_RATE + round(seconds * SAMPLE_RATE)]
+        engine = Engine(sound)
+        await transcribe_audio(engine, sound, Task("en"))
+        assert [wanted.detect_language for wanted in engine.passes] == [checked]
+    word = SPOKEN[round(0.4 * SAMPLE_RATE) : round(1.4 * SAMPLE_RATE)]
+    sound = np.concatenate([word, np.zeros(4 * SAMPLE_RATE, np.float32), minute])
+    engine = Engine(sound)
+    await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING)
+    assert [wanted.detect_language for wanted in engine.passes][:3] == [False, True, False]
+
+
+async def test_the_warning_stays_where_the_piece_is_decoded_again_for_a_loop(minute):
+    engine = Engine(minute)
+    engine.text = lambda start_s, wanted: "as said." if wanted.options.beam_size else "so so so so so so so so"
+    done = await transcribe_audio(engine, minute[: 14 * SAMPLE_RATE], Task("en"), cutting=CUTTING)
+    assert (done.text, len(done.warnings)) == ("as said.", 1)
 
 
 async def test_words_are_timed_for_the_merge_alone_where_nobody_asked_for_times():
