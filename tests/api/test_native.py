@@ -151,7 +151,7 @@ def test_a_language_pair_that_the_model_does_not_translate_is_refused(client, wa
         ("timestamps=letter", "timestamps", "'letter' is not possible: input should be 'none', 'segment' or 'word'"),
         ("format=doc", "format", "'doc' is not possible: input should be 'json', 'text', 'srt' or 'vtt'"),
         ("pnc=perhaps", "pnc", "'perhaps' is not possible"),
-        ("langauge=de", "langauge", "'langauge' is not a field; possible: file, model, language, target_language"),
+        ("langauge=de", "langauge", "unknown field 'langauge'; supported: file, model, language, target_language"),
         ("language=de&language=en", "language", "language is given twice: 'de' and 'en'"),
     ],
 )

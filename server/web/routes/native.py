@@ -1,4 +1,4 @@
-"""POST /transcribe and /translate: one file in, its text out."""
+"""POST /transcribe and /translate: a file in, its text out."""
 
 import json
 from collections.abc import AsyncIterator
@@ -35,50 +35,53 @@ EVENTS = "text/event-stream"
 
 
 class Fields(BaseModel):
-    """What may be asked for, in the query or in the form beside `file`. An empty field is one not given."""
+    """The fields of a request, in the query or in the form next to `file`. An empty field counts as not given."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="One of `/v1/models`; by default the first.")
     language: Language = Field(
         None,
-        description="What is spoken: `de`, `de-DE` or `german`; `auto` finds it out from the sound.",
+        description="The spoken language: `de`, `de-DE` or `german`; `auto` detects it.",
         examples=["de"],
     )
     target_language: Language = Field(
-        None, description="Write the text in this language instead: from or to English.", examples=["en"]
+        None,
+        description="Translate into this language; from or to English. The spoken language means no translation.",
+        examples=["en"],
     )
     timestamps: Literal["none", "segment", "word"] | None = Field(
-        None, description="By default none; segment for srt and vtt."
+        None, description="By default `none`; for srt and vtt `segment`."
     )
-    pnc: bool = Field(True, description="Punctuation and capital letters.")
+    pnc: bool = Field(True, description="Punctuation and capitals.")
     prompt: str | None = Field(
-        None, max_length=2000, description="Text to go by, such as names; for models whose prompt has a place for it."
+        None, max_length=2000, description="Context such as names, for models whose prompt takes one."
     )
     format: formats.Format | None = Field(
-        None, description="By default what the `Accept` header asks for, or json.", examples=["json"]
+        None, description="By default what the `Accept` header asks for, or else json.", examples=["json"]
     )
     line_length: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="For srt and vtt: the most characters in a line. By default the server's setting.",
+        description="For srt and vtt: characters per line, at most. By default the server's setting.",
     )
     lines: int | None = Field(
-        None, ge=1, le=10, description="For srt and vtt: the most lines of a cue. By default the server's setting."
+        None, ge=1, le=10, description="For srt and vtt: lines per cue, at most. By default the server's setting."
     )
-    stream: bool = Field(False, description="Send segments as they are ready, as server-sent events.")
+    stream: bool = Field(False, description="Send segments as server-sent events as soon as they are ready.")
     detect_each: bool = Field(
-        False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
+        False,
+        description="With the language `auto`: detect it anew every few seconds; each segment then has a language.",
     )
 
     @classmethod
     def read(cls, request: Request, upload: Upload) -> Self:
-        """Raises RequestError naming the field and what is possible."""
+        """Raises RequestError, which names the field and what is supported."""
         given: dict[str, str] = {}
         for name, value in [*request.query_params.multi_items(), *upload.fields]:
             if name not in cls.model_fields:
-                raise RequestError(f"{name[:40]!r} is not a field; possible: file, {', '.join(cls.model_fields)}", name)
+                raise RequestError(f"unknown field {name[:40]!r}; supported: file, {', '.join(cls.model_fields)}", name)
             if value and given.setdefault(name, value) != value:
                 raise RequestError(f"{name} is given twice: {given[name][:40]!r} and {value[:40]!r}", name)
         try:
@@ -92,7 +95,7 @@ class Fields(BaseModel):
 
 
 def accepted(header: str) -> str | None:
-    """The media type of ours that an Accept header likes best; None for any."""
+    """The supported media type that an Accept header ranks highest; None for any."""
     wishes = []
     for wish in header.split(","):
         media_type, *parameters = (part.strip().lower() for part in wish.split(";"))
@@ -104,7 +107,7 @@ def accepted(header: str) -> str | None:
 
 
 def _openapi() -> dict[str, Any]:
-    """The fields for /docs; FastAPI cannot see them, since a body may be a form or the file itself."""
+    """The fields for /docs. FastAPI cannot see them, since the body may be a form or the file itself."""
     fields = Fields.model_json_schema()["properties"]
     file = {"type": "string", "format": "binary", "description": "wav, flac, mp3, m4a, mp4, ogg, webm, aac …"}
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
@@ -140,10 +143,10 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @router.post("/transcribe", openapi_extra=_openapi(), responses=_RESPONSES)
 async def transcribe(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
-    """The text of an audio file, in the language spoken unless `target_language` names another.
+    """The text of an audio file, in the spoken language or translated into `target_language`.
 
-    With `stream=true` each segment is an event `segment` as soon as it is ready; the last event, `done`, has what
-    `format=json` gives. An event `error` has an error as any other answer has it.
+    With `stream=true` each segment is sent as an event `segment` as soon as it is ready. The last event, `done`, has
+    the same content as `format=json`; an event `error` has the usual error body.
     """
     fields = Fields.read(request, upload)
     return await _respond(request, settings, upload, fields, engines.named(fields.model), fields.target_language)
@@ -165,7 +168,7 @@ async def _respond(
     model: Served,
     target: str | None,
 ) -> Response:
-    # Cues without times would be one cue of the whole length.
+    # Without times there would be a single cue over the whole length.
     timestamps = fields.timestamps or ("segment" if fields.format in ("srt", "vtt") else "none")
     languages = language_pair(fields.language, target, settings.default_language)
     task = Task(*languages, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
