@@ -129,7 +129,12 @@ def test_the_sdk_lists_the_models_and_asks_for_one(spoken):
     [
         ({"language": "pl"}, openai.BadRequestError, "unsupported_language", "not one of mock's: en, de, fr"),
         ({"language": "klingon"}, openai.BadRequestError, "invalid_request", "is not known; possible: bg, cs"),
-        ({"response_format": "diarized_json"}, openai.BadRequestError, "invalid_request", "must be one of json, text, srt"),
+        (
+            {"response_format": "diarized_json"},
+            openai.BadRequestError,
+            "invalid_request",
+            "must be one of json, text, srt",
+        ),
         ({"timestamp_granularities": ["letter"]}, openai.BadRequestError, "invalid_request", "'segment' or 'word'"),
         ({"model": "../../etc/passwd"}, openai.NotFoundError, "model_not_found", "possible: mock"),
         ({"model": "someone/else"}, openai.NotFoundError, "model_not_found", "possible: mock"),

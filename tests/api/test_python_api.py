@@ -199,11 +199,14 @@ def test_a_list_is_answered_in_its_order_and_progress_says_which_audio_it_is_abo
 def test_segments_come_as_they_are_ready_and_closing_the_iterator_ends_the_work(canary, speech):
     pause = np.zeros(2 * RATE, np.float32)
     talk = np.concatenate([part for _ in range(40) for part in (speech["en"], pause, speech["en"], pause)])
-    segments = canary.segments(talk, "en", timestamps="segment")
+    file = io.BytesIO(file_of(talk))
+    segments = canary.segments(file, "en", timestamps="segment")
     assert next(segments).text == "The woman sees ten new houses at school every day."
     segments.close()  # type: ignore[attr-defined]
-    # That waits for the passes under way to be cancelled: the engine has nothing left of them.
-    assert canary._engine.waiting == 0
+    read = file.tell()
+    assert read < len(file.getvalue()) / 2
+    assert canary.transcribe(speech["fr"]).language == "fr"
+    assert file.tell() == read
     short = speech["en"]
     assert tuple(canary.segments(short, "en")) == canary.transcribe(short, "en").segments
 
