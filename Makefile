@@ -1,31 +1,50 @@
-# make run    install and serve (MODEL=toy by default, e.g. MODEL=canary-180m-flash)
-# make test   install and run every test
+# make run     install what it needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves and
+#              where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
+# make quick   run the unit tests, which start no other processes: half a minute
+# make test    run every test
+# make lint    check style, formatting and types
+#
+# PYTHON=python3.12 names the Python to use. On Linux, EXTRAS=cuda12 (or cuda13) installs MLX for a GPU instead of the CPU,
+# and EXTRAS=cpu,int8 adds 8-bit products on x86-64.
 
 PYTHON ?= python3
-MODEL  ?= toy
-HOST   ?= 127.0.0.1
-PORT   ?= 8000
+EXTRAS ?= $(if $(filter Linux,$(shell uname -s)),cpu)
 VENV   := .venv
+PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: install run test lint
+# $(call given,PORT,--port): the option with its value, if the variable was given to make. What the environment has under
+# such common names is not meant for us.
+given = $(if $(filter command,$(origin $(1))),$(2) '$($(1))')
 
-install: $(VENV)/.installed
+.PHONY: install run quick test lint
 
-$(VENV)/.installed: pyproject.toml
+install: $(VENV)/.runtime
+
+$(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "canary-server needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
-	$(VENV)/bin/pip install --disable-pip-version-check --editable . --group dev
-	touch $@
+	@echo "== Creating $(VENV)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade "pip>=25.1"
+	@echo "== Installing canary-server and what it needs to run. This takes a minute; the last step prints nothing."
+	@$(PIP) install --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@touch $@
 
-run: install
-	$(VENV)/bin/canary serve --model $(MODEL) --host $(HOST) --port $(PORT)
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo "== Installing what the tests need. This takes a minute or two; the last step prints nothing."
+	@$(PIP) install --group dev
+	@touch $@
 
-test: install
+run: $(VENV)/.runtime
+	$(VENV)/bin/canary serve $(call given,MODEL,--model) $(call given,HOST,--host) $(call given,PORT,--port)
+
+quick: $(VENV)/.dev
+	$(VENV)/bin/python -m pytest tests/unit
+
+test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest
 
-lint: install
+lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright

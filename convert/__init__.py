@@ -1,1 +1,1 @@
-"""NeMo archives to converted models: the only place that reads a torch checkpoint."""
+"""Convert NeMo archives to MLX models. Only this package reads torch checkpoints."""

@@ -1,4 +1,4 @@
-"""A model's name → its `.nemo` file on this machine, from the Hugging Face Hub where it is not there yet."""
+"""A model's name → its `.nemo` file on this machine, downloaded from the Hugging Face Hub if needed."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ CC_BY_NC = "CC-BY-NC-4.0 (non-commercial use only)"
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model known by name: on the Hub as `repo`, or shipped with this project at `path`."""
+    """A model known by name: hosted on the Hub as `repo`, or shipped with this project at `path`."""
 
     file: str
     licence: str
@@ -35,13 +35,18 @@ MODELS = {
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
-def known_model(repo: str) -> KnownModel | None:
-    """The known model that a Hub repository holds."""
+def known_model(source: str) -> KnownModel | None:
+    """The known model that a source names, by its short name or its Hub repository."""
+    named = hub_name(source)
+    return _model_in(named[0]) if named else MODELS.get(source)
+
+
+def _model_in(repo: str) -> KnownModel | None:
     return next((model for model in MODELS.values() if model.repo == repo), None)
 
 
 def hub_name(source: str) -> tuple[str, str] | None:
-    """(repository, revision) if the source names one: a known model or `org/name`, then `@revision` or nothing."""
+    """(repository, revision) of a known model on the Hub or of `org/name`, with an optional `@revision`; else None."""
     name, _, revision = source.partition("@")
     if name in MODELS and MODELS[name].repo:
         return MODELS[name].repo, revision or "main"
@@ -52,9 +57,9 @@ def hub_name(source: str) -> tuple[str, str] | None:
 
 
 def nemo_file(source: str, progress: Callable[[str, int, int], None] | None = None) -> Path:
-    """The archive a name, a Hub repository or a path stands for; downloads it, going on where a connection broke.
+    """The archive that a name, a Hub repository or a path refers to. Downloads it if needed, resuming broken downloads.
 
-    progress: called with "downloading", bytes done and total. Raises HubError saying what to do.
+    progress: called with "downloading", the bytes done and the total. Raises HubError, which says what to do.
     """
     if named := hub_name(source):
         return _download(*named, progress)
@@ -62,22 +67,23 @@ def nemo_file(source: str, progress: Callable[[str, int, int], None] | None = No
     if path.is_file():
         return path
     if source and path.is_dir():
-        raise HubError(f"{source} holds no converted model: config.json and model.safetensors are not both there")
+        raise HubError(f"{source} is not a converted model: it must contain config.json and model.safetensors")
     if path.suffix == ".nemo":
-        raise HubError(f"{source}: there is no such file")
+        raise HubError(f"{source}: no such file")
     raise HubError(
-        f"{source!r} is no model: give one of {', '.join(MODELS)}, a Hub repository (org/name[@revision]), "
-        "a .nemo file, or a converted folder"
+        f"unknown model {source!r}: must be one of {', '.join(MODELS)}, a Hub repository (org/name[@revision]), "
+        "a .nemo file or a converted folder"
     )
 
 
 def _download(repo: str, revision: str, progress: Callable[[str, int, int], None] | None) -> Path:
     from huggingface_hub import constants, errors, hf_hub_download
 
-    model = known_model(repo)
+    model = _model_in(repo)
+    _log_once()
     try:
         file = model.file if model else _only_archive(repo, revision)
-        logger.info("fetching %s of %s, revision %s", file, repo, revision)
+        logger.info("downloading %s from %s, revision %s", file, repo, revision)
         return Path(hf_hub_download(repo, file, revision=revision, tqdm_class=_progress_bar(progress)))
     except HubError:
         raise
@@ -85,45 +91,49 @@ def _download(repo: str, revision: str, progress: Callable[[str, int, int], None
         terms = f"{constants.ENDPOINT}/{repo}"
         reason = f"is gated: accept its terms at {terms}, then log in with `hf auth login` or set HF_TOKEN"
     except errors.RepositoryNotFoundError:
-        reason = "does not exist, or needs permission: check the name, then `hf auth login` or HF_TOKEN"
+        reason = "does not exist or is private: check the name, then log in with `hf auth login` or set HF_TOKEN"
     except errors.RevisionNotFoundError:
-        reason = f"has no revision {revision!r}: leave out @{revision} or name a branch, tag or commit it has"
+        reason = f"has no revision {revision!r}: leave out @{revision} or name an existing branch, tag or commit"
     except errors.RemoteEntryNotFoundError:
-        reason = "holds no such .nemo file: download one yourself and give its path"
-    except Exception as error:  # whichever HTTP library the client uses has errors of its own
-        reason = _failure(error)
+        reason = "does not contain the expected .nemo file: download one yourself and give its path"
+    except Exception as error:  # the HTTP library behind the client raises its own errors
+        reason = _failure_reason(error)
     raise HubError(f"Hub repository {repo} {reason}") from None
 
 
-def _failure(error: Exception) -> str:
-    """What went wrong on the way, and what to do."""
+def _log_once() -> None:
+    """Where the application has a log, keep the Hub's client from also writing its lines to stderr itself."""
+    if logging.getLogger().handlers:
+        logging.getLogger("huggingface_hub").handlers.clear()
+
+
+def _failure_reason(error: Exception) -> str:
+    """Why a download failed and what to do about it."""
     from huggingface_hub import constants, errors
 
     if constants.is_offline_mode():
-        return "is not on this machine and HF_HUB_OFFLINE is set: unset it once to download, or give a .nemo file"
+        return "is not on this machine and HF_HUB_OFFLINE is set: unset it to download, or give a .nemo file"
     cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ else error
     response = getattr(cause, "response", None)
     if response is not None and response.status_code in (401, 403):
-        return (
-            f"refused access ({response.status_code}): log in with `hf auth login` or set HF_TOKEN to a token that may"
-        )
+        return f"refused access ({response.status_code}): log in with `hf auth login` or set HF_TOKEN"
     detail = f"{type(cause).__name__}: {' '.join(str(cause).split())[:160]}"
-    return f"could not be downloaded ({detail}): check the network to {constants.ENDPOINT} and start again"
+    return f"could not be downloaded ({detail}): check the connection to {constants.ENDPOINT} and start again"
 
 
 def _only_archive(repo: str, revision: str) -> str:
-    """The name of the one .nemo file in a repository."""
+    """The name of the only .nemo file in a repository. Raises HubError if there is none or more than one."""
     from huggingface_hub import HfApi
 
     archives = [name for name in HfApi().list_repo_files(repo, revision=revision) if name.endswith(".nemo")]
     if len(archives) != 1:
         found = f"several .nemo files ({', '.join(archives)})" if archives else "no .nemo file"
-        raise HubError(f"Hub repository {repo} holds {found}: download one yourself and give its path")
+        raise HubError(f"Hub repository {repo} contains {found}: download one yourself and give its path")
     return archives[0]
 
 
 def _progress_bar(progress: Callable[[str, int, int], None] | None) -> type | None:
-    """A progress bar class for the Hub's client that also tells `progress`; None for its own."""
+    """A progress bar class for the Hub's client that also calls `progress`; None for the client's own."""
     from huggingface_hub.utils import tqdm
 
     if progress is None:
@@ -136,7 +146,7 @@ def _progress_bar(progress: Callable[[str, int, int], None] | None) -> type | No
             super().__init__(*args, **kwargs)
 
         def update(self, n: float | None = 1) -> bool | None:
-            self._done += int(n or 0)  # a bar that is not shown does not count
+            self._done += int(n or 0)  # tqdm does not count while its bar is hidden
             report("downloading", self._done, self._total)
             return super().update(n)
 

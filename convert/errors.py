@@ -1,23 +1,23 @@
-"""What can go wrong between a name and a converted model; every message is one line a user can act on.
+"""Errors of finding, downloading and converting a model. Every message is one line that a user can act on.
 
 ConversionError
-├── ArchiveError   the .nemo file: not an archive, damaged, hostile, incomplete
-├── TensorError    a tensor that is unknown, missing or misshapen
-└── HubError       a name that leads to no archive, or a download that failed
+├── ArchiveError   the .nemo file is damaged, incomplete, malicious or not an archive
+├── TensorError    a tensor is unexpected, missing or has the wrong shape
+└── HubError       the name is not a model, or the download failed
 """
 
 
 class ConversionError(Exception):
-    """A model that cannot be converted."""
+    """The model cannot be converted."""
 
 
 class ArchiveError(ConversionError):
-    """A `.nemo` file that cannot be read, or must not be."""
+    """The `.nemo` file cannot be read, or is not safe to read."""
 
 
 class TensorError(ConversionError):
-    """A checkpoint whose tensors are not those its configuration promises."""
+    """The checkpoint's tensors do not match its configuration."""
 
 
 class HubError(ConversionError):
-    """A name that leads to no model, or a download that failed."""
+    """The name is not a model, or the download failed."""

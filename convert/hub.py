@@ -1,6 +1,6 @@
-"""A name or a path → the folder of a converted model; downloads and converts what is not in the cache yet.
+"""A name or a path → the folder of a converted model. Downloads and converts a model that is not cached yet.
 
-The second start finds the converted folder: it needs no network and imports no torch.
+Later starts use the cached folder and need no network.
 """
 
 import hashlib
@@ -21,6 +21,7 @@ from convert.convert import (
 )
 from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
+from model.canary.config import CanaryConfig
 from model.config import read_config
 
 __all__ = ["MODELS", "ConversionError", "HubError", "resolve"]
@@ -36,31 +37,34 @@ def resolve(
     cache_dir: Path | None = None,
     progress: OnLoadProgress | None = None,
 ) -> Path:
-    """The converted folder of a model.
+    """The folder of a converted model.
 
-    name_or_path: a name in MODELS, a Hub repository `org/name[@revision]`, a `.nemo` file, or a converted folder,
-    which is given back as it is; where that has a name in MODELS, a Path or `./` before it says that it is meant.
-    dtype: of the weights, when they are to be converted; quantize: into how many bits their large layers are packed,
-    4 or 8. cache_dir: in place of CANARY_CACHE. progress: called with "downloading" or "converting", what is done, and
-    the total.
-    Raises ConversionError, of which HubError is one, in a line that says what to do.
+    name_or_path: a name in MODELS, a Hub repository `org/name[@revision]`, a `.nemo` file or a converted folder,
+    which is returned as it is. For a converted folder with the same name as a known model, pass a Path or `./name`.
+    dtype: of the converted weights.
+    quantize: bits of the large layers' weights, 4 or 8; None does not quantize.
+    cache_dir: where to look and write, instead of CANARY_CACHE.
+    progress: called with the stage ("downloading" or "converting"), how much is done, and the total.
+    Raises ConversionError (HubError for names and downloads): one line that says what to do.
     """
     source = str(name_or_path)
     is_name = isinstance(name_or_path, str) and name_or_path in MODELS
     if is_converted(Path(source).expanduser()) and not is_name:
-        return _as_asked(Path(source).expanduser(), quantize)
+        folder = Path(source).expanduser()
+        _check_quantization(folder, quantize)
+        return folder
     dtype = dtype or DEFAULT_DTYPE
-    dtypes = get_args(Dtype)
-    if dtype not in dtypes:
-        raise ConversionError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
-    cache_dir = Path(cache_dir or default_cache_dir())
+    if dtype not in get_args(Dtype):
+        raise ConversionError(f"dtype {dtype!r} is not supported; must be one of {', '.join(get_args(Dtype))}")
     if quantize not in (None, *get_args(Bits)):
-        raise ConversionError(f"quantize {quantize} is not one of {', '.join(map(str, get_args(Bits)))}")
-    folder = cache_dir / "models" / folder_name(_key(source), dtype, quantize)
+        bits = " or ".join(map(str, get_args(Bits)))
+        raise ConversionError(f"quantize {quantize} is not supported; must be {bits}")
+    cache_dir = Path(cache_dir or default_cache_dir())
+    folder = cache_dir / "models" / folder_name(_cache_key(source), dtype, quantize)
     if is_converted(folder):
         return folder
     _log_licence(source)
-    logger.info("converting %s once to %s", source, folder)
+    logger.info("converting %s to %s; later starts use this folder", source, folder)
     config = ConversionConfig(
         source=source,
         output=folder,
@@ -71,25 +75,24 @@ def resolve(
     return convert_once(config, cache_dir)
 
 
-def _as_asked(folder: Path, quantize: int | None) -> Path:
-    """A converted folder, if it is packed as it should be or nothing was said of it."""
-    packing = read_config(folder).quantization if quantize else None
-    if quantize and (packing is None or packing.bits != quantize):
-        state = f"packed into {packing.bits} bits" if packing else "not packed"
-        raise ConversionError(f"{folder} is converted already, and {state}: give the archive to have {quantize} bits")
-    return folder
+def _check_quantization(folder: Path, quantize: int | None) -> None:
+    """Raises ConversionError if a converted folder is not quantized as requested; None accepts any."""
+    if not quantize:
+        return
+    actual = read_config(folder, CanaryConfig).quantization
+    if actual is None or actual.bits != quantize:
+        state = f"quantized to {actual.bits} bits" if actual else "not quantized"
+        raise ConversionError(f"{folder} is already converted and {state}; for {quantize} bits, convert the .nemo file")
 
 
 def _log_licence(source: str) -> None:
-    named = hub_name(source)
-    model = known_model(named[0]) if named else MODELS.get(source)
-    if model:
+    if model := known_model(source):
         level = logging.WARNING if "non-commercial" in model.licence else logging.INFO
         logger.log(level, "%s is licensed %s", model.repo or source, model.licence)
 
 
-def _key(source: str) -> str:
-    """What a conversion is remembered by: repository and revision, or a file's path, size and time."""
+def _cache_key(source: str) -> str:
+    """Identifies what was converted: repository and revision, or a file's path, size and modification time."""
     if named := hub_name(source):
         return "@".join(named).replace("/", "--")
     path = nemo_file(source).resolve()

@@ -1,12 +1,13 @@
-"""Which tensors are packed into few bits, and how: MLX's affine quantization, by groups along the input."""
+"""Which tensors are quantized, and how: MLX's affine quantization in groups along the input dimension."""
 
 import re
-from typing import Any
+
+import numpy as np
 
 from model.config import QuantizationConfig
 
-# The linear layers that hold nearly all of a model. Small or sensitive ones stay as they are: subsampling, the
-# projection of positions (computed once a length), between encoder and decoder, and the embedding, which is the head.
+# The linear layers that hold nearly all of a model's weights. Small or sensitive ones are left out: subsampling, the
+# projection of positions (computed once per length), the encoder-decoder projection, and the embedding (also the head).
 _LARGE = re.compile(
     r"encoder\.layers\.\d+\.(feed_forward[12]\.linear[12]|self_attn\.linear_(qkv|out)|conv\.pointwise_conv[12])\.weight"
     r"|decoder\.layers\.\d+\.(self_attn\.linear_(qkv|out)|cross_attn\.linear_(q|out)|dense_(in|out))\.weight"
@@ -15,19 +16,22 @@ _LARGE = re.compile(
 
 
 def is_large(target: str) -> bool:
-    """Whether a tensor belongs to a layer that is worth packing."""
+    """Whether a tensor is the weight of a layer that is worth quantizing."""
     return _LARGE.fullmatch(target) is not None
 
 
 def fits(shape: tuple[int, ...], quantization: QuantizationConfig) -> bool:
-    """Whether a weight (O, I) can be packed: groups must fill its rows."""
+    """Whether a weight (O, I) can be quantized: I must be a multiple of the group size."""
     return shape[1] % quantization.group_size == 0
 
 
-def packed_layout(
+def packed_specs(
     target: str, dtype: str, shape: tuple[int, ...], quantization: QuantizationConfig
 ) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(name, dtype, shape) of what a weight (O, I) becomes: whole numbers, and a scale and an offset a group."""
+    """(name, dtype, shape) of the tensors that replace a weight (O, I): packed integers, scales and offsets.
+
+    dtype: of the scales and offsets, of which each group has one.
+    """
     outputs, inputs = shape
     groups = (outputs, inputs // quantization.group_size)
     layer = target.removesuffix("weight")
@@ -38,14 +42,11 @@ def packed_layout(
     ]
 
 
-def packed(weight: Any, quantization: QuantizationConfig) -> list[Any]:
-    """A torch weight (O, I) → the torch tensors that `packed_layout` names."""
+def packed(weight: np.ndarray, quantization: QuantizationConfig) -> list[np.ndarray]:
+    """A weight (O, I) → the arrays that `packed_specs` names."""
     import mlx.core as mx
-    import numpy as np
-    import torch
 
-    # numpy has no bfloat16; float32 holds every value of it
-    stored = mx.array(weight.float().numpy()).astype(getattr(mx, str(weight.dtype).removeprefix("torch.")))
-    whole, scales, offsets = mx.quantize(stored, quantization.group_size, quantization.bits)
-    by_group = [torch.from_numpy(np.array(x.astype(mx.float32))).to(weight.dtype) for x in (scales, offsets)]
-    return [torch.from_numpy(np.array(whole)), *by_group]
+    integers, scales, offsets = mx.quantize(mx.array(weight), quantization.group_size, quantization.bits)
+    # numpy cannot read MLX's bfloat16; float32 represents all of its values exactly.
+    per_group = [np.array(x.astype(mx.float32)).astype(weight.dtype) for x in (scales, offsets)]
+    return [np.array(integers), *per_group]

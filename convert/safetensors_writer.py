@@ -1,6 +1,6 @@
-"""A safetensors file written tensor by tensor, so that a model is never in memory as a whole.
+"""Write a safetensors file one tensor at a time, so that a whole model is never in memory.
 
-The format: 8 bytes of header length, a JSON header of names, types, shapes and positions, then the tensors' bytes.
+The format: 8 bytes of header length, a JSON header with names, types, shapes and offsets, then the tensors' bytes.
 """
 
 import json
@@ -9,16 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 TYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2), "uint32": ("U32", 4)}
 
 
 def write_safetensors(
-    path: Path, layout: list[tuple[str, str, tuple[int, ...]]], tensors: Iterable[tuple[str, Any]]
+    path: Path, specs: list[tuple[str, str, tuple[int, ...]]], tensors: Iterable[tuple[str, np.ndarray]]
 ) -> None:
-    """layout: (name, dtype, shape) of each tensor; tensors: (name, torch tensor), those very ones in that order."""
+    """Write `tensors`, pairs of (name, array), which must match `specs`, (name, dtype, shape), in order."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0
-    for name, dtype, shape in layout:
+    for name, dtype, shape in specs:
         code, size = TYPES[dtype]
         start = end
         for length in shape:
@@ -29,15 +31,8 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for (name, dtype, shape), (written, tensor) in zip(layout, tensors, strict=True):
-            assert (name, dtype, shape) == (written, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
-            file.write(_bytes(tensor))
+        for spec, (name, tensor) in zip(specs, tensors, strict=True):
+            assert spec == (name, tensor.dtype.name, tensor.shape)
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _bytes(tensor: Any) -> Any:
-    """A contiguous tensor's bytes, without a copy; as bytes because numpy has no bfloat16."""
-    import torch
-
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from convert.download import MODELS, hub_name, known_model
+from convert.download import hub_name, known_model
 from convert.errors import HubError
 
-UNKNOWN_LICENCE = "other"
+# The Hub's tag for a licence that is not in its list.
+OTHER_LICENCE = "other"
 
 CARD = """---
 license: {tag}
@@ -17,12 +18,12 @@ pipeline_tag: automatic-speech-recognition
 
 {source}, converted from its `.nemo` archive for MLX: `config.json`, `model.safetensors` and the SentencePiece files.
 
-Licence: {licence}. It is that of the source, whose terms go with these weights.
+Licence: {licence}. The source's licence also applies to these converted weights.
 """
 
 
 def upload(folder: Path, repo: str, source: str) -> None:
-    """Create the repository if needed, and upload the folder with a model card. Raises HubError."""
+    """Create the repository if needed and upload the folder with a model card. Raises HubError."""
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -30,21 +31,20 @@ def upload(folder: Path, repo: str, source: str) -> None:
         api.create_repo(repo, exist_ok=True)
         api.upload_file(path_or_fileobj=model_card(repo, source).encode(), path_in_repo="README.md", repo_id=repo)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload converted model")
-    except Exception as error:  # whichever HTTP library the client uses has errors of its own
+    except Exception as error:  # the HTTP library behind the client raises its own errors
         detail = " ".join(str(error).split())[:200]
         raise HubError(
-            f"{folder} is converted, but could not be uploaded to {repo} ({detail}): "
-            "check the name, and log in with `hf auth login` using a token that may write"
+            f"{folder} was converted but could not be uploaded to {repo} ({detail}): "
+            "check the name, and log in with `hf auth login` using a token with write access"
         ) from None
 
 
 def model_card(repo: str, source: str) -> str:
     """README.md for the Hub, naming the source and its licence."""
-    named = hub_name(source)
-    model = known_model(named[0]) if named else MODELS.get(source)
-    origin = model.repo if model and model.repo else named[0] if named else ""
+    named, model = hub_name(source), known_model(source)
+    origin = named[0] if named else ""
     return CARD.format(
-        tag=model.licence.split()[0].lower() if model else UNKNOWN_LICENCE,
+        tag=model.licence.split()[0].lower() if model else OTHER_LICENCE,
         base_model=f"base_model: {origin}\n" if origin else "",
         title=repo.rpartition("/")[2],
         source=f"[{origin}](https://huggingface.co/{origin})" if origin else f"`{Path(source).name}`",

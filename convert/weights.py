@@ -1,11 +1,12 @@
 """NeMo's tensors → this project's: one table of names, shapes and layout changes.
 
-Shapes are written in symbols, `3D D` being (3·D, D):
+Shapes are written in symbols; `3D D` means (3·D, D):
     W window samples, B mel bands, P = n_fft/2 + 1
-    D encoder width, H heads, A = D/H, E feed-forward width, K convolution kernel, C subsampling channels, F bands left
+    D encoder width, H heads, A = D/H, E feed-forward width, K convolution kernel, C subsampling channels,
+    F mel bands after subsampling
     M decoder width, I feed-forward width, L layers, S longest sequence, V vocabulary rows; N = V + 1 with the CTC blank
 
-A tensor that no row asks for, one that is missing, and one of another shape are errors that name it.
+An unexpected tensor, a missing one and one with the wrong shape are errors that name it.
 """
 
 import math
@@ -15,27 +16,37 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Protocol
 
+import ml_dtypes
+import numpy as np
+
+from convert.checkpoint import is_floating
 from convert.errors import TensorError
-from model.config import AlignerConfig, CanaryConfig, DecoderConfig, EncoderConfig, PreprocessorConfig
+from model.canary.config import CanaryConfig, DecoderConfig
+from model.config import AlignerConfig, EncoderConfig, PreprocessorConfig
 
 BATCH_NORM_EPS = 1e-5
 MAX_LAYERS = 256
 MAX_SIZE = 2**20
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
 
 
-class Stored(Protocol):
-    """A tensor that is read when it is loaded, as `nemo.StoredTensor`."""
+class LazyTensor(Protocol):
+    """A tensor whose data is read only by `load()`, such as `checkpoint.StoredTensor`."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
-    def dtype(self) -> Any: ...
-    def load(self) -> Any: ...
+    def dtype(self) -> np.dtype: ...
+    def load(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Row:
-    """target with its shape ← NeMo's tensors with theirs, through `layout`, a function of torch tensors."""
+    """A converted tensor's name and shape, NeMo's tensors with their shapes, and the function that converts them."""
 
     target: str
     shape: str
@@ -43,59 +54,62 @@ class Row:
     layout: Callable[..., Any]
 
 
-# ---- layouts: float32 torch tensors in, one out ----
+# ---- layouts: functions from float32 arrays to one array ----
 
 
-def same(tensor: Any) -> Any:
+def unchanged(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
-def squeezed(tensor: Any) -> Any:
+def squeezed(tensor: np.ndarray) -> np.ndarray:
     """(1, B, P) → (B, P)."""
     return tensor[0]
 
 
-def joined(*tensors: Any) -> Any:
-    """Several (O, I) → one (n·O, I), in the order of the row."""
-    import torch
-
-    return torch.cat(tensors)
+def concatenated(*tensors: np.ndarray) -> np.ndarray:
+    """Several (O, I) → one (n·O, I), in the row's order."""
+    return np.concatenate(tensors)
 
 
-def channels_last(kernel: Any) -> Any:
+def channels_last(kernel: np.ndarray) -> np.ndarray:
     """torch (O, I, time, freq) → MLX (O, time, freq, I)."""
-    return kernel.permute(0, 2, 3, 1)
+    return kernel.transpose(0, 2, 3, 1)
 
 
-def pointwise(kernel: Any) -> Any:
-    """A convolution of kernel 1, (O, I, 1) or (O, I, 1, 1) → the linear layer (O, I) that it is."""
-    return kernel.flatten(1)
+def pointwise(kernel: np.ndarray) -> np.ndarray:
+    """A convolution with kernel size 1, (O, I, 1) or (O, I, 1, 1) → the equivalent linear layer (O, I)."""
+    return kernel.reshape(len(kernel), -1)
 
 
-def frequency_major(bands: int) -> Callable[[Any], Any]:
-    """(D, C·F) with columns c·F + f → f·C + c, as channels-last data is flattened. bands: F."""
-    return lambda weight: weight.unflatten(1, (-1, bands)).transpose(1, 2).flatten(1)
+def frequency_major(bands: int) -> Callable[[np.ndarray], np.ndarray]:
+    """(D, C·F): reorder columns from c·F + f to f·C + c, the order of flattened channels-last data. bands: F."""
+
+    def reordered(weight: np.ndarray) -> np.ndarray:
+        D = len(weight)
+        return weight.reshape(D, -1, bands).transpose(0, 2, 1).reshape(D, -1)
+
+    return reordered
 
 
-def folded_weight(kernel: Any, scale: Any, variance: Any) -> Any:
-    """Depthwise (D, 1, K) with the batch norm's scale folded in → (D, K, 1)."""
-    return (kernel * _gain(scale, variance)[:, None, None]).transpose(1, 2)
+def folded_weight(kernel: np.ndarray, scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """A depthwise kernel (D, 1, K) with the batch norm's scale folded in → (D, K, 1)."""
+    return (kernel * _gain(scale, variance)[:, None, None]).transpose(0, 2, 1)
 
 
-def folded_bias(scale: Any, shift: Any, mean: Any, variance: Any, bias: Any = 0.0) -> Any:
-    """The batch norm's shift with the convolution's own bias, where it has one, folded in."""
+def folded_bias(
+    scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray, bias: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """The bias of the folded convolution: the batch norm's shift plus the convolution's own bias, if it has one."""
     return (bias - mean) * _gain(scale, variance) + shift
 
 
-def _gain(scale: Any, variance: Any) -> Any:
-    return scale / (variance + BATCH_NORM_EPS).sqrt()
+def _gain(scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    return scale / np.sqrt(variance + np.float32(BATCH_NORM_EPS))
 
 
-def tied(embedding: Any, head: Any) -> Any:
-    """The one matrix that embeds tokens and scores them."""
-    import torch
-
-    if not torch.equal(embedding, head):
+def tied(embedding: np.ndarray, head: np.ndarray) -> np.ndarray:
+    """The matrix that both embeds and scores tokens."""
+    if not np.array_equal(embedding, head):
         raise TensorError(
             "log_softmax.mlp.layer0.weight differs from the token embedding; only a tied head is supported"
         )
@@ -106,20 +120,20 @@ def tied(embedding: Any, head: Any) -> Any:
 
 
 def module(
-    target: str, shape: str, *nemo: str, stored: str = "", layout: Callable[..., Any] = same, bias: bool = True
+    target: str, shape: str, *sources: str, stored: str = "", layout: Callable[..., Any] = unchanged, bias: bool = True
 ) -> list[Row]:
-    """The weight of a layer, stored in NeMo with another shape or in several parts, and its bias."""
+    """The rows of a layer's weight and bias. sources: NeMo's layers; stored: their weights' shape, if it differs."""
     stored = stored or shape
-    rows = [Row(f"{target}.weight", shape, tuple((f"{name}.weight", stored) for name in nemo), layout)]
+    rows = [Row(f"{target}.weight", shape, tuple((f"{name}.weight", stored) for name in sources), layout)]
     if bias:
-        parts = tuple((f"{name}.bias", stored.split()[0]) for name in nemo)
-        rows.append(Row(f"{target}.bias", shape.split()[0], parts, joined if len(nemo) > 1 else same))
+        biases = tuple((f"{name}.bias", stored.split()[0]) for name in sources)
+        rows.append(Row(f"{target}.bias", shape.split()[0], biases, concatenated if len(sources) > 1 else unchanged))
     return rows
 
 
 def preprocessor_rows() -> list[Row]:
     return [
-        Row("preprocessor.window", "W", (("preprocessor.featurizer.window", "W"),), same),
+        Row("preprocessor.window", "W", (("preprocessor.featurizer.window", "W"),), unchanged),
         Row("preprocessor.fb", "B P", (("preprocessor.featurizer.fb", "1 B P"),), squeezed),
     ]
 
@@ -138,7 +152,7 @@ def subsampling_rows(bands: int) -> list[Row]:
 
 
 def encoder_layer_rows(layer: int, bias: bool) -> list[Row]:
-    """bias: NeMo's `use_bias`, of the linear and convolution layers; norms always have theirs."""
+    """bias: NeMo's `use_bias`, for the linear and convolution layers. Norms always have a bias."""
     at = f"encoder.layers.{layer}"
     attention, conv, norm = f"{at}.self_attn", f"{at}.conv", f"{at}.conv.batch_norm"
     scale, shift = (f"{norm}.weight", "D"), (f"{norm}.bias", "D")
@@ -150,10 +164,10 @@ def encoder_layer_rows(layer: int, bias: bool) -> list[Row]:
         module(f"{at}.feed_forward1.linear1", "E D", f"{at}.feed_forward1.linear1", bias=bias),
         module(f"{at}.feed_forward1.linear2", "D E", f"{at}.feed_forward1.linear2", bias=bias),
         module(f"{at}.norm_self_att", "D", f"{at}.norm_self_att"),
-        module(f"{attention}.linear_qkv", "3D D", *query_key_value, stored="D D", layout=joined, bias=bias),
+        module(f"{attention}.linear_qkv", "3D D", *query_key_value, stored="D D", layout=concatenated, bias=bias),
         module(f"{attention}.linear_pos", "D D", f"{attention}.linear_pos", bias=False),
-        [Row(f"{attention}.pos_bias_u", "H A", ((f"{attention}.pos_bias_u", "H A"),), same)],
-        [Row(f"{attention}.pos_bias_v", "H A", ((f"{attention}.pos_bias_v", "H A"),), same)],
+        [Row(f"{attention}.pos_bias_u", "H A", ((f"{attention}.pos_bias_u", "H A"),), unchanged)],
+        [Row(f"{attention}.pos_bias_v", "H A", ((f"{attention}.pos_bias_v", "H A"),), unchanged)],
         module(f"{attention}.linear_out", "D D", f"{attention}.linear_out", bias=bias),
         module(f"{at}.norm_conv", "D", f"{at}.norm_conv"),
         module(
@@ -183,32 +197,32 @@ def decoder_rows(layers: int) -> list[Row]:
     embedding, decoder = "transf_decoder._embedding", "transf_decoder._decoder"
     tokens, head = f"{embedding}.token_embedding.weight", "log_softmax.mlp.layer0"
     positions = f"{embedding}.position_embedding.pos_enc"
-    # Every layer's keys and values of the encoded audio, so that one product computes them all.
+    # All layers' keys and values of the encoded audio in one matrix, so that a single product computes them.
     cross = [f"{decoder}.layers.{n}.second_sub_layer.{net}" for n in range(layers) for net in ("key_net", "value_net")]
     rows = [
         [Row("decoder.token_embedding.weight", "V M", ((tokens, "V M"), (f"{head}.weight", "V M")), tied)],
-        [Row("decoder.position_encoding", "S M", ((positions, "S M"),), same)],
+        [Row("decoder.position_encoding", "S M", ((positions, "S M"),), unchanged)],
         module("decoder.embedding_layer_norm", "M", f"{embedding}.layer_norm"),
         *(decoder_layer_rows(f"decoder.layers.{n}", f"{decoder}.layers.{n}") for n in range(layers)),
-        module("decoder.cross_kv", "2LM M", *cross, stored="M M", layout=joined),
+        module("decoder.cross_kv", "2LM M", *cross, stored="M M", layout=concatenated),
         module("decoder.final_layer_norm", "M", f"{decoder}.final_layer_norm"),
-        [Row("head.bias", "V", ((f"{head}.bias", "V"),), same)],
+        [Row("head.bias", "V", ((f"{head}.bias", "V"),), unchanged)],
     ]
     return list(chain.from_iterable(rows))
 
 
-def decoder_layer_rows(to: str, of: str) -> list[Row]:
-    self_attention = [f"{of}.first_sub_layer.{net}" for net in ("query_net", "key_net", "value_net")]
+def decoder_layer_rows(target: str, source: str) -> list[Row]:
+    self_attention = [f"{source}.first_sub_layer.{net}" for net in ("query_net", "key_net", "value_net")]
     rows = [
-        module(f"{to}.layer_norm_1", "M", f"{of}.layer_norm_1"),
-        module(f"{to}.self_attn.linear_qkv", "3M M", *self_attention, stored="M M", layout=joined),
-        module(f"{to}.self_attn.linear_out", "M M", f"{of}.first_sub_layer.out_projection"),
-        module(f"{to}.layer_norm_2", "M", f"{of}.layer_norm_2"),
-        module(f"{to}.cross_attn.linear_q", "M M", f"{of}.second_sub_layer.query_net"),
-        module(f"{to}.cross_attn.linear_out", "M M", f"{of}.second_sub_layer.out_projection"),
-        module(f"{to}.layer_norm_3", "M", f"{of}.layer_norm_3"),
-        module(f"{to}.dense_in", "I M", f"{of}.third_sub_layer.dense_in"),
-        module(f"{to}.dense_out", "M I", f"{of}.third_sub_layer.dense_out"),
+        module(f"{target}.layer_norm_1", "M", f"{source}.layer_norm_1"),
+        module(f"{target}.self_attn.linear_qkv", "3M M", *self_attention, stored="M M", layout=concatenated),
+        module(f"{target}.self_attn.linear_out", "M M", f"{source}.first_sub_layer.out_projection"),
+        module(f"{target}.layer_norm_2", "M", f"{source}.layer_norm_2"),
+        module(f"{target}.cross_attn.linear_q", "M M", f"{source}.second_sub_layer.query_net"),
+        module(f"{target}.cross_attn.linear_out", "M M", f"{source}.second_sub_layer.out_projection"),
+        module(f"{target}.layer_norm_3", "M", f"{source}.layer_norm_3"),
+        module(f"{target}.dense_in", "I M", f"{source}.third_sub_layer.dense_in"),
+        module(f"{target}.dense_out", "M I", f"{source}.third_sub_layer.dense_out"),
     ]
     return list(chain.from_iterable(rows))
 
@@ -217,7 +231,7 @@ def aligner_head_rows() -> list[Row]:
     return module("head", "N D", "decoder.decoder_layers.0", stored="N D 1", layout=pointwise)
 
 
-# In the archive, of no use once the batch norm is folded.
+# Not needed once the batch norm is folded.
 DROPPED = re.compile(r"encoder\.layers\.\d+\.conv\.batch_norm\.num_batches_tracked")
 
 
@@ -226,13 +240,13 @@ DROPPED = re.compile(r"encoder\.layers\.\d+\.conv\.batch_norm\.num_batches_track
 
 @dataclass(frozen=True)
 class Table:
-    """The rows for one configuration, and what its symbols stand for."""
+    """The rows for one configuration, and the value of each symbol."""
 
     rows: tuple[Row, ...]
     sizes: dict[str, int]
 
     def shape(self, symbols: str) -> tuple[int, ...]:
-        """`"3D D"` in numbers."""
+        """`"3D D"` as numbers."""
         return tuple(
             math.prod(
                 int(factor) if factor.isdigit() else self.sizes[factor] for factor in re.findall(r"\d+|[A-Z]", size)
@@ -240,26 +254,26 @@ class Table:
             for size in symbols.split()
         )
 
-    def check(self, tensors: Mapping[str, Stored]) -> None:
-        """Raises TensorError naming the first tensor that is misshapen, missing or unknown."""
+    def check(self, tensors: Mapping[str, LazyTensor]) -> None:
+        """Raises TensorError naming the first tensor that has the wrong shape, is missing or is unexpected."""
         expected = {name: self.shape(symbols) for row in self.rows for name, symbols in row.sources}
         for name, shape in expected.items():
             if name in tensors and tuple(tensors[name].shape) != shape:
-                raise TensorError(f"{name} has the shape {tuple(tensors[name].shape)}, expected {shape}")
-            if name in tensors and not tensors[name].dtype.is_floating_point:
-                raise TensorError(f"{name} holds {tensors[name].dtype}, expected floating-point numbers")
+                raise TensorError(f"{name} has shape {tuple(tensors[name].shape)}, expected {shape}")
+            if name in tensors and not is_floating(tensors[name].dtype):
+                raise TensorError(f"{name} has dtype {tensors[name].dtype}, expected floating point")
         missing = [name for name in expected if name not in tensors]
         if missing:
-            raise TensorError(f"{missing[0]} {expected[missing[0]]} is missing{_and_more(missing)}")
-        unknown = [name for name in tensors if name not in expected and not DROPPED.fullmatch(name)]
-        if unknown:
-            shape = tuple(tensors[unknown[0]].shape)
-            raise TensorError(f"{unknown[0]} {shape} is not a tensor of this model{_and_more(unknown)}")
+            raise TensorError(f"missing tensor {missing[0]} {expected[missing[0]]}{_and_more(missing)}")
+        unexpected = [name for name in tensors if name not in expected and not DROPPED.fullmatch(name)]
+        if unexpected:
+            shape = tuple(tensors[unexpected[0]].shape)
+            raise TensorError(f"unexpected tensor {unexpected[0]} {shape}{_and_more(unexpected)}")
 
-    def preserved(self) -> "Table":
-        """The same tensors under NeMo's names, in NeMo's layouts."""
-        kept = {name: symbols for row in self.rows for name, symbols in row.sources}
-        rows = tuple(Row(name, symbols, ((name, symbols),), same) for name, symbols in kept.items())
+    def with_nemo_names(self) -> "Table":
+        """The same tensors under NeMo's names and in NeMo's layouts."""
+        sources = {name: symbols for row in self.rows for name, symbols in row.sources}
+        rows = tuple(Row(name, symbols, ((name, symbols),), unchanged) for name, symbols in sources.items())
         return Table(rows, self.sizes)
 
 
@@ -268,7 +282,7 @@ def _and_more(names: list[str]) -> str:
 
 
 def canary_table(config: CanaryConfig, encoder_only: bool = False) -> Table:
-    """The table of a Canary model; with encoder_only, without projection, decoder and head."""
+    """The table of a Canary model; with encoder_only, only the preprocessor and the encoder."""
     rows, sizes = _encoder_table(config.preprocessor, config.encoder)
     if encoder_only:
         return Table(tuple(rows), sizes)
@@ -279,7 +293,7 @@ def canary_table(config: CanaryConfig, encoder_only: bool = False) -> Table:
 
 
 def aligner_table(config: AlignerConfig) -> Table:
-    """The table of 1b-v2's timestamps model."""
+    """The table of canary-1b-v2's aligner."""
     rows, sizes = _encoder_table(config.preprocessor, config.encoder)
     sizes["N"] = _size("vocab_size", config.vocab_size) + 1
     return Table((*rows, *aligner_head_rows()), sizes)
@@ -297,9 +311,9 @@ def _encoder_table(preprocessor: PreprocessorConfig, encoder: EncoderConfig) -> 
         "F": _size("encoder.feat_in", encoder.feat_in),
     }
     if encoder.feat_in != preprocessor.features:
-        raise TensorError(f"encoder.feat_in {encoder.feat_in} differs from preprocessor.features {sizes['B']}")
+        raise TensorError(f"encoder.feat_in {encoder.feat_in} must equal preprocessor.features {sizes['B']}")
     if encoder.d_model % encoder.n_heads:
-        raise TensorError(f"encoder.d_model {encoder.d_model} is not a multiple of n_heads {encoder.n_heads}")
+        raise TensorError(f"encoder.d_model {encoder.d_model} must be a multiple of n_heads {encoder.n_heads}")
     sizes["A"] = encoder.d_model // encoder.n_heads
     sizes["E"] = encoder.d_model * _size("encoder.ff_expansion_factor", encoder.ff_expansion_factor)
     for _ in range(int(math.log2(encoder.subsampling_factor))):
@@ -320,33 +334,33 @@ def _decoder_sizes(decoder: DecoderConfig, vocab_size: int) -> dict[str, int]:
     }
 
 
-def _size(name: str, value: Any, most: int = MAX_SIZE) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-        raise TensorError(f"{name}: {value!r} is not a whole number from 1 to {most}")
+def _size(name: str, value: Any, maximum: int = MAX_SIZE) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= maximum:
+        raise TensorError(f"{name}: {value!r} is not an integer from 1 to {maximum}")
     return value
 
 
-# ---- the tensors themselves ----
+# ---- conversion ----
 
 
 def dtype_of(target: str, dtype: str) -> str:
-    """The type a target is stored in. The preprocessor's stay float32: log-mel in less loses quiet sounds."""
+    """A target's dtype. The preprocessor stays in float32: a lower precision would lose quiet sounds in log-mel."""
     return "float32" if target.startswith("preprocessor.") else dtype
 
 
-def convert_tensors(tensors: Mapping[str, Stored], table: Table, dtype: str) -> Iterator[tuple[str, Any]]:
-    """(target, torch tensor) row by row, so that only one row's tensors are in memory at a time.
+def convert_tensors(tensors: Mapping[str, LazyTensor], table: Table, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """(target, array) row by row, so that only one row's tensors are in memory at a time.
 
-    Arithmetic is float32; dtype is "float32", "bfloat16" or "float16", except for `preprocessor.*`, float32.
-    Raises TensorError for tensors that do not fit the table, and for a number that is not finite in the dtype.
+    dtype: "float32", "bfloat16" or "float16"; `preprocessor.*` is always float32. Arithmetic is float32.
+    Raises TensorError if the tensors do not match the table, or if a value is not finite in the dtype.
     """
-    import torch
-
     table.check(tensors)
     for row in table.rows:
-        result = row.layout(*(tensors[name].load().float() for name, _ in row.sources))
-        assert tuple(result.shape) == table.shape(row.shape), row.target
-        result = result.to(getattr(torch, dtype_of(row.target, dtype))).contiguous()
-        if not torch.isfinite(result).all():
-            raise TensorError(f"{row.sources[0][0]} holds a number that is not finite as {dtype}")
+        # A value too large for the dtype becomes infinite, which is an error below.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            result = row.layout(*(tensors[name].load().astype(np.float32, copy=False) for name, _ in row.sources))
+            assert result.shape == table.shape(row.shape), row.target
+            result = np.ascontiguousarray(result.astype(DTYPES[dtype_of(row.target, dtype)], copy=False))
+        if not np.isfinite(result).all():
+            raise TensorError(f"{row.sources[0][0]} has a value that is not finite in {dtype}")
         yield row.target, result

@@ -6,14 +6,14 @@ Source: NeMo's get_forced_aligned_timestamps_with_external_model; the times are 
 from pathlib import Path
 from typing import Self
 
-import mlx.nn as nn
 import numpy as np
 from sentencepiece import SentencePieceProcessor
 
-from model import kernels, weights
+from model import weights
 from model.config import WEIGHTS_FILE, AlignerConfig, read_config
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
+from model.layers import Layer, Linear
 from model.tokenizer import load_pieces
 
 _PUNCTUATION = {",", ".", "!", "?"}
@@ -21,7 +21,7 @@ _PUNCTUATION = {",", ".", "!", "?"}
 _NEVER = np.float32(-3.4e38)
 
 
-class Aligner(nn.Module):
+class Aligner(Layer):
     """Belongs to the thread that loaded it."""
 
     def __init__(self, config: AlignerConfig, pieces: SentencePieceProcessor):
@@ -30,7 +30,7 @@ class Aligner(nn.Module):
         self._pieces = pieces
         self.preprocessor = LogMel(config.preprocessor)
         self.encoder = FastConformer(config.encoder)
-        self.head = kernels.Linear(config.encoder.d_model, config.vocab_size + 1)
+        self.head = Linear(config.encoder.d_model, config.vocab_size + 1)
 
     @classmethod
     def load(cls, folder: Path, dtype: str) -> Self:
@@ -45,7 +45,7 @@ class Aligner(nn.Module):
         mel, _ = self.preprocessor(waveform[None], [len(waveform)])
         frames = len(waveform) // self.config.preprocessor.hop_length
         states = self.encoder(mel[:, :frames])[:, : subsampled(frames)]
-        return np.array(kernels.log_softmax(self.head(states))[0])
+        return self.xp.to_numpy(self.xp.log_softmax(self.head(states))[0])
 
     def word_times(self, waveform: np.ndarray, text: str) -> list[tuple[float, float]] | None:
         """(start, end) in seconds of each word of `text`, words being what single spaces separate.

@@ -1,23 +1,23 @@
-"""The configuration of a converted model, read from its `config.json`.
+"""The configuration of a converted model, read from its `config.json`: the sections that families share.
 
-Names are NeMo's. What this implementation cannot do is refused here, by name, before any weight is read.
+Names are NeMo's. Unsupported values are refused here, by name, before any weight is read.
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args, get_type_hints
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ALIGNER_DIR = "aligner"
 FORMAT_VERSION = 1
 SAMPLE_RATE = 16_000
-"""Of all sound that the models hear, in Hz."""
+"""Of all audio that the models take, in Hz."""
 
 
 class ConfigError(ValueError):
-    """A configuration that is incomplete, or asks for something this implementation does not have."""
+    """A configuration that is incomplete or not supported."""
 
 
 @dataclass(frozen=True)
@@ -77,39 +77,6 @@ class EncoderConfig:
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """NeMo's `transf_decoder.config_dict`."""
-
-    hidden_size: int
-    inner_size: int
-    num_layers: int
-    num_attention_heads: int
-    max_sequence_length: int
-    hidden_act: str = "relu"
-    pre_ln: bool = True
-    pre_ln_final_layer_norm: bool = True
-    learn_positional_encodings: bool = False
-    num_token_types: int = 0
-
-    SUPPORTED: ClassVar = {
-        "hidden_act": ("relu",),
-        "pre_ln": (True,),
-        "pre_ln_final_layer_norm": (True,),
-        "learn_positional_encodings": (False,),
-        "num_token_types": (0,),
-    }
-
-
-@dataclass(frozen=True)
-class DecodingConfig:
-    """How far and how wide to search unless a request says otherwise."""
-
-    beam_size: int = 1
-    length_penalty: float = 0.0
-    max_generation_delta: int = 50
-
-
-@dataclass(frozen=True)
 class TokenizerConfig:
     """SentencePiece files by language, in the order that fixes the id offsets; one named "" when `type` is bpe."""
 
@@ -130,26 +97,6 @@ class QuantizationConfig:
 
 
 @dataclass(frozen=True)
-class CanaryConfig:
-    """A converted Canary. `languages` are those the tokenizer and the prompt have, ISO 639-1."""
-
-    name: str
-    dtype: str
-    prompt_format: str
-    prompt_defaults: tuple[dict[str, Any], ...]
-    languages: tuple[str, ...]
-    vocab_size: int
-    preprocessor: PreprocessorConfig
-    encoder: EncoderConfig
-    decoder: DecoderConfig
-    decoding: DecodingConfig
-    tokenizer: TokenizerConfig
-    quantization: QuantizationConfig | None = None
-
-    SUPPORTED: ClassVar = {"prompt_format": ("canary", "canary2"), "dtype": ("float32", "bfloat16", "float16")}
-
-
-@dataclass(frozen=True)
 class AlignerConfig:
     """canary-1b-v2's timestamps model: an encoder with a CTC head. The blank is `vocab_size`."""
 
@@ -163,56 +110,58 @@ class AlignerConfig:
     SUPPORTED: ClassVar = {"dtype": ("float32", "bfloat16", "float16")}
 
 
-_SECTIONS = {
-    "preprocessor": PreprocessorConfig,
-    "encoder": EncoderConfig,
-    "decoder": DecoderConfig,
-    "decoding": DecodingConfig,
-    "tokenizer": TokenizerConfig,
-    "quantization": QuantizationConfig,
-}
-
-
 def section_from(cls: type, values: dict[str, Any], where: str = "") -> Any:
-    """An instance of one of the dataclasses above; keys it does not have are passed over, as NeMo's yaml has many.
+    """An instance of the dataclass `cls`. Keys that it does not have are ignored: NeMo's yaml has many.
 
+    where: the path of `values` in the file, for messages.
     Raises ConfigError naming the key that is missing or the value that is not supported.
     """
     prefix = f"{where}." if where else ""
+    types = get_type_hints(cls)
     chosen: dict[str, Any] = {}
     for field in fields(cls):
         if field.name not in values:
             continue
-        value = values[field.name]
-        if field.name in _SECTIONS and not (value is None and field.default is None):
+        value, section = values[field.name], _section_class(types[field.name])
+        if section and not (value is None and field.default is None):
             if not isinstance(value, dict):
                 raise ConfigError(f"{prefix}{field.name}: {value!r} is not a section")
-            value = section_from(_SECTIONS[field.name], value, prefix + field.name)
+            value = section_from(section, value, prefix + field.name)
         elif isinstance(value, list):
             value = tuple(value)
         chosen[field.name] = value
     for key, allowed in getattr(cls, "SUPPORTED", {}).items():
         if key in chosen and chosen[key] not in allowed:
-            raise ConfigError(
-                f"{prefix}{key}: {chosen[key]!r} is not supported; possible: {', '.join(map(repr, allowed))}"
-            )
+            supported = ", ".join(map(repr, allowed))
+            raise ConfigError(f"{prefix}{key}: {chosen[key]!r} is not supported; must be one of {supported}")
     try:
         return cls(**chosen)
     except TypeError as error:
         raise ConfigError(f"{where or 'configuration'}: {str(error).partition(') ')[2] or error}") from None
 
 
-def read_config(folder: Path, cls: type = CanaryConfig) -> Any:
-    """The configuration in a converted folder. Raises ConfigError if it is not one."""
+def _section_class(annotation: Any) -> type | None:
+    """The dataclass in an annotation such as `X` or `X | None`; None if there is none."""
+    return next(
+        (each for each in (annotation, *get_args(annotation)) if isinstance(each, type) and is_dataclass(each)), None
+    )
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """What stands in the `config.json` of a converted folder. Raises ConfigError if it is not one."""
     path = Path(folder) / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{folder} holds no converted model: {CONFIG_FILE} is missing") from None
+        raise ConfigError(f"{folder} is not a converted model: it has no {CONFIG_FILE}") from None
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if values.get("format_version") != FORMAT_VERSION:
-        raise ConfigError(
-            f"{path}: format_version {values.get('format_version')!r} is not {FORMAT_VERSION}; convert the model again"
-        )
-    return section_from(cls, values)
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    if not isinstance(values, dict) or values.get("format_version") != FORMAT_VERSION:
+        version = values.get("format_version") if isinstance(values, dict) else None
+        raise ConfigError(f"{path}: format_version {version!r} is not {FORMAT_VERSION}; convert the model again")
+    return values
+
+
+def read_config(folder: Path, cls: type) -> Any:
+    """The configuration of a converted folder as an instance of `cls`. Raises ConfigError."""
+    return section_from(cls, read_values(folder))

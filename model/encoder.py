@@ -6,9 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from model import kernels
+from model.arrays import Array
 from model.config import EncoderConfig
-from model.kernels import Array, Linear, like, namespace
+from model.layers import Layer, LayerNorm, Linear
 
 # Encoder steps whose subsampling a CPU's cache holds.
 STRETCH = 8
@@ -31,7 +31,7 @@ def positional_encoding(length: int, d_model: int) -> np.ndarray:
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(2 * length - 1, d_model)
 
 
-class Depthwise2d(nn.Module):
+class Depthwise2d(Layer):
     """Depthwise 3x3 convolution of stride 2 over (time, frequency), padded in frequency alone."""
 
     def __init__(self, channels: int):
@@ -40,12 +40,10 @@ class Depthwise2d(nn.Module):
         self.bias = mx.zeros((channels,))
 
     def __call__(self, x: Array) -> Array:
-        x = kernels.depthwise_2d(x, self.weight)
-        x += self.bias
-        return x
+        return self.xp.depthwise_2d(x, self.weight, self.bias)
 
 
-class Subsampling(nn.Module):
+class Subsampling(Layer):
     """`dw_striding` by 8: three convolutions of stride 2, then a projection to the model's width."""
 
     def __init__(self, config: EncoderConfig):
@@ -63,11 +61,11 @@ class Subsampling(nn.Module):
 
         Frames past a length count as zeros in every convolution.
         """
-        # The first map is 256 channels wide: on a CPU short stretches of it stay in the cache.
         T = subsampled(mel.shape[1])
-        stretch = STRETCH if isinstance(mel, np.ndarray) else T
+        # The first map is 256 channels wide: on a CPU short stretches of it stay in the cache.
+        stretch = T if self.xp.CONCURRENT else STRETCH
         parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
-        x = namespace(mel).concatenate(parts, axis=1)
+        x = self.xp.concatenate(parts, axis=1)
         return self.out(x.reshape(*x.shape[:2], -1))
 
     def _map(self, level: int, start: int, stop: int, mel: Array, lengths: Array | None) -> Array:
@@ -76,34 +74,32 @@ class Subsampling(nn.Module):
         Frames before the audio's begin or past its end are zero.
         """
         if level == 0:
-            return _frames(mel[..., None], 0, start, stop, mel.shape[1], lengths)
+            return self._frames(mel[..., None], 0, start, stop, mel.shape[1], lengths)
         x = self._map(level - 1, 2 * start - 1, 2 * stop, mel, lengths)
         if level == 1:
-            x = kernels.conv_2d(x, self.conv_in.weight)
-            x += self.conv_in.bias
+            x = self.xp.conv_2d(x, self.conv_in.weight, self.conv_in.bias)
         elif level == 2:
             x = self.pointwise1(self.depthwise1(x))
         else:
             x = self.pointwise2(self.depthwise2(x))
-        x = kernels.relu(x)
+        x = self.xp.relu(x)
         lengths = None if lengths is None else subsampled(lengths, level)
-        return _frames(x, start, start, stop, subsampled(mel.shape[1], level), lengths)
+        return self._frames(x, start, start, stop, subsampled(mel.shape[1], level), lengths)
+
+    def _frames(self, x: Array, first: int, start: int, stop: int, total: int, lengths: Array | None) -> Array:
+        """Frames start … stop of x (B, n, F, C), whose frame 0 is number `first` of `total`; zero outside of these."""
+        xp = self.xp
+        low, high = max(start, 0), min(stop, total)
+        inside = x[:, low - first : high - first]
+        if lengths is not None:
+            valid = xp.arange(low, high) < lengths[:, None]
+            inside = xp.where(valid[..., None, None], inside, 0)
+        if (low, high) == (start, stop):
+            return inside
+        return xp.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
 
 
-def _frames(x: Array, first: int, start: int, stop: int, total: int, lengths: Array | None) -> Array:
-    """Frames start … stop of x (B, n, …), whose frame 0 is `first` and whose audio has `total`; zero outside of it."""
-    xp = namespace(x)
-    low, high = max(start, 0), min(stop, total)
-    inside = x[:, low - first : high - first]
-    if lengths is not None:
-        valid = xp.arange(low, high) < lengths[:, None]
-        inside = xp.where(valid[..., None, None], inside, 0)
-    if (low, high) == (start, stop):
-        return inside
-    return xp.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
-
-
-class FeedForward(nn.Module):
+class FeedForward(Layer):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         inner = config.d_model * config.ff_expansion_factor
@@ -111,10 +107,10 @@ class FeedForward(nn.Module):
         self.linear2 = Linear(inner, config.d_model, bias=config.use_bias)
 
     def __call__(self, x: Array) -> Array:
-        return self.linear2(kernels.silu(self.linear1(x)))
+        return self.linear2(self.xp.silu(self.linear1(x)))
 
 
-class RelativeAttention(nn.Module):
+class RelativeAttention(Layer):
     """Multi-head self-attention with Transformer-XL's relative positions."""
 
     def __init__(self, config: EncoderConfig):
@@ -131,15 +127,16 @@ class RelativeAttention(nn.Module):
 
     def __call__(self, x: Array, mask: Array | None) -> Array:
         """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all."""
+        xp = self.xp
         B, T, D = x.shape
         H = self.pos_bias_u.shape[0]
         heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
         q, k, v = heads[:, :H], heads[:, H : 2 * H], heads[:, 2 * H :]
         scale = 1 / math.sqrt(D // H)
-        bias = kernels.relative_shift((q + self.pos_bias_v[:, None]) * scale @ self._positions(T).swapaxes(-1, -2))
+        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) * scale @ self._positions(T).swapaxes(-1, -2))
         if mask is not None:
-            bias = namespace(x).where(mask, bias, -math.inf)
-        attended = kernels.attention(q + self.pos_bias_u[:, None], k, v, scale, bias)
+            bias = xp.where(mask, bias, -math.inf)
+        attended = xp.attention(q + self.pos_bias_u[:, None], k, v, bias)
         return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
 
     def _positions(self, length: int) -> Array:
@@ -147,18 +144,18 @@ class RelativeAttention(nn.Module):
         H, have, d = self._projected.shape
         if have < 2 * length - 1:
             longest = max(length, min(2 * length, POSITIONS_KEPT))
-            sinusoids = like(positional_encoding(longest, H * d), self.pos_bias_u).astype(self.pos_bias_u.dtype)
+            sinusoids = self.xp.asarray(positional_encoding(longest, H * d), self.pos_bias_u.dtype)
             projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
             if longest > POSITIONS_KEPT:
                 return projected
             # MLX would copy it at every product if it were strided.
-            self._projected = projected if isinstance(projected, np.ndarray) else mx.contiguous(projected)
+            self._projected = self.xp.contiguous(projected)
             have = 2 * longest - 1
         middle = have // 2
         return self._projected[:, middle - length + 1 : middle + length]
 
 
-class Convolution(nn.Module):
+class Convolution(Layer):
     """Pointwise, gated, depthwise (batch norm folded in), pointwise."""
 
     def __init__(self, config: EncoderConfig):
@@ -170,27 +167,26 @@ class Convolution(nn.Module):
 
     def __call__(self, x: Array, inside: Array | None) -> Array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
-        x = kernels.glu(self.pointwise_conv1(x))
+        x = self.xp.glu(self.pointwise_conv1(x))
         if inside is not None:
-            x = namespace(x).where(inside, x, 0)
-        x = kernels.depthwise_1d(x, self.depthwise_conv.weight)
-        x += self.depthwise_conv.bias
-        return self.pointwise_conv2(kernels.silu(x))
+            x = self.xp.where(inside, x, 0)
+        x = self.xp.depthwise_1d(x, self.depthwise_conv.weight, self.depthwise_conv.bias)
+        return self.pointwise_conv2(self.xp.silu(x))
 
 
-class ConformerLayer(nn.Module):
+class ConformerLayer(Layer):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D = config.d_model
-        self.norm_feed_forward1 = kernels.LayerNorm(D)
+        self.norm_feed_forward1 = LayerNorm(D)
         self.feed_forward1 = FeedForward(config)
-        self.norm_self_att = kernels.LayerNorm(D)
+        self.norm_self_att = LayerNorm(D)
         self.self_attn = RelativeAttention(config)
-        self.norm_conv = kernels.LayerNorm(D)
+        self.norm_conv = LayerNorm(D)
         self.conv = Convolution(config)
-        self.norm_feed_forward2 = kernels.LayerNorm(D)
+        self.norm_feed_forward2 = LayerNorm(D)
         self.feed_forward2 = FeedForward(config)
-        self.norm_out = kernels.LayerNorm(D)
+        self.norm_out = LayerNorm(D)
 
     def __call__(self, x: Array, inside: Array | None) -> Array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
@@ -202,7 +198,7 @@ class ConformerLayer(nn.Module):
         return self.norm_out(x)
 
 
-class FastConformer(nn.Module):
+class FastConformer(Layer):
     """Subsampling by 8, then `n_layers` Conformer layers."""
 
     def __init__(self, config: EncoderConfig):
@@ -217,15 +213,13 @@ class FastConformer(nn.Module):
         T' is the subsampled T. Steps past a row's subsampled length hold no meaning. What comes out is of the library
         that the weights are of.
         """
-        weight = self.layers[0].norm_out.weight
-        mel = like(mel, weight).astype(weight.dtype)
-        lengths = None if lengths is None else like(lengths, weight)
+        xp = self.xp
+        mel = xp.asarray(mel, self.layers[0].norm_out.weight.dtype)
+        lengths = None if lengths is None else xp.asarray(lengths)
         x = self.subsampling(mel, lengths)
         if self._config.xscaling:
             x = x * math.sqrt(self._config.d_model)
-        inside = (
-            None if lengths is None else (namespace(x).arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
-        )
+        inside = None if lengths is None else (xp.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
         for layer in self.layers:
             x = layer(x, inside)
         return x

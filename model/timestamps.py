@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from model.canary.generate import Generated
+from model.decoding import Generated
 from model.tokenizer import Tokenizer
 from model.transcript import Segment, Word
 

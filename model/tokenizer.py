@@ -1,4 +1,4 @@
-"""SentencePiece, single (canary-1b-v2) and aggregate (the others), with Canary's special tokens."""
+"""SentencePiece tokenizers: one model for all languages (canary-1b-v2), or one for each (the other Canaries)."""
 
 import re
 from pathlib import Path
@@ -8,10 +8,7 @@ from sentencepiece import SentencePieceProcessor
 from model.config import TokenizerConfig
 
 SPECIAL = "spl_tokens"
-BEGIN = "<|startoftranscript|>"
-END = "<|endoftext|>"
 PAD = "<pad>"
-NO_SPEECH = "<|nospeech|>"
 
 _SPECIAL_TOKEN = re.compile(r"<\|[^|>]+\|>")
 _WORD_START = "▁"
@@ -36,13 +33,6 @@ class Tokenizer:
     vocab_size: int
 
     def __init__(self) -> None:
-        missing = [token for token in (BEGIN, END, PAD) if token not in self.special]
-        if missing:
-            raise TokenizerError(f"the tokenizer lacks {', '.join(missing)}")
-        self.begin_id = self.special[BEGIN]
-        self.end_id = self.special[END]
-        self.pad_id = self.special[PAD]
-        self.no_speech_id = self.special.get(NO_SPEECH)
         self._special_ids = {i for token, i in self.special.items() if token.startswith("<|")}
         # `<|12|>` is the 12th encoder step.
         self.time_steps = {i: int(token[2:-2]) for token, i in self.special.items() if token[2:-2].isdecimal()}
@@ -130,11 +120,15 @@ class SingleTokenizer(Tokenizer):
         return token < self.vocab_size and self._model.id_to_piece(token).startswith(_WORD_START)
 
 
-def load_tokenizer(folder: Path, config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer of a converted folder. Raises TokenizerError if a file is missing or broken."""
+def load_tokenizer(folder: Path, config: TokenizerConfig, required: tuple[str, ...] = ()) -> Tokenizer:
+    """The tokenizer of a converted folder.
+
+    required: special tokens that it must have. Raises TokenizerError if one, or a file, is missing or broken.
+    """
     models = {language: load_pieces(folder / name) for language, name in config.models.items()}
-    if config.type == "bpe":
-        return SingleTokenizer(next(iter(models.values())))
-    if SPECIAL not in models:
+    if config.type == "agg" and SPECIAL not in models:
         raise TokenizerError(f"the aggregate tokenizer has no {SPECIAL}; it has {', '.join(models)}")
-    return AggregateTokenizer(models)
+    tokenizer = AggregateTokenizer(models) if config.type == "agg" else SingleTokenizer(next(iter(models.values())))
+    if missing := [token for token in required if token not in tokenizer.special]:
+        raise TokenizerError(f"the tokenizer has no {', '.join(missing)}")
+    return tokenizer

@@ -2,22 +2,19 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 from mlx.utils import tree_flatten, tree_map_with_path
 
-from model import kernels
+from model.arrays import as_on_gpu, library_for
+from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig
-from model.cpu import allocator, int8
+from model.cpu import allocator, int8, layout
 from model.cpu.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
 
-# Numbers that a CPU's cache fetches together: as many rows are turned into columns at a time, six times as fast as all.
-_LINE = 16
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -26,10 +23,15 @@ class WeightsError(ValueError):
 
 
 def load(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:
-    """`load_weights`, laid out for where they are computed with, and little more memory at any time than they take."""
+    """`load_weights`, with the arrays that `module` is to compute with, in little more memory than they take.
+
+    Raises WeightsError, or ConfigError for CANARY_ARRAYS.
+    """
+    xp = library_for(dtype)
     with allocator.on_pages_of_their_own():
         load_weights(module, path, dtype, quantization)
-        lay_out_for_cpu(module)
+        if xp is numpy_arrays:
+            layout.lay_out(module)
 
 
 def load_weights(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:
@@ -67,30 +69,6 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
     mx.eval(module.parameters())
 
 
-def lay_out_for_cpu(module: nn.Module) -> None:
-    """Where a CPU computes, in float32, make the arrays of `module` numpy's, with which it computes from then on.
-
-    What is multiplied with is kept by inputs and in one block, for which numpy asks the system for large pages: so a
-    single row is multiplied as fast as memory is read. `module.parameters()`, which are MLX's, are none afterwards.
-    """
-    if not kernels.on_cpu() or any(x.dtype != mx.float32 for x in dict(tree_flatten(module.parameters())).values()):
-        return
-    modules = module.modules()
-    matrices: list[Any] = [each for each in modules if isinstance(each, nn.Linear | nn.Embedding)]
-    room = np.empty(sum(each.weight.size for each in matrices), np.float32)
-    for each in matrices:
-        outputs, inputs = each.weight.shape
-        columns, room = room[: outputs * inputs].reshape(inputs, outputs), room[outputs * inputs :]
-        rows = kernels.to_numpy(each.weight)
-        for i in range(0, outputs, _LINE):
-            columns[:, i : i + _LINE] = rows[i : i + _LINE].T
-        each.weight = columns.T
-    for each in modules:
-        for name, value in list(each.items()):
-            if isinstance(value, mx.array):
-                setattr(each, name, kernels.to_numpy(value).copy())
-
-
 def _packed_layers(module: nn.Module, weights: dict[str, mx.array]) -> set[str]:
     """The linear layers whose weights come with scales."""
     return {
@@ -121,10 +99,12 @@ def _check_packed(layers: set[str], weights: dict[str, mx.array], path: Path) ->
 
 def _place(module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig) -> None:
     """Make the layers of `module` ready for packed weights where those are of use, and `weights` for its layers."""
-    if int8.is_fast():
+    if as_on_gpu():
+        nn.quantize(module, quantization.group_size, quantization.bits, class_predicate=lambda name, _: name in layers)
+    elif int8.is_fast():
         log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
         _put_in_8_bits(module, weights, layers, quantization)
-    elif kernels.on_cpu():
+    else:
         log.warning(
             "%d layers of %d bits are unpacked: this CPU has no fast product of packed numbers. "
             "The model takes as much memory as one that is not quantized.",
@@ -132,8 +112,6 @@ def _place(module: nn.Module, weights: dict[str, mx.array], layers: set[str], qu
         )
         for layer in layers:
             weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
-    else:
-        nn.quantize(module, quantization.group_size, quantization.bits, class_predicate=lambda name, _: name in layers)
 
 
 def _put_in_8_bits(

@@ -11,13 +11,14 @@ from io import TextIOBase
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import SpooledTemporaryFile
-from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, BinaryIO, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
 from pydantic import ValidationError
 
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import Task
+from model.decoding import DecodingOptions
+from model.family import Model
+from model.task import Task
 from model.transcript import Segment
 from server.audio.decode import SAMPLE_RATE, AudioLimits, decode_blocks, header_length_s
 from server.audio.samples import sample_blocks
@@ -28,9 +29,6 @@ from server.longform.recording import transcribe_recording
 from server.longform.transcribe import AT_ONCE, OnProgress, Progress, Transcription
 from server.settings import Settings
 from server.text.languages import language_pair
-
-if TYPE_CHECKING:
-    from model.canary.model import CanaryModel
 
 # A path, a file's bytes, an open binary file, or floating-point samples, (N,) or (N, channels): at 16 kHz, or with
 # their rate in Hz.
@@ -64,7 +62,7 @@ class Canary:
     ...     print(canary.transcribe("talk.mp3", target_language="de").text)
     """
 
-    def __init__(self, load: "Callable[[], CanaryModel]", settings: Settings):
+    def __init__(self, load: Callable[[], Model], settings: Settings):
         """load: called once, in the engine's thread. Raises what it raises."""
         self._settings = settings
         self._engine = Engine.from_settings(load, settings, max_queue=settings.max_rows * AT_ONCE)

@@ -1,29 +1,29 @@
-"""What can go wrong for a caller. `server/web/answers.py` turns it into an HTTP answer.
+"""Errors that callers see. `server/web/answers.py` turns them into HTTP answers.
 
-    ServiceError                 500  server_error            nothing the caller sent is to blame
-    ├── RequestError             400  invalid_request         the caller can put it right
+    ServiceError                 500  server_error            not the caller's fault
+    ├── RequestError             400  invalid_request         the caller can fix it
     │   ├── AudioError           400  invalid_audio
     │   │   └── AudioTooLong     400  audio_too_long
     │   ├── Unauthorized         401  invalid_api_key
-    │   ├── Forbidden            403  forbidden               a foreign host or origin
+    │   ├── Forbidden            403  forbidden               a host or origin that is not allowed
     │   ├── ModelNotFound        404  model_not_found
     │   ├── BodyTooSlow          408  body_too_slow
     │   ├── BodyTooLarge         413  body_too_large
-    │   └── ClientGone           499  client_gone             nobody is left to answer; for the log
+    │   └── ClientGone           499  client_gone             the client disconnected; only in the log
     ├── TranscriptionFailed      500  transcription_failed    the model failed; the log says why
-    └── Unavailable              503  unavailable             later may do
+    └── Unavailable              503  unavailable             try again later
         ├── ModelLoading         503  model_loading
-        ├── ModelFailed          503  model_failed            trying again at once is of no use
+        ├── ModelFailed          503  model_failed            retrying at once does not help
         ├── TooManyRequests      503  too_many_requests
         ├── QueueFull            503  queue_full
-        ├── StorageFull          503  storage_full            nowhere to keep the upload while it is read
+        ├── StorageFull          503  storage_full            no disk space for the upload
         └── EngineStopped        503  stopping
 
-model.canary.prompt.TaskError (a language, pair or feature that the model lacks) is 400 as well:
+model.task.TaskError (a language, pair or feature that the model does not support) is also 400:
 unsupported_language, unsupported_language_pair or unsupported_task.
 
-Every answer has the shape OpenAI's clients read: {"error": {"message", "type", "param", "code", "request_id"}}.
-Messages say what the caller can use; what happened inside goes to the log.
+Every answer has the shape that OpenAI's clients expect: {"error": {"message", "type", "param", "code", "request_id"}}.
+Messages tell callers what to do; internal details go to the log.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Protocol
 
 
 class ServiceError(Exception):
-    """The root. `param` names the field at fault, when there is one."""
+    """The root. `param` names the field at fault, if there is one."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "server_error"
@@ -132,15 +132,29 @@ class InvalidFields(Protocol):
 
 
 def invalid_field(error: InvalidFields) -> RequestError:
-    """The first failure of a validation as one line: the field, the value, what is possible."""
+    """The first invalid field in one line: its name, its value, and what is valid."""
     first = error.errors()[0]
-    # FastAPI puts the place ("query", "body") before the field's name; pydantic alone does not.
-    field = str(first["loc"][-1])[:80] if first["loc"] else None
+    # FastAPI puts the place ("query", "body") before the field's name, and a list's items have a number after it.
+    names = [part for part in first["loc"] if isinstance(part, str)]
+    field = names[-1][:80] if names else None
     if first["type"] == "missing":
         return RequestError(f"{field} is required", field)
-    value, message = first.get("input"), first["msg"]
-    if isinstance(value, str | int | float | bool):
-        message = f"{field}: {str(value)[:80]!r} is not possible: {message[0].lower()}{message[1:]}"
-    else:
-        message = f"{field}: {message}" if field else message
-    return RequestError(message, field)
+    value, message = first.get("input"), _rule(first)
+    if first["type"] not in ("value_error", "extra_forbidden") and isinstance(value, str | int | float | bool):
+        message = f"{str(value)[:80]!r} is not valid; {message}"
+    return RequestError(f"{field}: {message}" if field else message, field)
+
+
+def _rule(error: Any) -> str:
+    """What a value must be, from one of pydantic's errors."""
+    match error["type"]:
+        case "literal_error":
+            return "must be one of " + error["ctx"]["expected"].replace(" or ", ", ").replace("'", "")
+        case "bool_parsing":
+            return "must be true or false"
+        case "value_error":
+            return str(error["ctx"]["error"])
+        case "extra_forbidden":
+            return "unknown field"
+    message = error["msg"].partition(", unable to")[0]
+    return "must" + message.removeprefix("Input should") if message.startswith("Input should") else message

@@ -1,4 +1,4 @@
-"""Log lines, as text or as JSON: who asked for what and how long it took; never audio, transcripts, prompts or keys."""
+"""The log, as text or JSON: requests, their status and duration; never audio, transcripts, prompts or keys."""
 
 import json
 import logging
@@ -6,12 +6,19 @@ import sys
 import time
 from contextvars import ContextVar
 
-# Of the request that is being served, "" outside of any.
+# ID of the current request; "" outside of requests.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 
 
+class TextFormatter(logging.Formatter):
+    """One line per message, whatever it contains; a traceback follows on lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return " ".join(super().formatMessage(record).split("\n"))
+
+
 class JsonFormatter(logging.Formatter):
-    """One object a line; what a record is given as `extra={"fields": {…}}` becomes fields."""
+    """One object per line. What a record gets as `extra={"fields": {…}}` becomes keys of it."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -29,13 +36,16 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(level: str, format: str) -> None:
-    """Everything to standard error, from `level` up, as text or json."""
+    """Log to standard error, from `level` up, as text or json."""
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)-7s %(message)s")
     handler.setFormatter(JsonFormatter() if format == "json" else text)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # uvicorn's own account of its start says less than ours
-    logging.getLogger("uvicorn.error").setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
-    # ... and takes every refused websocket for a fault
-    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing handshake" not in record.msg)
+    # Our own lines on starting, stopping and downloading say more.
+    for name in ("uvicorn.error", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))
+    # A refused websocket is not an error.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: "without completing handshake" not in record.getMessage()
+    )
     logging.getLogger("websockets").setLevel(logging.WARNING)

@@ -1,12 +1,16 @@
-"""Everything that can be set: `CANARY_*` in the environment or in `.env`; the command line goes before both."""
+"""All settings: `CANARY_*` in the environment or in `.env`; options of the command line take precedence."""
 
 import ipaddress
+from functools import partial
 from importlib.metadata import version
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 VERSION = version("canary-server")
@@ -15,102 +19,128 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 def _split(value: Any) -> Any:
-    """What the environment writes with commas."""
+    """Environment variables separate values by commas."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-# The environment and the command line write text.
+# The environment and the command line give text.
 Bits = Annotated[Literal[4, 8], BeforeValidator(lambda value: {"8": 8, "4": 4}.get(value, value))]
 Folder = Annotated[Path | None, BeforeValidator(lambda value: Path(value).expanduser() if value else None)]
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
+def _about(group: str) -> Any:
+    """`Field` for the settings of a group, under whose name `serve --help` and the documents list them."""
+    return partial(Field, json_schema_extra={"group": group})
+
+
+_models = _about("Models")
+_network = _about("Network and access")
+_files = _about("Audio files")
+_subtitles = _about("Subtitles")
+_capacity = _about("Capacity")
+_live = _about("Live captions")
+_logs = _about("Logs")
+
+
 class Settings(BaseSettings):
-    """Seconds end in `_s`, megabytes (10⁶) in `_mb`. Several values are separated by commas."""
+    """Names end in their unit: `_s` for seconds, `_mb` for megabytes (10⁶ bytes). Commas separate several values."""
 
     model_config = SettingsConfigDict(env_prefix="CANARY_", env_file=".env", extra="ignore", frozen=True)
 
-    model: Names = Field(
+    model: Names = _models(
         ("toy",),
         min_length=1,
         description="Models to serve: known names, Hugging Face repositories, .nemo files or converted folders. "
-        "The first is the default and is loaded at the start, the others on first use.",
+        "The first is the default and is loaded at start-up, the others on first use.",
     )
-    dtype: Dtype | None = Field(None, description="What the weights are held in; by default what suits the device.")
-    quantize: Bits | None = Field(
-        None, description="Pack the weights of large linear layers into 8 or 4 bits, when a model is converted."
+    dtype: Dtype | None = _models(
+        None, description="Data type of the weights. By default 16 bits on a GPU and float32 on a CPU."
     )
-    cache: Folder = Field(
+    quantize: Bits | None = _models(
+        None, description="Quantize the weights of large linear layers to this many bits when converting a model."
+    )
+    cache: Folder = _models(
         None,
-        description="Where converted models are kept; by default ~/.cache/canary-server, on a Mac "
+        description="Folder for converted models. By default ~/.cache/canary-server, on a Mac "
         "~/Library/Caches/canary-server.",
     )
-    idle_unload_s: float | None = Field(
-        None, gt=0, description="Give a model's memory back after so long without a request; by default never."
+    idle_unload_s: float | None = _models(
+        None, gt=0, description="Unload a model after this many seconds without a request. By default never."
     )
-    load_wait_s: float = Field(
-        20.0, ge=0, description="How long a request waits for its model to be loaded before it is answered 503."
+    load_wait_s: float = _models(
+        20.0, ge=0, description="Seconds that a request waits for its model to load before it gets 503."
     )
-    default_language: str = Field(
-        "auto", description="The language of a request that names none; auto finds it out from the sound."
-    )
-
-    host: str = Field("127.0.0.1", description="The address to listen on.")
-    port: int = Field(8000, ge=0, le=65535, description="The port; 0 takes a free one.")
-    api_keys: Secrets = Field((), description="Keys of which every request must bring one, as a Bearer token.")
-    public_without_key: bool = Field(
-        False, description="Listen on an address that others can reach although there are no API keys."
-    )
-    allowed_hosts: Names = Field(
-        (), description="Host names to be called by, besides localhost, the listening address and IP addresses."
-    )
-    allowed_origins: Names = Field(
-        (), description="Web origins, such as https://app.example, whose pages may use the server."
+    default_language: str = _models(
+        "auto", description="Language of requests that name none; auto detects it from the audio."
     )
 
-    max_upload_mb: float = Field(1074.0, gt=0, description="The largest body (1 GiB).")
-    max_audio_s: float = Field(14_400.0, gt=0, description="The longest audio (4 hours).")
-    max_sample_rate: int = Field(192_000, ge=16_000, description="The highest sample rate, in Hz.")
-    max_channels: int = Field(8, ge=1, description="The most channels.")
+    host: str = _network("127.0.0.1", description="Address to listen on.")
+    port: int = _network(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    api_keys: Secrets = _network(
+        (), description="API keys. If there are any, every request must send one as a Bearer token."
+    )
+    public_without_key: bool = _network(
+        False, description="Allow listening on an address that other machines can reach without an API key."
+    )
+    allowed_hosts: Names = _network(
+        (),
+        description="Host names that requests may use, besides localhost, the listening address and IP addresses.",
+    )
+    allowed_origins: Names = _network(
+        (), description="Web origins, such as https://app.example, whose pages may call the server."
+    )
 
-    pass_s: float | None = Field(
+    max_upload_mb: float = _files(1074.0, gt=0, description="Largest request body, in MB (1074 MB are 1 GiB).")
+    max_audio_s: float = _files(14_400.0, gt=0, description="Longest audio, in seconds (14400 are 4 hours).")
+    max_sample_rate: int = _files(192_000, ge=16_000, description="Highest sample rate, in Hz.")
+    max_channels: int = _files(8, ge=1, description="Most channels.")
+    pass_s: float | None = _files(
         None,
         ge=2,
         le=40,
-        description="Longer audio is cut into pieces of at most so long; by default what the model is good for.",
+        description="Longest piece, in seconds, that long audio is cut into. By default as long as the model allows.",
     )
-    loop_guard: bool = Field(
-        True, description="Decode what repeats itself without end, or was passed over, again in another way."
-    )
-
-    # The usual limits: Netflix's timed text style guide.
-    subtitle_line_length: int = Field(42, ge=1, description="The most characters in a line of srt and vtt.")
-    subtitle_lines: int = Field(2, ge=1, description="The most lines of a subtitle.")
-    subtitle_min_s: float = Field(1.0, ge=0, description="How long a subtitle stays at least, if none follows.")
-    subtitle_max_s: float = Field(7.0, gt=0, description="How long a subtitle stays at most.")
-    subtitle_reading_speed: float = Field(17.0, gt=0, description="Characters of subtitles that are read in a second.")
-
-    max_queue: int = Field(32, ge=1, description="Passes that may wait for a model; the next one is answered 503.")
-    max_rows: int = Field(16, ge=1, description="Texts, and hypotheses of a beam, that a model decodes side by side.")
-    max_connections: int = Field(256, ge=1, description="Connections at once; the next one is answered 503.")
-    max_message_mb: float = Field(1.0, gt=0, description="The largest websocket message.")
-    keep_alive_s: int = Field(10, ge=1, description="How long an idle connection is kept.")
-    shutdown_s: int = Field(30, ge=0, description="How long requests may go on after Ctrl-C.")
-
-    live_policy: Literal["alignatt", "agreement"] = Field(
-        "alignatt", description="What decides that a caption stays: AlignAtt or LocalAgreement-2."
-    )
-    live_step_s: float = Field(0.4, gt=0.05, description="New sound between two looks at what is being said.")
-    live_idle_s: float = Field(60.0, gt=0, description="A live session without a message for so long is closed.")
-    max_live_sessions: int = Field(16, ge=1, description="Live sessions at once; the next one is closed at once.")
-    max_live_rate: float = Field(8.0, ge=1, description="Sound taken from a live session, in times real time.")
-    max_live_buffer_s: float = Field(
-        30.0, gt=1, description="Sound of a live session that may wait for the model; then no more is read of it."
+    loop_guard: bool = _files(
+        True, description="Decode again, in another way, where the text repeats itself endlessly or speech got no text."
     )
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="What is logged at least.")
-    log_format: Literal["text", "json"] = Field("text", description="Lines to read, or one JSON object a line.")
+    # Defaults from Netflix's timed text style guide.
+    subtitle_line_length: int = _subtitles(42, ge=1, description="Most characters in a line of srt and vtt.")
+    subtitle_lines: int = _subtitles(2, ge=1, description="Most lines in a subtitle.")
+    subtitle_min_s: float = _subtitles(
+        1.0, ge=0, description="Shortest time a subtitle stays, in seconds, unless the next one follows sooner."
+    )
+    subtitle_max_s: float = _subtitles(7.0, gt=0, description="Longest time a subtitle stays, in seconds.")
+    subtitle_reading_speed: float = _subtitles(17.0, gt=0, description="Reading speed, in characters per second.")
+
+    max_queue: int = _capacity(
+        32, ge=1, description="Most pieces of audio that wait for a model; requests beyond that get 503."
+    )
+    max_rows: int = _capacity(
+        16, ge=1, description="Most rows (texts, or hypotheses of a beam search) that a model decodes in one batch."
+    )
+    max_connections: int = _capacity(256, ge=1, description="Most connections at a time; further ones get 503.")
+    max_message_mb: float = _capacity(1.0, gt=0, description="Largest websocket message, in MB.")
+    keep_alive_s: int = _capacity(10, ge=1, description="Seconds before an idle connection is closed.")
+    shutdown_s: int = _capacity(30, ge=0, description="Seconds that running requests have to finish after Ctrl-C.")
+
+    live_policy: Literal["alignatt", "agreement"] = _live(
+        "alignatt", description="Policy that decides when a caption is final: AlignAtt or LocalAgreement-2."
+    )
+    live_step_s: float = _live(0.4, gt=0.05, description="Seconds of new audio before the model runs again.")
+    live_idle_s: float = _live(60.0, gt=0, description="Seconds without a message before a live session is closed.")
+    max_live_sessions: int = _live(16, ge=1, description="Most live sessions at a time; further ones are refused.")
+    max_live_rate: float = _live(
+        8.0, ge=1, description="Fastest rate at which a session may send audio; 1 is real time."
+    )
+    max_live_buffer_s: float = _live(
+        30.0, gt=1, description="Seconds of a session's audio that may wait for the model before reading pauses."
+    )
+
+    log_level: Literal["debug", "info", "warning", "error"] = _logs("info", description="Lowest level to log.")
+    log_format: Literal["text", "json"] = _logs("text", description="Plain text, or one JSON object per line.")
 
     @field_validator("allowed_origins")
     @classmethod
@@ -127,12 +157,12 @@ class Settings(BaseSettings):
     @classmethod
     def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         if any(not key.get_secret_value().isascii() or len(key.get_secret_value()) < 8 for key in keys):
-            raise ValueError("a key must have at least 8 characters, all ASCII")
+            raise ValueError("a key must have at least 8 characters, all of them ASCII")
         return keys
 
     @property
     def is_public(self) -> bool:
-        """Whether others than this machine can reach the listening address."""
+        """Whether other machines can reach the listening address."""
         try:
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -140,16 +170,60 @@ class Settings(BaseSettings):
 
 
 def settings_table() -> str:
-    """Every setting as rows of a Markdown table, as README has it."""
-    rows = ["| flag | variable | default | what it is |", "|---|---|---|---|"]
-    for name, field in Settings.model_fields.items():
-        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-        written = "" if default is None or default == "" else f"`{str(default).lower()}`"
-        rows.append(f"| `{flag(name)}` | `CANARY_{name.upper()}` | {written} | {field.description} |")
-    return "\n".join(rows) + "\n"
+    """Every setting in Markdown tables, one per group, as the documents show them."""
+    tables = []
+    for name, fields in groupby(Settings.model_fields.items(), lambda item: group(item[1])):
+        rows = [f"**{name}**", "", "| flag | variable | default | what it is |", "|---|---|---|---|"]
+        for setting, field in fields:
+            default = f"`{default_text(field)}`" if default_text(field) else ""
+            values = ", ".join(f"`{value}`" for value in choices(field))
+            description = f"{field.description} One of {values}." if values else field.description
+            rows.append(f"| `{flag(setting)}` | `{variable(setting)}` | {default} | {description} |")
+        tables.append("\n".join(rows))
+    return "\n\n".join(tables) + "\n"
 
 
 def flag(name: str) -> str:
     """The option of `canary serve` for a setting."""
     singular = {"api_keys": "api_key", "allowed_hosts": "allowed_host", "allowed_origins": "allowed_origin"}
     return "--" + singular.get(name, name).removesuffix("_s").replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"CANARY_{name.upper()}"
+
+
+def group(field: FieldInfo) -> str:
+    """The heading that a setting is listed under."""
+    assert isinstance(field.json_schema_extra, dict)
+    return str(field.json_schema_extra["group"])
+
+
+def default_text(field: FieldInfo) -> str:
+    """A setting's default as a user would type it; "" if it has none."""
+    match field.default:
+        case None:
+            return ""
+        case tuple() as values:
+            return ",".join(values)
+        case bool() as value:
+            return str(value).lower()
+        case int() | float() as number:
+            return f"{number:.10g}"
+        case text:
+            return str(text)
+
+
+def value_type(field: FieldInfo) -> Any:
+    """A setting's type without None and pydantic's markers: int, float, bool, str, a Literal or a tuple."""
+    kind = field.annotation
+    while get_origin(kind) in (Annotated, Union, UnionType):
+        kind = get_args(kind)[0]
+    return kind
+
+
+def choices(field: FieldInfo) -> tuple[str, ...]:
+    """The values that a setting can have, as text; empty if they are not a list."""
+    kind = value_type(field)
+    return tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()

@@ -1,6 +1,6 @@
-"""Small `.nemo` archives in the shapes of the four published models, made without NeMo.
+"""Small `.nemo` archives with the structure of the four published models, built without NeMo.
 
-Names and shapes are written out here from NeMo's own files, apart from the table in `convert.weights` they test.
+Names and shapes are taken from NeMo's own files, independently of the table in `convert.weights` that they test.
 """
 
 import functools
@@ -21,7 +21,7 @@ D, HEADS, CHANNELS, HIDDEN, LONGEST, BANDS = 32, 4, 8, 48, 64, 128
 
 @dataclass(frozen=True)
 class Variant:
-    """How one published model differs from the others in structure."""
+    """How the structure of one published model differs from the others."""
 
     prompt_format: str
     tokenizer: str
@@ -41,7 +41,7 @@ LANGUAGES = ("en", "de", "es", "fr")
 
 @functools.cache
 def sentencepiece_model(name: str, symbols: tuple[str, ...] = ()) -> bytes:
-    """A tokenizer of about 60 pieces, trained on made-up words; `name` seeds them."""
+    """A tokenizer of about 40 pieces, trained on made-up words. `name` is their random seed."""
     rng = random.Random(name)
     words = ["".join(rng.choice("bdklmnt") + rng.choice("aeiou") for _ in range(rng.randint(1, 3))) for _ in range(200)]
     lines = (" ".join(rng.choices(words, k=6)) for _ in range(200))
@@ -58,7 +58,7 @@ def sentencepiece_model(name: str, symbols: tuple[str, ...] = ()) -> bytes:
 
 
 def tokenizers(variant: str) -> dict[str, bytes]:
-    """SentencePiece models by language; one named "" for the unified tokenizer."""
+    """SentencePiece models by language. A unified tokenizer has the key ""."""
     if VARIANTS[variant].tokenizer == "bpe":
         return {"": sentencepiece_model("unified", ("<|en|>", "<|uk|>", "<|zu|>"))}
     special = sentencepiece_model("special", ("<|endoftext|>", "<|startoftranscript|>"))
@@ -71,7 +71,7 @@ def vocabulary_rows(variant: str) -> int:
 
 
 def config(variant: str) -> dict[str, Any]:
-    """`model_config.yaml`, with keys that the conversion has to pass over."""
+    """`model_config.yaml`, including keys that conversion must ignore."""
     shape, langs = VARIANTS[variant], tokenizers(variant)
     slots = {"source_lang": "<|en|>", "target_lang": "<|en|>", "pnc": "<|pnc|>"}
     paths = {language: {"type": "bpe", "model_path": f"nemo:{md5(language)}_tokenizer.model"} for language in langs}
@@ -137,12 +137,12 @@ def encoder_config(**changes: Any) -> dict[str, Any]:
 
 
 def md5(name: str) -> str:
-    """What NeMo puts before a file's name, in look."""
+    """A stand-in for the MD5 hash with which NeMo prefixes file names."""
     return f"{name or 'unified':_>32}".replace("_", "0")
 
 
-class Drawn(dict[str, torch.Tensor]):
-    """Tensors added by name and shape, drawn from a seed."""
+class RandomTensors(dict[str, torch.Tensor]):
+    """Tensors added by name and shape, with random values from a seed."""
 
     def __init__(self, seed: int):
         super().__init__()
@@ -158,8 +158,8 @@ class Drawn(dict[str, torch.Tensor]):
             self.tensor(f"{name}.bias", shape[0])
 
 
-class Zeros(Drawn):
-    """The same names and shapes, for sizes at which drawing takes long."""
+class Zeros(RandomTensors):
+    """The same names and shapes filled with zeros, for sizes that would take long to randomize."""
 
     def __init__(self):
         super().__init__(seed=0)
@@ -168,7 +168,9 @@ class Zeros(Drawn):
         self[name] = torch.zeros(shape)
 
 
-def encoder_tensors(values: Drawn, d: int = D, layers: int = 2, channels: int = CHANNELS, bias: bool = True) -> None:
+def encoder_tensors(
+    values: RandomTensors, d: int = D, layers: int = 2, channels: int = CHANNELS, bias: bool = True
+) -> None:
     values.tensor("preprocessor.featurizer.window", 400)
     values.tensor("preprocessor.featurizer.fb", 1, BANDS, 257)
     values.layer("encoder.pre_encode.conv.0", channels, 1, 3, 3)
@@ -196,7 +198,7 @@ def encoder_tensors(values: Drawn, d: int = D, layers: int = 2, channels: int = 
         values[f"{layer}.conv.batch_norm.num_batches_tracked"] = torch.tensor(7)
 
 
-def decoder_tensors(values: Drawn, m: int, layers: int, rows: int, d: int = D) -> None:
+def decoder_tensors(values: RandomTensors, m: int, layers: int, rows: int, d: int = D) -> None:
     if d != m:
         values.layer("encoder_decoder_proj", m, d)
     values.tensor("transf_decoder._embedding.token_embedding.weight", rows, m)
@@ -217,15 +219,15 @@ def decoder_tensors(values: Drawn, m: int, layers: int, rows: int, d: int = D) -
 
 def tensors(variant: str) -> dict[str, torch.Tensor]:
     """`model_weights.ckpt`."""
-    values = Drawn(seed=1)
+    values = RandomTensors(seed=1)
     encoder_tensors(values)
     decoder_tensors(values, VARIANTS[variant].hidden, VARIANTS[variant].decoder_layers, vocabulary_rows(variant))
     return dict(values)
 
 
 def aligner_tensors() -> dict[str, torch.Tensor]:
-    """`timestamps_asr_model_weights.ckpt`: layers without biases, and one class more, the blank."""
-    values = Drawn(seed=2)
+    """`timestamps_asr_model_weights.ckpt`: no biases in the encoder, and one extra class, the CTC blank."""
+    values = RandomTensors(seed=2)
     encoder_tensors(values, bias=False)
     values.layer("decoder.decoder_layers.0", vocabulary_rows("1b-v2") + 1, D, 1)
     return dict(values)
@@ -237,8 +239,8 @@ def checkpoint(values: Any) -> bytes:
     return file.getvalue()
 
 
-def members(variant: str, **changed: Any) -> dict[str, bytes]:
-    """An archive's files by name. changed: `config` or `tensors` in place of the variant's own."""
+def members(variant: str, **replaced: Any) -> dict[str, bytes]:
+    """An archive's files by name. replaced: `config` or `tensors` to use instead of the variant's own."""
     files = {f"{md5(language)}_tokenizer.model": model for language, model in tokenizers(variant).items()}
     files |= {f"{md5(language)}_vocab.txt": b"##a\n" for language in tokenizers(variant)}
     if VARIANTS[variant].aligner:
@@ -250,8 +252,8 @@ def members(variant: str, **changed: Any) -> dict[str, bytes]:
         }
         files["timestamps_asr_model_config.yaml"] = yaml.safe_dump(aligner, sort_keys=False).encode()
         files["timestamps_asr_model_weights.ckpt"] = checkpoint(aligner_tensors())
-    files["model_config.yaml"] = yaml.safe_dump(changed.get("config", config(variant)), sort_keys=False).encode()
-    files["model_weights.ckpt"] = checkpoint(changed.get("tensors", tensors(variant)))
+    files["model_config.yaml"] = yaml.safe_dump(replaced.get("config", config(variant)), sort_keys=False).encode()
+    files["model_weights.ckpt"] = checkpoint(replaced.get("tensors", tensors(variant)))
     return files
 
 
@@ -266,7 +268,7 @@ def write_archive(path: Path, files: dict[str, bytes], *, gzipped: bool = False,
 
 
 def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **header: Any) -> None:
-    """One member; header: fields of its TarInfo."""
+    """Add one member. header: fields of its TarInfo."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     for field, value in header.items():
@@ -275,6 +277,6 @@ def add(archive: tarfile.TarFile, name: str, content: bytes = b"", **header: Any
 
 
 def tiny_archive(folder: Path, variant: str = "180m-flash", **options: Any) -> Path:
-    """An archive in `folder`, named as the published one."""
-    changed = {key: options.pop(key) for key in ("config", "tensors") if key in options}
-    return write_archive(folder / f"canary-{variant}.nemo", members(variant, **changed), **options)
+    """An archive in `folder` with the name of the published one."""
+    replaced = {key: options.pop(key) for key in ("config", "tensors") if key in options}
+    return write_archive(folder / f"canary-{variant}.nemo", members(variant, **replaced), **options)

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub of one repository on this machine: as much of its HTTP as a download needs."""
+"""A local Hugging Face Hub with one repository. It speaks as much of the Hub's HTTP API as a download needs."""
 
 import json
 import re
@@ -15,7 +15,10 @@ COMMIT = "c0ffee" + 34 * "0"
 
 @dataclass
 class Hub:
-    """files: of `repo`, by name. break_after: bytes of a file after which a connection is closed, once for each."""
+    """files: the repository's files by name; break_after: after how many bytes each of the next downloads breaks off.
+
+    status, error: a status other than 200, and the Hub's error code, to answer every request with.
+    """
 
     repo: str
     files: dict[str, Path]
@@ -24,7 +27,7 @@ class Hub:
     break_after: list[int] = field(default_factory=list)
     url: str = ""
     requests: list[str] = field(default_factory=list)
-    """What was asked: method, path and, if there was one, Range."""
+    """Requests received: method, path and, if present, Range."""
     tokens: list[str | None] = field(default_factory=list)
 
 
@@ -50,23 +53,24 @@ class _Handler(BaseHTTPRequestHandler):
         if re.fullmatch(rf"/api/models/{hub.repo}/tree/[\w-]+", path):
             listing = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in hub.files]
             return self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
-        found = re.fullmatch(rf"/{hub.repo}/resolve/([\w-]+)/(.+)", path)
-        if not found:
+        match = re.fullmatch(rf"/{hub.repo}/resolve/([\w-]+)/(.+)", path)
+        if not match:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
-        if found[1] not in ("main", COMMIT):
+        revision, name = match.groups()
+        if revision not in ("main", COMMIT):
             return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, body)
-        if found[2] not in hub.files:
+        if name not in hub.files:
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
-        return self._send_file(hub.files[found[2]].read_bytes(), body)
+        return self._send_file(hub.files[name].read_bytes(), body)
 
     def _send_file(self, content: bytes, body: bool) -> None:
         headers = {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206 if start else 200, content[start:], headers, body, breaking=True)
+        self._send(206 if start else 200, content[start:], headers, body, may_break=True)
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool, breaking: bool = False) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool, may_break: bool = False) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -74,7 +78,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
-        if breaking and self.hub.break_after:
+        if may_break and self.hub.break_after:
             content = content[: self.hub.break_after.pop(0)]
             self.close_connection = True
         self.wfile.write(content)
@@ -82,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
-    """The hub, at `hub.url` while the context lasts."""
+    """Serve the Hub at `hub.url` for the duration of the context."""
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True

@@ -5,30 +5,12 @@ Knows the decoder and token ids; knows no text, no audio, no request. A row's re
 
 from dataclasses import dataclass, field
 
-import mlx.core as mx
 import numpy as np
 
-from model import kernels
+from model.arrays import Array
 from model.canary.beam import Beam
 from model.canary.decoder import Decoder, Head
-from model.kernels import Array, like, namespace
-
-MAX_BEAM = 32
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How to search. None takes the model's own setting."""
-
-    beam_size: int | None = None
-    length_penalty: float | None = None
-    max_new_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:
-            raise ValueError(f"beam_size {self.beam_size} is not between 1 and {MAX_BEAM}")
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} is less than 1")
+from model.decoding import Generated
 
 
 @dataclass(frozen=True)
@@ -44,19 +26,6 @@ class Utterance:
     limit: int
     beam_size: int = 1
     length_penalty: float = 0.0
-
-
-@dataclass(frozen=True)
-class Generated:
-    """Tokens after the prompt without the end, and the log-probability of each.
-
-    nothing: the chance, before the first token, that there is nothing to write: the end, or `<|nospeech|>`.
-    """
-
-    key: int
-    tokens: list[int]
-    log_probs: list[float]
-    nothing: float | None = None
 
 
 @dataclass
@@ -105,8 +74,8 @@ class _Searched:
 class RunningBatch:
     """Rows being decoded side by side, each a step at a time.
 
-    look_ahead: begin each step before the last one's tokens are known here, so that a GPU need not wait for us to look;
-    an ended row is then stepped once for nothing. By default where there is a GPU.
+    look_ahead: begin each step before the tokens of the last one are known, so that a GPU never waits for Python; a
+    row that has ended is then stepped once for nothing. By default with arrays that are computed in the background.
     """
 
     def __init__(
@@ -118,18 +87,18 @@ class RunningBatch:
         no_speech_id: int | None = None,
         look_ahead: bool | None = None,
     ):
-        self._look_ahead = not kernels.on_cpu() if look_ahead is None else look_ahead
+        self._xp = decoder.xp
+        self._look_ahead = self._xp.CONCURRENT if look_ahead is None else look_ahead
         # The tokens (R,) and log-probabilities (R,) of a step under way.
         self._ahead: tuple[Array, Array] | None = None
         self._decoder = decoder
         self._head = head
         self._ends = (end_id, pad_id)
         self._silent = [end_id] if no_speech_id is None else [end_id, no_speech_id]
-        self._self = decoder.empty_slots()
-        self._cross = decoder.empty_cross_slots()
-        # By row: whose it is, and how many encoder steps its audio has.
+        self._text = decoder.empty_text_slots()
+        self._audio = decoder.empty_audio_slots()
+        # By row.
         self._owners: list[_Greedy | _Searched] = []
-        self._lengths: list[int] = []
 
     @property
     def rows(self) -> int:
@@ -145,27 +114,23 @@ class RunningBatch:
         # What is written of one audio, its text and translations, looks at one memory.
         audios = {id(u.encoded): u.encoded for u in utterances}
         of_audio = [list(audios).index(id(u.encoded)) for u in utterances]
-        encoded, lengths = _padded(list(audios.values()))
+        encoded, lengths = self._padded(list(audios.values()))
         memory = self._decoder.cross_memory(encoded, lengths)
         prompts = [u.prompt for u in utterances]
         S = max(map(len, prompts))
         tokens = [p + [self._ends[1]] * (S - len(p)) for p in prompts]
-        hidden, remembered = self._decoder.prefill(tokens, memory.of_rows(of_audio))
-        last = hidden[like(np.arange(len(prompts)), hidden), like([len(p) - 1 for p in prompts], hidden)]
-        scores = np.array(self._head(last, self._decoder.token_embedding))
+        hidden, written = self._decoder.prefill(tokens, memory.of_rows(of_audio))
+        last = hidden[self._xp.arange(len(prompts)), self._xp.asarray([len(p) - 1 for p in prompts])]
+        scores = self._xp.to_numpy(self._head(last, self._decoder.token_embedding))
         for i, utterance in enumerate(utterances):
             owner = self._begun(utterance, scores[i])
             if (result := self._result(owner)) is not None:
                 finished.append(result)
                 continue
-            audio, T = of_audio[i], lengths[of_audio[i]]
-            for layer, (k, v) in enumerate(remembered):
-                self._self[layer].join(self.rows, k[i : i + 1], v[i : i + 1], owner.width)
-                keys, values = (x[layer][audio : audio + 1, :, :T] for x in (memory.keys, memory.values))
-                self._cross[layer].join(self.rows, keys, values, owner.width)
+            self._audio.join(memory.pairs(of_audio[i], lengths[of_audio[i]]), owner.width)
+            self._text.join([(k[i : i + 1], v[i : i + 1]) for k, v in written], owner.width)
             owner.rows = list(range(self.rows, self.rows + owner.width))
             self._owners += [owner] * owner.width
-            self._lengths += [T] * owner.width
         return finished
 
     def step(self) -> list[Generated]:
@@ -173,18 +138,18 @@ class RunningBatch:
         if not self._owners:
             return []
         if any(isinstance(owner, _Searched) for owner in self._owners):
-            return self._book(np.array(self._log_probs(self._last_tokens())))
+            return self._book(self._xp.to_numpy(self._log_probs(self._last_tokens())))
         written = self._ahead or self._written(self._last_tokens())
         if self._look_ahead:
             self._ahead = self._written(written[0], ahead=1)
-            mx.async_eval(*self._ahead)
+            self._xp.start(*self._ahead)
         return self._book_greedy(*written)
 
     def _written(self, tokens: Array, ahead: int = 0) -> tuple[Array, Array]:
         """The most probable token after each of `tokens` (R,), and its log-probability."""
         scores = self._log_probs(tokens, ahead)
         best = scores.argmax(axis=-1)
-        return best, namespace(scores).take_along_axis(scores, best[:, None], axis=-1)[:, 0]
+        return best, self._xp.take_along_axis(scores, best[:, None], axis=-1)[:, 0]
 
     def _settled(self) -> list[Generated]:
         """Take in the step under way, so that rows may change; returns the utterances that it ended."""
@@ -219,22 +184,21 @@ class RunningBatch:
         order = list(range(self.rows))
         for row in sorted((r for r, o in enumerate(self._owners) if o.utterance.key == key), reverse=True):
             last = self.rows - 1
-            for slots in (*self._self, *self._cross):
-                slots.leave(row, last)
+            self._text.leave(row)
+            self._audio.leave(row)
             if row != last:
                 mover = self._owners[last]
                 mover.rows[mover.rows.index(last)] = row
-                self._owners[row], self._lengths[row], order[row] = mover, self._lengths[last], order[last]
+                self._owners[row], order[row] = mover, order[last]
             self._owners.pop()
-            self._lengths.pop()
             order.pop()
         if not self._owners:
             self._ahead = None
-            for slots in (*self._self, *self._cross):
-                slots.clear()
+            self._text.clear()
+            self._audio.clear()
         elif self._ahead:
             tokens, log_probs = self._ahead
-            kept = like(order, tokens)
+            kept = self._xp.asarray(order)
             self._ahead = tokens[kept], log_probs[kept]
 
     def _last_tokens(self) -> list[int]:
@@ -249,7 +213,7 @@ class RunningBatch:
         # A row looked ahead of may already be full; what it gets is thrown away.
         last = self._decoder.position_encoding.shape[0] - 1
         positions = [min(owner.position + ahead, last) for owner in self._owners]
-        hidden = self._decoder.step(tokens, positions, self._self, self._cross, self._lengths)
+        hidden = self._decoder.step(tokens, positions, self._text, self._audio)
         return self._head(hidden, self._decoder.token_embedding)
 
     def _begun(self, utterance: Utterance, scores: np.ndarray) -> _Greedy | _Searched:
@@ -281,17 +245,14 @@ class RunningBatch:
     def _reorder(self, rows: list[int], parents: np.ndarray) -> None:
         """Each of a beam's rows becomes what its parent's row was."""
         if (parents != np.arange(len(rows))).any():
-            sources = [rows[p] for p in parents]
-            for slots in self._self:
-                slots.reorder(rows, sources)
+            self._text.reorder(rows, [rows[p] for p in parents])
 
-
-def _padded(audios: list[Array]) -> tuple[Array, list[int]]:
-    """Encodings (T, M) as (n, T, M), zero-padded on the right, and their lengths."""
-    xp = namespace(audios[0])
-    lengths = [audio.shape[0] for audio in audios]
-    T = max(lengths)
-    return xp.stack([xp.pad(audio, [(0, T - n), (0, 0)]) for audio, n in zip(audios, lengths, strict=True)]), lengths
+    def _padded(self, audios: list[Array]) -> tuple[Array, list[int]]:
+        """Encodings (T, M) as (n, T, M), zero-padded on the right, and their lengths."""
+        xp, lengths = self._xp, [audio.shape[0] for audio in audios]
+        T = max(lengths)
+        rows = [xp.pad(xp.asarray(audio), [(0, T - n), (0, 0)]) for audio, n in zip(audios, lengths, strict=True)]
+        return xp.stack(rows), lengths
 
 
 def new_token_limit(total_steps: int, prompt_length: int, max_sequence_length: int, max_generation_delta: int) -> int:

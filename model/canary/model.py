@@ -2,26 +2,27 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Self
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from model import kernels, weights
+from model import weights
 from model.aligner import Aligner
 from model.alignment import attention_times
+from model.arrays import Array, default_dtype, on_cpu
+from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
-from model.canary.generate import DecodingOptions, Generated, RunningBatch, Utterance, new_token_limit
-from model.canary.language import Detection, detection_from
-from model.canary.prompt import Task, asks_for_times, language_query_tokens, prompt_tokens
-from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, CanaryConfig, read_config
+from model.canary.generate import RunningBatch, Utterance, new_token_limit
+from model.canary.prompt import BEGIN, END, NO_SPEECH, PAD, language_query_tokens, prompt_tokens
+from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
+from model.decoding import DecodingOptions, Detection, Encoded, Generated, detection_from
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
-from model.kernels import Array, to_numpy
+from model.layers import Layer, Linear
+from model.task import Task
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
@@ -31,20 +32,7 @@ MIN_DURATION_S = 1.0
 GPU_CACHE = 256 << 20
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """An audio as the decoder sees it: vectors (T, M), and the steps NeMo's length limit is counted from.
-
-    features_s, encode_s: how long the batch it was in took.
-    """
-
-    vectors: Array
-    total_steps: int
-    features_s: float = 0.0
-    encode_s: float = 0.0
-
-
-class CanaryModel(nn.Module):
+class CanaryModel(Layer):
     """Everything happens in the thread that loaded it: MLX arrays belong to one."""
 
     def __init__(self, config: CanaryConfig, tokenizer: Tokenizer):
@@ -54,7 +42,7 @@ class CanaryModel(nn.Module):
         self.preprocessor = LogMel(config.preprocessor)
         self.encoder = FastConformer(config.encoder)
         if config.encoder.d_model != config.decoder.hidden_size:
-            self.encoder_decoder_proj = kernels.Linear(config.encoder.d_model, config.decoder.hidden_size)
+            self.encoder_decoder_proj = Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
         # canary-1b-v2's timestamps model: as large as itself, so loaded when times are first asked for.
@@ -67,9 +55,9 @@ class CanaryModel(nn.Module):
         Raises ConfigError, TokenizerError or WeightsError.
         """
         folder = Path(folder)
-        config = read_config(folder)
-        mx.set_cache_limit(0 if kernels.on_cpu() else GPU_CACHE)
-        canary = cls(config, load_tokenizer(folder, config.tokenizer))
+        config = read_config(folder, CanaryConfig)
+        mx.set_cache_limit(0 if on_cpu() else GPU_CACHE)
+        canary = cls(config, load_tokenizer(folder, config.tokenizer, (BEGIN, END, PAD)))
         dtype = dtype or default_dtype()
         weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
@@ -77,15 +65,14 @@ class CanaryModel(nn.Module):
         return canary
 
     @property
-    def step_s(self) -> float:
-        """Seconds of one encoder step."""
-        return self.config.preprocessor.window_stride * self.config.encoder.subsampling_factor
+    def dtype(self) -> str:
+        """What it computes in: "float32", "bfloat16" or "float16"."""
+        return str(self.decoder.position_encoding.dtype).removeprefix("mlx.core.")
 
     @property
-    def dtype(self) -> mx.Dtype:
-        """What it computes in."""
-        dtype = self.decoder.position_encoding.dtype
-        return mx.float32 if dtype == np.float32 else dtype
+    def encodes_together(self) -> bool:
+        """With arrays whose rows are computed side by side; else padding would only cost time."""
+        return self.xp.CONCURRENT
 
     def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
         """Waveforms of any lengths → log-mel (B, T, n_mels) float32 and the valid frames (B,)."""
@@ -109,20 +96,22 @@ class CanaryModel(nn.Module):
         return self.head(hidden, self.decoder.token_embedding)
 
     def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
-        """Each waveform's encoding: in one padded batch on a GPU; in turn on a CPU, which would pay for the padding."""
-        groups = [[w] for w in waveforms] if kernels.on_cpu() else [waveforms]
-        return [encoded for group in groups for encoded in self._encoded_together(group)]
+        """The encoding of each waveform, those shorter than a second padded."""
+        waveforms = [at_least_a_second(w) for w in waveforms]
+        groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
+        return [encoded for group in groups for encoded in self.encoded_together(group)]
 
-    def _encoded_together(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+    def encoded_together(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        """The encoding of each waveform as it is, computed in one padded batch."""
         began = time.monotonic()
         mel, lengths = self.features(waveforms)
-        mx.eval(mel)
+        self.xp.evaluate(mel)
         had_features = time.monotonic()
         frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
         # The frame after the last valid one is zero: without it equal lengths need no masks.
         mel = mel[:, : max(frames)]
         encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
-        mx.eval(encoded)
+        self.xp.evaluate(encoded)
         times = had_features - began, time.monotonic() - had_features
         # NeMo's length limit counts from its tensor, which has that frame.
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
@@ -151,23 +140,33 @@ class CanaryModel(nn.Module):
     def _log_probs(self, tokens: list[list[int]], memory: CrossMemory) -> np.ndarray:
         """(R, S, V) of what follows each of R rows of S tokens; `memory` is of the one audio that all are about."""
         hidden, _ = self.decoder.prefill(tokens, memory.of_rows([0] * len(tokens)))
-        return np.array(self.head(hidden, self.decoder.token_embedding))
+        return self.xp.to_numpy(self.head(hidden, self.decoder.token_embedding))
+
+    def attention(self, encoded: Encoded, task: Task, tokens: list[int]) -> np.ndarray:
+        """Which encoder steps each of `tokens` was written from: (len(tokens), T), rows summing to 1."""
+        return self.cross_attention(encoded, self.prompt(task), tokens)
 
     def cross_attention(self, encoded: Encoded, prompt: list[int], tokens: list[int]) -> np.ndarray:
-        """Which encoder steps each of `tokens`, written after `prompt`, was written from: (len(tokens), T)."""
+        """`attention` for a prompt given as tokens."""
         vectors = encoded.vectors[None]
         cross = self.decoder.cross_memory(vectors, [vectors.shape[1]])
         # NeMo looks at the last but one; of two layers the first attends to no place in particular.
         layers = self.config.decoder.num_layers
         layer = layers - 2 if layers > 2 else layers - 1
-        return to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
+        return self.xp.to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
 
     def prompt(self, task: Task) -> list[int]:
         """The decoder's first tokens for `task`. Raises TaskError."""
         return prompt_tokens(task, self.config, self.tokenizer)
 
-    def utterance(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
-        """What `RunningBatch.join` takes: NeMo's length limit, the model's own search where `options` say nothing."""
+    def utterance(
+        self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
+    ) -> Utterance:
+        """One text, for `RunningBatch.join`. prefix: tokens that it is known to begin with. Raises TaskError."""
+        return self.prompted(key, encoded, [*self.prompt(task), *prefix], options)
+
+    def prompted(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
+        """`utterance` for a prompt given as tokens: NeMo's length limit, and the model's own search by default."""
         decoding = self.config.decoding
         limit = new_token_limit(
             encoded.total_steps, len(prompt), self.config.decoder.max_sequence_length, decoding.max_generation_delta
@@ -181,10 +180,14 @@ class CanaryModel(nn.Module):
             decoding.length_penalty if options.length_penalty is None else options.length_penalty,
         )
 
+    @property
+    def _no_speech_id(self) -> int | None:
+        return self.tokenizer.special.get(NO_SPEECH)
+
     def running_batch(self) -> RunningBatch:
         """An empty batch to decode in."""
-        tokenizer = self.tokenizer
-        return RunningBatch(self.decoder, self.head, tokenizer.end_id, tokenizer.pad_id, tokenizer.no_speech_id)
+        end_id, pad_id = (self.tokenizer.special_id(token) for token in (END, PAD))
+        return RunningBatch(self.decoder, self.head, end_id, pad_id, self._no_speech_id)
 
     def generate(
         self, encoded: list[Encoded], prompts: list[list[int]], options: DecodingOptions = DecodingOptions()
@@ -192,7 +195,7 @@ class CanaryModel(nn.Module):
         """The tokens of each encoding after its prompt, all decoded side by side."""
         batch = self.running_batch()
         keyed = enumerate(zip(encoded, prompts, strict=True))
-        finished = batch.join([self.utterance(i, audio, prompt, options) for i, (audio, prompt) in keyed])
+        finished = batch.join([self.prompted(i, audio, prompt, options) for i, (audio, prompt) in keyed])
         while batch.rows:
             finished += batch.step()
         return sorted(finished, key=lambda generated: generated.key)
@@ -207,7 +210,7 @@ class CanaryModel(nn.Module):
         if isinstance(tasks, Task):
             tasks = [tasks] * len(waveforms)
         prompts = [self.prompt(task) for task in tasks]
-        encoded = self.encodings([at_least_a_second(w) for w in waveforms])
+        encoded = self.encodings(waveforms)
         generated = self.generate(encoded, prompts, options)
         return [self.transcript(*each) for each in zip(generated, waveforms, tasks, encoded, strict=True)]
 
@@ -216,18 +219,18 @@ class CanaryModel(nn.Module):
         duration = len(waveform) / SAMPLE_RATE
         early = padding_before(len(waveform)) / SAMPLE_RATE
         source = None
-        if generated.tokens[:1] == [self.tokenizer.no_speech_id]:
+        if generated.tokens[:1] == [self._no_speech_id]:
             segments = ()
-        elif asks_for_times(task, self.config):
+        elif task.timestamps != "none" and self.config.writes_times:
             source = "model"
-            segments = timed_segments(generated, self.tokenizer, self.step_s, duration, early)
+            segments = timed_segments(generated, self.tokenizer, self.config.step_s, duration, early)
         elif task.timestamps != "none" and (words := written_words(generated.tokens, self.tokenizer)):
             source = "aligner"
             times = self._aligned(waveform, task, " ".join(word.text for word in words))
             if times is None:
                 source = "cross_attention"
                 attention = self.cross_attention(encoded, self.prompt(task), generated.tokens)
-                times = attention_times(attention, words, waveform, self.step_s, early)
+                times = attention_times(attention, words, waveform, self.config.step_s, early)
             segments = sentences(words, times, generated, self.tokenizer)
         else:
             segments = whole_segment(generated, self.tokenizer, duration)
@@ -239,11 +242,6 @@ class CanaryModel(nn.Module):
         if not self._aligner or (task.is_translation and task.timestamps == "word"):
             return None
         return self._aligner().word_times(waveform, text)
-
-
-def default_dtype() -> str:
-    """16 bits on a GPU; float32 on a CPU, where 16-bit products are some fifty times slower."""
-    return "bfloat16" if mx.default_device() == mx.Device(mx.gpu) else "float32"
 
 
 def padding_before(samples: int) -> int:

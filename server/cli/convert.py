@@ -8,13 +8,14 @@ from typing import Any
 import typer
 from pydantic import ValidationError
 
-from server.cli.failures import chosen_settings, one_line_failures
+from server.cli.failures import chosen_settings, log_to_stderr, one_line_failures
 
 
 def convert_archive(
     source: str,
     out: Path | None,
     *,
+    settings: dict[str, Any],
     dtype: str | None,
     quantize: str | None,
     group_size: str | None,
@@ -23,12 +24,11 @@ def convert_archive(
     upload_repo: str | None,
     verbose: bool,
 ) -> None:
-    """Convert `source`, print the folder's path, and say how it is asked for."""
+    """Convert `source`, print the new folder's path, and say how to use it. settings: from the command line."""
     from convert.convert import ConversionConfig, convert
 
-    settings = chosen_settings()
+    cache = chosen_settings(**settings).cache
     chosen: dict[str, Any] = {"dtype": dtype} if dtype else {}
-    # Options are text; the numbers' types are for the library.
     chosen |= {"quantize": quantize and int(quantize), "group_size": group_size and int(group_size)}
     try:
         config = ConversionConfig(
@@ -42,15 +42,15 @@ def convert_archive(
         )
     except ValidationError as error:
         raise typer.BadParameter(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="canary: %(message)s")
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
     with one_line_failures():
-        folder = convert(config, settings.cache)
+        folder = convert(config, cache)
     typer.echo(folder)
     if not (preserve_keys or encoder_only):
         typer.echo(f"canary: to use it: --model {_typed(folder)}", err=True)
 
 
 def _typed(folder: Path) -> str:
-    """The folder as a shell takes it: with `./` before it, so that it is no known model's name."""
+    """The folder as to be typed in a shell. `./` tells it from a known model's name."""
     here = Path.cwd()
     return shlex.quote(f"./{folder.relative_to(here)}" if folder.is_relative_to(here) else str(folder))

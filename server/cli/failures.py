@@ -1,5 +1,6 @@
-"""A failure as a person wants it: one line on stderr and an exit code."""
+"""Failures of a command: one line on stderr and an exit code."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -8,7 +9,8 @@ import typer
 from pydantic import ValidationError
 
 from server.errors import ServiceError, invalid_field
-from server.settings import Settings
+from server.logs import TextFormatter
+from server.settings import Settings, flag, variable
 
 
 def complain(message: object) -> None:
@@ -23,7 +25,7 @@ def fail(message: object) -> NoReturn:
 
 @contextmanager
 def one_line_failures() -> Iterator[None]:
-    """Expected errors end the command with one line; an unexpected one keeps its traceback."""
+    """Expected errors end the command with one line; unexpected ones keep their traceback."""
     from convert.errors import ConversionError
     from model.config import ConfigError
     from model.tokenizer import TokenizerError
@@ -35,11 +37,23 @@ def one_line_failures() -> Iterator[None]:
         fail(error)
 
 
+def log_to_stderr(level: int = logging.WARNING) -> None:
+    """Log like the command's own messages."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter("canary: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
 def chosen_settings(**given: Any) -> Settings:
-    """The settings of the environment, those `given` (and not None) before them; a wrong one is a usage error."""
+    """Settings from the command line (`given`; None is not given), the environment and .env, in this order.
+
+    A bad value is a usage error that names the option or the variable it comes from.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
     try:
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**given)
     except ValidationError as error:
         wrong = invalid_field(error)
-        variable = f"CANARY_{(wrong.param or '').upper()}"
-        raise typer.BadParameter(f"{wrong} (an option, or {variable} in the environment or .env)") from None
+        name = wrong.param or ""
+        source = flag(name) if name in given else f"{variable(name)} (environment or .env)"
+        raise typer.BadParameter(str(wrong).replace(name, source, 1)) from None

@@ -1,11 +1,13 @@
-"""`canary serve`: listen, load the model, say what is running, serve until Ctrl-C."""
+"""`canary serve`: listen, load the model, log what is running, serve until Ctrl-C."""
 
 import asyncio
+import errno
 import logging
 from typing import Any
 
 import uvicorn
 
+from server.cli.commands import exit_at_once_if_busy
 from server.cli.failures import chosen_settings, fail, one_line_failures
 from server.engine.registry import Engines
 from server.engine.thread import ModelInfo
@@ -18,12 +20,12 @@ log = logging.getLogger("canary")
 
 
 def serve(**given: Any) -> None:
-    """Serve with the settings of the environment, those `given` (and not None) before them."""
+    """Serve until Ctrl-C. given: settings from the command line."""
     settings = chosen_settings(**given)
     if settings.is_public and not settings.api_keys and not settings.public_without_key:
         fail(
-            f"{settings.host} can be reached by others, and there is no API key: set one with --api-key or "
-            "CANARY_API_KEYS, or say --public-without-key"
+            f"other machines can reach {settings.host}, and there is no API key: set one with --api-key or "
+            "CANARY_API_KEYS, or allow it with --public-without-key"
         )
     configure_logging(settings.log_level, settings.log_format)
     try:
@@ -31,14 +33,16 @@ def serve(**given: Any) -> None:
             asyncio.run(_serve(settings))
     except KeyboardInterrupt:
         log.info("stopped")
+        exit_at_once_if_busy(0)
 
 
 async def _serve(settings: Settings) -> None:
-    log.info("canary-server %s loads %s", VERSION, settings.model[0])
     try:
         engines = Engines(settings)
     except ValueError as error:
         fail(error)
+    await _refuse_taken_port(settings)
+    log.info("canary-server %s is loading %s", VERSION, settings.model[0])
     server = _Server(uvicorn_config(create_app(settings, engines), settings))
     loading = asyncio.create_task(_load(engines, server))
     await server.serve()
@@ -47,8 +51,24 @@ async def _serve(settings: Settings) -> None:
     loading.cancel()
 
 
+async def _refuse_taken_port(settings: Settings) -> None:
+    """Fail before the model is loaded if uvicorn will not be able to listen."""
+    try:
+        listening = await asyncio.get_running_loop().create_server(asyncio.Protocol, settings.host, settings.port)
+    except OSError as error:
+        fail(_cannot_listen(settings.host, settings.port, error))
+    listening.close()
+    await listening.wait_closed()
+
+
+def _cannot_listen(host: str, port: int, error: OSError | None = None) -> str:
+    if error is not None and error.errno != errno.EADDRINUSE:
+        return f"cannot listen on {host} port {port}: {error.strerror or error}"
+    return f"port {port} on {host} is in use; choose another with --port or CANARY_PORT (0 picks a free one)"
+
+
 async def _load(engines: Engines, server: "_Server") -> None:
-    """Load the default model beside the server, which answers 503 meanwhile, and ends where that fails."""
+    """Load the default model while the server already answers, with 503. If loading fails, the server ends."""
     try:
         info = await engines.loaded()
     except Exception:
@@ -70,7 +90,7 @@ def _description(info: ModelInfo) -> list[str]:
 
 
 def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
-    """uvicorn with every limit set: its defaults have none for connections and none for shutting down."""
+    """uvicorn with every limit set; by default it limits neither connections nor the time to shut down."""
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -80,7 +100,7 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        # Over max_connections the application answers, in the shape of every error; this is for what does not ask.
+        # Up to this, connections beyond max_connections get a proper error from the application.
         limit_concurrency=settings.max_connections + 64,
         backlog=min(2048, settings.max_connections + 64),
         timeout_keep_alive=settings.keep_alive_s,
@@ -89,7 +109,7 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         h11_max_incomplete_event_size=64 * 1024,
         ws=WebSocket,
         ws_max_size=int(settings.max_message_mb * 1e6),
-        # Sound does not become smaller, and captions are small.
+        # Audio does not compress, and captions are short.
         ws_per_message_deflate=False,
         ws_ping_interval=20,
         ws_ping_timeout=20,
@@ -97,7 +117,7 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """Logs its address as soon as it listens."""
 
     def __init__(self, config: uvicorn.Config):
         super().__init__(config)
@@ -108,17 +128,17 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # uvicorn ends the process when it cannot bind, having logged why
-            fail(f"cannot listen on {self.config.host}:{self.config.port}; another --port may be free")
+            # uvicorn exits if it cannot listen: here, if the port was taken after `_refuse_taken_port` looked
+            fail(_cannot_listen(self.config.host, self.config.port))
         if self.started and self.servers:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
             self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-            log.info("serving on %s (Ctrl-C stops)", self.url)
+            log.info("serving on %s (press Ctrl-C to stop)", self.url)
             self.listening.set()
 
     def say_how_to_try(self) -> None:
         log.info("try     curl -F file=@talk.wav '%s/transcribe?format=text'", self.url)
 
     async def shutdown(self, sockets: Any = None) -> None:
-        log.info("stopping: requests in progress have %d s", self.config.timeout_graceful_shutdown)
+        log.info("stopping; running requests have %d s to finish", self.config.timeout_graceful_shutdown)
         await super().shutdown(sockets)

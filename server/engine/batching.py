@@ -6,14 +6,14 @@ Knows the model; knows no threads, no queue, no requests. Everything here happen
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions, Generated
-from model.canary.language import Detection
-from model.canary.model import SAMPLE_RATE, CanaryModel, Encoded, at_least_a_second
-from model.canary.prompt import AUTO, Task
-from model.kernels import on_cpu
+from model.config import SAMPLE_RATE
+from model.decoding import DecodingOptions, Detection, Encoded, Generated
+from model.family import Model
+from model.task import AUTO, Task
 from model.transcript import Transcript
 
 # What is encoded together on a GPU: seconds with padding at most, and how much longer than without it.
@@ -73,7 +73,6 @@ class _Running:
     wanted: Pass
     tasks: list[Task]
     encoded: Encoded
-    prompts: list[list[int]]
     detection: Detection | None
     joined_at: float
     keys: list[int] = field(default_factory=list)
@@ -86,10 +85,10 @@ PassOutcome = PassResult | Exception
 class Batcher:
     """`join` passes at any time, then `step` until nothing runs."""
 
-    def __init__(self, canary: CanaryModel, max_rows: int):
-        self._canary = canary
+    def __init__(self, model: Model, max_rows: int):
+        self._model = model
         self._max_rows = max_rows
-        self._batch = canary.running_batch()
+        self._batch = model.running_batch()
         self._running: dict[int, _Running] = {}
         self._owner: dict[int, int] = {}
         self._keys = 0
@@ -114,30 +113,28 @@ class Batcher:
             return False
         if not beside:
             return True
+        if not self._model.encodes_together:
+            return False
         lengths = [len(each.waveform) / SAMPLE_RATE for each in (*beside, wanted)]
         padded = max(lengths) * len(lengths)
-        return not on_cpu() and padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
+        return padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
 
     def join(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, PassOutcome]]:
         """Encode passes, named by ticket, and start them; returns those that are done already, or failed."""
-        started = []
+        utterances = []
         outcomes: list[tuple[int, PassOutcome]] = []
         for ticket, wanted, encoded in self._encoded(passes):
             if isinstance(encoded, Exception):
                 outcomes.append((ticket, encoded))
                 continue
             try:
-                started.append(self._begun(ticket, wanted, encoded))
+                run, its_utterances = self._begun(ticket, wanted, encoded)
             except Exception as error:
                 outcomes.append((ticket, error))
-        utterances = []
-        for run in started:
-            self._running[run.ticket] = run
-            for prompt in run.prompts:
-                self._keys += 1
-                run.keys.append(self._keys)
-                self._owner[self._keys] = run.ticket
-                utterances.append(self._canary.utterance(self._keys, run.encoded, prompt, run.wanted.options))
+                continue
+            utterances += its_utterances
+            self._running[ticket] = run
+            self._owner |= dict.fromkeys(run.keys, ticket)
         if utterances:
             try:
                 outcomes += self._retired(self._batch.join(utterances))
@@ -162,23 +159,28 @@ class Batcher:
     def _encoded(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Pass, Encoded | Exception]]:
         """Each pass with its encoding, all computed together; if that fails, each alone, to find the one at fault."""
         try:
-            encodings = self._canary.encodings([at_least_a_second(wanted.waveform) for _, wanted in passes])
+            encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
         except Exception as error:
             if len(passes) == 1:
                 return [(*passes[0], error)]
             return [each for one in passes for each in self._encoded([one])]
         return [(*one, encoded) for one, encoded in zip(passes, encodings, strict=True)]
 
-    def _begun(self, ticket: int, wanted: Pass, encoded: Encoded) -> _Running:
+    def _begun(self, ticket: int, wanted: Pass, encoded: Encoded) -> tuple[_Running, list[Any]]:
+        """The pass and its utterances, one for each task."""
         began = time.monotonic()
         detect = wanted.detect_language or any(task.language == AUTO for task in wanted.tasks)
-        detection = self._canary.detect_language(encoded) if detect else None
+        detection = self._model.detect_language(encoded) if detect else None
         tasks = [
             replace(t, language=detection.language) if detection and t.language == AUTO else t for t in wanted.tasks
         ]
-        prefixes = wanted.prefixes or ((),) * len(tasks)
-        prompts = [self._canary.prompt(task) + list(prefix) for task, prefix in zip(tasks, prefixes, strict=True)]
-        return _Running(ticket, wanted, tasks, encoded, prompts, detection, began)
+        run = _Running(ticket, wanted, tasks, encoded, detection, began)
+        utterances = []
+        for task, prefix in zip(tasks, wanted.prefixes or ((),) * len(tasks), strict=True):
+            self._keys += 1
+            run.keys.append(self._keys)
+            utterances.append(self._model.utterance(self._keys, encoded, task, wanted.options, prefix))
+        return run, utterances
 
     def _retired(self, finished: list[Generated]) -> list[tuple[int, PassOutcome]]:
         """The passes all of whose texts are written."""
@@ -201,14 +203,13 @@ class Batcher:
             for g, prefix in zip(generated, run.wanted.prefixes or ((),) * len(generated), strict=True)
         ]
         transcripts = tuple(
-            self._canary.transcript(g, run.wanted.waveform, t, run.encoded)
+            self._model.transcript(g, run.wanted.waveform, t, run.encoded)
             for g, t in zip(whole, run.tasks, strict=True)
         )
         attention: tuple[np.ndarray, ...] = ()
         if run.wanted.attention:
             attention = tuple(
-                self._canary.cross_attention(run.encoded, self._canary.prompt(task), g.tokens)
-                for task, g in zip(run.tasks, whole, strict=True)
+                self._model.attention(run.encoded, task, g.tokens) for task, g in zip(run.tasks, whole, strict=True)
             )
         decode_s = time.monotonic() - run.joined_at
         timing = Timing(features_s=run.encoded.features_s, encode_s=run.encoded.encode_s, decode_s=decode_s)
@@ -217,7 +218,7 @@ class Batcher:
     def _retry_one_by_one(self, error: Exception) -> list[tuple[int, PassOutcome]]:
         """A step failed, and with it every row: each pass is run again by itself, so that one cannot fail others."""
         fallen, self._running, self._owner = list(self._running.values()), {}, {}
-        self._batch = self._canary.running_batch()
+        self._batch = self._model.running_batch()
         if len(fallen) == 1:
             return [(fallen[0].ticket, error)]
         outcomes = []

@@ -11,15 +11,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from convert.hub import MODELS
+from model.family import Model
 from server.engine.thread import Engine, ModelInfo
 from server.errors import EngineStopped, ModelFailed, ModelLoading, ModelNotFound
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from model.canary.model import CanaryModel
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +58,7 @@ class Served:
         return self.engine.status if self.has_begun else "idle"
 
 
-Resolve = Callable[[str, LoadProgress], "CanaryModel"]
+Resolve = Callable[[str, LoadProgress], Model]
 
 
 class Engines:
@@ -194,17 +191,18 @@ def name_of(source: str) -> str:
     return source.partition("@")[0]
 
 
-def load_model(settings: Settings, source: str | None = None, progress: LoadProgress | None = None) -> "CanaryModel":
+def load_model(settings: Settings, source: str | None = None, progress: LoadProgress | None = None) -> Model:
     """Download and convert what is not there yet, and load it. By default the first of the models."""
     from convert.hub import resolve
-    from model.canary.model import CanaryModel, default_dtype
+    from model.arrays import default_dtype
+    from model.loading import load
 
     dtype = settings.dtype or default_dtype()
     source = source or settings.model[0]
     folder = resolve(source, dtype=dtype, quantize=settings.quantize, cache_dir=settings.cache, progress=progress)
     if progress:
         progress("loading", 0, 0)
-    return CanaryModel.load(folder, dtype)
+    return load(folder, dtype)
 
 
 def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", tell: bool) -> None:

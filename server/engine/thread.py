@@ -13,22 +13,19 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import Task, TaskError, check_task
-from model.config import CanaryConfig
 from model.cpu.allocator import give_back_freed_memory
+from model.decoding import DecodingOptions
+from model.family import Model, ModelConfig
+from model.task import Task, TaskError
+from model.tokenizer import Tokenizer
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass, PassResult
 from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed
 from server.settings import Settings
-
-if TYPE_CHECKING:
-    from model.canary.model import CanaryModel
-    from model.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +37,11 @@ LIVE, INTERACTIVE, BULK = 0, 1, 2
 class ModelInfo:
     """What is running, for people and for /health."""
 
-    config: CanaryConfig
+    config: ModelConfig
+    tokenizer: Tokenizer
     dtype: str
     device: str
     load_s: float
-    # Text of tokens, for whoever reads them before a pass's transcript: unlike the model it belongs to no thread.
-    tokenizer: "Tokenizer | None" = None
 
     @property
     def name(self) -> str:
@@ -71,7 +67,7 @@ class Engine:
     max_queue: passes that may wait; max_rows: decoder rows that run together, one for each text and beam hypothesis.
     """
 
-    def __init__(self, resolve_model: "Callable[[], CanaryModel]", max_queue: int = 32, max_rows: int = 16):
+    def __init__(self, resolve_model: Callable[[], Model], max_queue: int = 32, max_rows: int = 16):
         self._resolve_model = resolve_model
         self._max_queue = max_queue
         self._max_rows = max_rows
@@ -89,7 +85,7 @@ class Engine:
 
     @classmethod
     def from_settings(
-        cls, resolve_model: "Callable[[], CanaryModel]", settings: Settings, max_queue: int | None = None
+        cls, resolve_model: Callable[[], Model], settings: Settings, max_queue: int | None = None
     ) -> Self:
         """With the settings' limits. max_queue: of a caller that sends no more than so many passes at a time."""
         return cls(resolve_model, max_queue or settings.max_queue, settings.max_rows)
@@ -127,7 +123,7 @@ class Engine:
     def check(self, task: Task) -> None:
         """Raises TaskError, saying what is possible, if the model cannot do `task`."""
         if self.info:
-            check_task(task, self.info.config)
+            self.info.config.check(task)
 
     async def stop(self, drain_s: float = 30.0) -> None:
         """Take no more requests, let those there are finish for `drain_s`, then refuse those still in line."""
@@ -219,13 +215,13 @@ class Engine:
     def _work(self) -> None:
         """Load the model and run it until the end. Nothing of it is left when this returns."""
         try:
-            canary = self._load()
+            model = self._load()
         except BaseException as error:
             self.failed_at = time.monotonic()
             self._info.set_exception(error)
             self._refuse_line()
             return
-        batcher = Batcher(canary, self._max_rows)
+        batcher = Batcher(model, self._max_rows)
         try:
             while self._wait_for_work():
                 self._free_cancelled(batcher)
@@ -241,16 +237,14 @@ class Engine:
             self._refuse_line()
             self._retire([(number, self._refusal()) for number in list(self._running)])
 
-    def _load(self) -> "CanaryModel":
-        import mlx.core as mx
+    def _load(self) -> Model:
+        from model.loading import device_name
 
         began = time.monotonic()
-        canary = self._resolve_model()
-        device = f"{mx.default_device().type.name} ({mx.device_info().get('device_name', 'unnamed')})"
+        model = self._resolve_model()
         load_s = time.monotonic() - began
-        dtype, tokenizer = str(canary.dtype).removeprefix("mlx.core."), getattr(canary, "tokenizer", None)
-        self._info.set_result(ModelInfo(canary.config, dtype, device, load_s, tokenizer))
-        return canary
+        self._info.set_result(ModelInfo(model.config, model.tokenizer, model.dtype, device_name(), load_s))
+        return model
 
     def _wait_for_work(self) -> bool:
         """Whether there is any; False is the end."""

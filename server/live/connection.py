@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.audio.vad import SpeechDetector
 from server.engine.thread import Engine
 from server.live.decoder import EngineDecoder

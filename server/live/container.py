@@ -1,6 +1,6 @@
-"""Audio in a recorder's container, decoded as it arrives in a separate process (`audio/decoder_process.py`).
+"""Live audio in a container, decoded as it arrives in a separate process (`audio/decoder_process.py`).
 
-A demuxer that crashes, hangs or grows takes its own session's sound with it, and nothing else.
+A demuxer that crashes, hangs or uses too much memory ends its own session and no other.
 """
 
 import asyncio
@@ -12,27 +12,27 @@ from dataclasses import replace
 
 import numpy as np
 
-from server.audio.decode import AudioLimits, decoder_command, decoder_environment, decoder_refusal, within_full_scale
+from server.audio.decode import AudioLimits, decoder_command, decoder_environment, decoder_error, within_full_scale
 from server.errors import AudioError
 from server.live.sound import Sink
 
 log = logging.getLogger(__name__)
 
-# The demuxer for each container; nothing else is tried.
+# ffmpeg's demuxer for each encoding; no other is tried.
 CONTAINERS = {"webm": "matroska", "mp4": "mov", "ogg": "ogg"}
-# A decoder that takes nothing of what waits for it, or gives nothing after the end, for so long is taken for hung.
+# A decoder has hung if it takes none of its pending input, or gives no output after the end of it, for this long.
 STALL_S = 15.0
-# Bytes without any sound in them that are read before the container is given up.
+# Bytes that are read without any audio in them before the session is given up.
 MAX_SILENT_BYTES = 8 << 20
-# Of the decoder's output: half a second.
+# Half a second of the decoder's output.
 READ_BYTES = 1 << 15
 
 
 class ContainerSound:
-    """webm, mp4 or ogg. `run` beside `write` and `end`; the process lives as long as `run` does.
+    """A webm, mp4 or ogg stream. `run` owns the decoder process, and must run while `write` and `end` are called.
 
-    limits: all but the length, which has no end here.
-    What waits to be decoded, and what waits for the sink, is what fits into the pipes: about 200 kB each way.
+    limits: of channels and rate; the length is not limited here.
+    What is pending in each direction is what fits into a pipe, about 200 kB: after that, `write` waits.
     """
 
     def __init__(self, encoding: str, sink: Sink, limits: AudioLimits = AudioLimits()):
@@ -43,37 +43,37 @@ class ContainerSound:
         self._received = False
         self._silent_bytes = 0
         self._ended = False
-        self._handed_on = asyncio.Event()
+        self._done = asyncio.Event()
 
     async def run(self) -> None:
-        """Hand on what is decoded; goes on after the sound's end. Raises AudioError for what cannot be decoded."""
+        """Pass decoded audio to the sink, until cancelled. Raises AudioError for a stream that cannot be decoded."""
         decoder = await asyncio.create_subprocess_exec(
             *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd="/", env=decoder_environment()
         )
         try:
             self._decoder.set_result(decoder)
-            await self._hand_on(decoder)
+            await self._pass_on(decoder)
         finally:
-            said = await _ended(decoder)
-        # 0 is the end of the sound; nothing at all is not a fault either
+            stderr = await _stopped(decoder)
+        # A stream without a single byte is not an error.
         if decoder.returncode and self._received:
-            raise self._refusal(decoder.returncode, said)
-        self._handed_on.set()
+            raise self._error(decoder.returncode, stderr)
+        self._done.set()
         await asyncio.Event().wait()
 
     async def write(self, data: bytes) -> None:
-        """Returns when there is room for more. Raises AudioError for what holds no sound, or comes after its end."""
+        """Returns when there is room for more. Raises AudioError without audio in the data, or after its end."""
         decoder = await asyncio.shield(self._decoder)
         if not data:
             return
-        if self._handed_on.is_set():
-            raise AudioError(f"The {self._encoding} ended or broke off; what came then cannot be heard.", "encoding")
+        if self._done.is_set():
+            raise AudioError(f"The {self._encoding} stream has already ended.", "encoding")
         self._received = True
         self._silent_bytes += len(data)
         if self._silent_bytes > MAX_SILENT_BYTES:
-            raise AudioError(f"There is no sound in {MAX_SILENT_BYTES >> 20} MiB of {self._encoding}.", "encoding")
+            raise AudioError(f"No audio found in {MAX_SILENT_BYTES >> 20} MiB of {self._encoding}.", "encoding")
         assert decoder.stdin
-        # A decoder that is gone is for `run` to tell of.
+        # If the decoder has exited, `run` raises the error.
         if decoder.stdin.is_closing():
             return
         with suppress(ConnectionError):
@@ -81,18 +81,18 @@ class ContainerSound:
             await decoder.stdin.drain()
 
     async def flush(self) -> None:
-        """Nothing: a decoder tells at the end alone what it holds back."""
+        """Nothing to do: a decoder gives out what it holds back only at the end."""
 
     async def end(self) -> None:
-        """Returns when all sound has been handed on; not at all where `run` raises."""
+        """Returns when all audio has been passed on. Waits for ever if `run` raises."""
         decoder = await asyncio.shield(self._decoder)
         assert decoder.stdin
         self._ended = True
         decoder.stdin.close()
-        await self._handed_on.wait()
+        await self._done.wait()
 
-    async def _hand_on(self, decoder: Process) -> None:
-        """Until the decoder closes its output and ends."""
+    async def _pass_on(self, decoder: Process) -> None:
+        """Returns when the decoder has closed its output and exited."""
         rest = b""
         while data := await self._output(decoder):
             self._silent_bytes = 0
@@ -105,7 +105,7 @@ class ContainerSound:
                 await decoder.wait()
 
     async def _output(self, decoder: Process) -> bytes:
-        """What there is of samples; b"" is their end. Waits as long as the decoder itself waits for more."""
+        """The bytes that are there, b"" at their end. Waits for as long as the decoder itself is waiting for input."""
         assert decoder.stdin
         assert decoder.stdout
         while True:
@@ -114,19 +114,22 @@ class ContainerSound:
                     return await decoder.stdout.read(READ_BYTES)
             except TimeoutError:
                 if self._ended or decoder.stdin.transport.get_write_buffer_size():
-                    log.warning("the decoder of live %s hung for %g s and was ended", self._encoding, STALL_S)
-                    raise AudioError(f"The {self._encoding} could not be decoded in time.", "encoding") from None
+                    log.warning("the decoder for live %s hung for %g s and was stopped", self._encoding, STALL_S)
+                    raise AudioError(
+                        f"Decoding the {self._encoding} stream was stopped: no progress in {STALL_S:g} s.",
+                        "encoding",
+                    ) from None
 
-    def _refusal(self, code: int, said: bytes) -> AudioError:
-        told = decoder_refusal(code, said.decode(errors="replace"), f"live {self._encoding}")
-        return told or AudioError(f"The sound is not {self._encoding} that can be read.", "encoding")
+    def _error(self, code: int, stderr: bytes) -> AudioError:
+        error = decoder_error(code, stderr.decode(errors="replace"), f"live {self._encoding}")
+        return error or AudioError(f"Unsupported or damaged {self._encoding} stream.", "encoding")
 
 
-async def _ended(decoder: Process) -> bytes:
-    """End it, if it has not ended; what it said. Nothing of it is left after that."""
+async def _stopped(decoder: Process) -> bytes:
+    """Stops the process and waits until it is gone. Returns what it wrote to standard error."""
     assert decoder.stdin
     with suppress(ProcessLookupError):
         decoder.kill()
     decoder.stdin.close()
-    _, said = await decoder.communicate()
-    return said
+    _, stderr = await decoder.communicate()
+    return stderr

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import Task
+from model.decoding import DecodingOptions
+from model.task import Task
 from model.tokenizer import Tokenizer
 from server.engine.batching import Pass
 from server.engine.thread import LIVE, Engine
@@ -30,12 +30,10 @@ class EngineDecoder:
 
     def __init__(self, engine: Engine, word_times: bool):
         assert engine.info
-        assert engine.info.tokenizer
         self._engine = engine
         self._tokenizer = engine.info.tokenizer
         self._word_times = word_times
-        config = engine.info.config
-        self._step_s = config.preprocessor.window_stride * config.encoder.subsampling_factor
+        self._step_s = engine.info.config.step_s
 
     async def __call__(
         self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from model.canary.prompt import AUTO, Task, TaskError
+from model.task import AUTO, Task, TaskError
 from model.transcript import Word
 from server.live.endpointing import SAMPLE_RATE, Endpointer, Endpointing, SpeechSpan
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, Translation

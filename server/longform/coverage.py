@@ -1,4 +1,4 @@
-"""A piece's text held against its speech: words that nobody said, and speech that nobody wrote."""
+"""Compares a piece's text with its speech: finds words that nobody said, and speech without text."""
 
 import math
 from collections.abc import Sequence
@@ -10,25 +10,28 @@ from server.longform.cutting import LONG_PAUSE_S, SAMPLE_RATE, Piece
 from server.longform.joining import kept_words, overlap_words
 
 Spans = tuple[tuple[float, float], ...]
-# Speech without a word for so long was passed over; and is said to be without text if nothing helps and it is longer.
+# Speech of this length without a word is transcribed again. If that fails, longer speech is reported as uncovered.
 MISSED_S, UNCOVERED_S = 0.7, 2.0
-# How far off a word's time may be. A translation's words are hardly where their sense was said.
+# How far off a word's time may be. Words of a translation are often not at the time of what they translate.
 NEAR_S, NEAR_TRANSLATED_S = 0.15, 1.0
-# A word whose time goes through a long silence must be this probable.
+# A word that extends across a long silence must be this probable to be kept.
 SURE_IN_SILENCE = 0.8
-# What is found in such speech by itself must be this probable, a token: a cough is no word.
-LEAST_LOG_PROB = math.log(0.5)
+# Text of speech that was transcribed again must have this mean log probability per token: a cough is not a word.
+MIN_LOG_PROB = math.log(0.5)
 
 
 def without_invented_words(piece: Piece, segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """The segments without words that were made up in a long silence: they are all in it, or unsure and largely so."""
+    """The segments without words that the model invented in a long silence.
+
+    These lie within the silence, or extend across much of it and are not probable.
+    """
     if piece.speech is None:
         return tuple(segments)
     edges = [piece.start_s, *(at for span in piece.speech for at in span), piece.end_s]
     gaps = zip(edges[::2], edges[1::2], strict=True)
     silences = [(begin, end) for begin, end in gaps if end - begin >= LONG_PAUSE_S]
 
-    def is_said(word: Word) -> bool:
+    def is_spoken(word: Word) -> bool:
         is_sure = word.probability is None or word.probability >= SURE_IN_SILENCE
         for begin, end in silences:
             silent_s = min(word.end, end) - max(word.start, begin)
@@ -36,14 +39,14 @@ def without_invented_words(piece: Piece, segments: Sequence[Segment]) -> tuple[S
                 return False
         return True
 
-    kept = [is_said(word) for segment in segments for word in segment.words]
-    return tuple(segments) if all(kept) else tuple(kept_words([s for s in segments if s.words], kept))
+    keep = [is_spoken(word) for segment in segments for word in segment.words]
+    return tuple(segments) if all(keep) else tuple(kept_words([s for s in segments if s.words], keep))
 
 
 def written_at(piece: Piece, segments: Sequence[Segment], attention: np.ndarray | None) -> Spans:
-    """What of the audio was written from: its words' times; without those, where each token's attention is highest.
+    """The stretches of audio that have text: the words' times or, without those, each token's peak of attention.
 
-    attention: (tokens, steps); without it a segment stands for all of its time.
+    attention: (tokens, steps); without it, a segment covers all of its time.
     """
     words = [(word.start, word.end) for segment in segments for word in segment.words]
     if words or attention is None or not segments:
@@ -53,36 +56,34 @@ def written_at(piece: Piece, segments: Sequence[Segment], attention: np.ndarray 
     return tuple((start, start + step_s) for start in starts.tolist())
 
 
-def passed_over(speech: Spans, written: Spans, near_s: float, shortest_s: float) -> Spans:
-    """The stretches of speech, at least so long, that nothing was written from."""
-    found: list[tuple[float, float]] = []
+def passed_over(speech: Spans, covered: Spans, near_s: float, shortest_s: float) -> Spans:
+    """The stretches of speech without text that are at least shortest_s long. near_s: how far off covered may be."""
+    missed: list[tuple[float, float]] = []
     for start, end in speech:
         at = start
-        for begin, stop in [*sorted(written), (end + near_s, end + near_s)]:
+        for begin, stop in [*sorted(covered), (end + near_s, end + near_s)]:
             if stop + near_s <= at:
                 continue
             if min(begin - near_s, end) - at >= shortest_s:
-                found.append((at, min(begin - near_s, end)))
+                missed.append((at, min(begin - near_s, end)))
             at = max(at, stop + near_s)
             if at >= end:
                 break
-    return tuple(found)
+    return tuple(missed)
 
 
 def put_in(segments: Sequence[Segment], found: Sequence[Segment], start: float, end: float) -> tuple[Segment, ...]:
-    """The segments with those found words in their place that were said between start and end; if they are probable."""
-    new = kept_words(found, [start <= bit.at_s <= end for bit in overlap_words(found)])
-    known = [p for segment in new for word in segment.words for p in word.log_probs]
-    if known and sum(known) / len(known) < LEAST_LOG_PROB:
+    """The segments with the found words between start and end inserted, unless these are improbable."""
+    new = kept_words(found, [start <= word.at_s <= end for word in overlap_words(found)])
+    log_probs = [p for segment in new for word in segment.words for p in word.log_probs]
+    if log_probs and sum(log_probs) / len(log_probs) < MIN_LOG_PROB:
         return tuple(segments)
-    middle, added = (start + end) / 2, overlap_words(new)
-    # A word before or after may be a found one's, with a time that was off.
-    stays = [
-        not any(bit.key == other.key and bit.overlaps(other) for other in added) for bit in overlap_words(segments)
-    ]
-    earlier = [bit.at_s < middle for bit in overlap_words(segments)]
+    middle, new_words, old_words = (start + end) / 2, overlap_words(new), overlap_words(segments)
+    # An old word that overlaps an equal new one is the same word with a wrong time.
+    keep = [not any(old.key == word.key and old.overlaps(word) for word in new_words) for old in old_words]
+    earlier = [old.at_s < middle for old in old_words]
     return (
-        *kept_words(segments, [a and b for a, b in zip(stays, earlier, strict=True)]),
+        *kept_words(segments, [a and b for a, b in zip(keep, earlier, strict=True)]),
         *new,
-        *kept_words(segments, [a and not b for a, b in zip(stays, earlier, strict=True)]),
+        *kept_words(segments, [a and not b for a, b in zip(keep, earlier, strict=True)]),
     )

@@ -7,9 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions
-from model.canary.language import Detection
-from model.canary.prompt import AUTO, Task
+from model.decoding import DecodingOptions, Detection
+from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
 from server.audio.vad import SpeechDetector
 from server.engine.batching import Pass, PassResult, Timing

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions
-from model.canary.prompt import AUTO, Task
+from model.decoding import DecodingOptions
+from model.task import AUTO, Task
 from server.audio.decode import Blocks
 from server.engine.thread import INTERACTIVE, Engine
 from server.errors import RequestError
@@ -17,9 +17,6 @@ from server.longform.cutting import Cutting
 from server.longform.transcribe import OnProgress, Transcription, transcribe_audio
 from server.settings import Settings
 from server.text.warnings import TRUNCATED
-
-# How much of the decoder's sequence a context may take.
-CONTEXT_SHARE = 0.25
 
 
 async def transcribe_recording(
@@ -69,19 +66,20 @@ async def transcribe_recording(
 
 
 def with_fitting_context(task: Task, engine: Engine, shorten: bool) -> Task:
-    """The task with a context that leaves room for the text: if `shorten`, as much of its end as fits.
+    """The task with a context that leaves room for the text: if `shorten`, as much of its end as fits, or none for a
+    model that takes none.
 
     Raises RequestError for a context that is too long.
     """
     info = engine.info
-    if not task.context or not info or not info.tokenizer:
+    if not task.context or not info:
         return task
-    if shorten and info.config.prompt_format == "canary":
-        return replace(task, context="")
+    most = info.config.context_tokens
+    if not most:
+        return replace(task, context="") if shorten else task
     # Callers may not write special tokens.
     words = task.context.replace("<|", "< |").split()
     language = task.target if task.target in info.config.languages else info.config.languages[0]
-    most = int(info.config.decoder.max_sequence_length * CONTEXT_SHARE)
     while (tokens := len(info.tokenizer.encode(" ".join(words), language))) > most:
         if not shorten:
             raise RequestError(f"prompt has {tokens} tokens; at most {most} are supported", "prompt")

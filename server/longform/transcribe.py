@@ -12,10 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from model.canary.generate import DecodingOptions
-from model.canary.language import Detection
-from model.canary.prompt import AUTO, Task, asks_for_times
-from model.config import CanaryConfig
+from model.decoding import DecodingOptions, Detection
+from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
 from server.engine.batching import Timing
 from server.engine.thread import INTERACTIVE
@@ -28,8 +26,6 @@ from server.text.warnings import TranscriptionWarning, language_mismatch
 
 # Pieces of one recording that are in the engine at the same time.
 AT_ONCE = 4
-# Room for fast speech. Where the model writes word times, each word takes two more tokens.
-WORDS_PER_S, TOKENS_PER_WORD = 5.0, 3
 # A language other than the given one is reported if it is this probable in at least so much speech.
 MISMATCH_PROBABILITY, MISMATCH_SPEECH_S = 0.95, 2.0
 DETECT_EACH = Cutting(5.0, 10.0, 2.0)
@@ -164,12 +160,8 @@ async def transcribe_audio(
 
 
 def cutting_for(engine: Runner) -> Cutting:
-    """Pieces of 40 s, or what the decoder's sequence has room for: 34 s for the 512 tokens of canary-1b."""
-    config = engine.info and engine.info.config
-    if not isinstance(config, CanaryConfig):
-        return Cutting()
-    tokens = TOKENS_PER_WORD + 2 * asks_for_times(Task(timestamps="word"), config)
-    return Cutting.up_to(min(40.0, config.decoder.max_sequence_length / (WORDS_PER_S * tokens)))
+    """Pieces as long as the engine's model transcribes well."""
+    return Cutting.up_to(engine.info.config.longest_s) if engine.info else Cutting()
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from model.canary.language import Detection
+from model.decoding import Detection
 from model.transcript import Segment, Transcript, Word
 from server.text import subtitles
 from server.text.subtitles import SubtitleRules

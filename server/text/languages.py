@@ -1,10 +1,10 @@
-"""Names of the languages that Canary models speak."""
+"""The languages of Canary models, and how requests may write them."""
 
 from typing import Annotated
 
 from pydantic import AfterValidator, ValidationInfo
 
-from model.canary.prompt import AUTO
+from model.task import AUTO
 from server.errors import RequestError
 
 NAMES = {
@@ -18,17 +18,18 @@ NAMES = {
 _CODES = {name: code for code, name in NAMES.items()}
 
 
-def language_code(spoken: str, param: str = "language") -> str:
-    """ISO 639-1 for what callers write: `de`, `DE`, `de-DE`, `de_AT`, `german`. Raises RequestError for another.
+def language_code(value: str, param: str = "language") -> str:
+    """The ISO 639-1 code of a language as requests may write it: `de`, `DE`, `de-DE`, `de_AT` or `german`.
 
-    `auto` is one too, for what is spoken.
+    `language` may also be `auto`. Raises RequestError, naming the field `param`, for an unknown language.
     """
-    name = spoken.strip().lower()
+    name = value.strip().lower()
     if name == AUTO and param == "language":
         return AUTO
     code = _CODES.get(name, name.replace("_", "-").partition("-")[0])
     if code not in NAMES:
-        raise RequestError(f"{param}: {spoken[:40]!r} is not known; possible: {', '.join(sorted(NAMES))}", param)
+        supported = ", ".join(sorted(NAMES))
+        raise RequestError(f"{param}: {value[:40]!r} is not supported; must be one of {supported}", param)
     return code
 
 
@@ -48,4 +49,4 @@ def _field_as_code(value: str | None, info: ValidationInfo) -> str | None:
 
 
 Language = Annotated[str | None, AfterValidator(_field_as_code)]
-"""A model's field for a language, as callers write it: read as a code. An empty one is not given."""
+"""A pydantic field for a language, converted to its code. An empty string counts as not given."""

@@ -1,4 +1,4 @@
-"""A Transcript in the shapes of OpenAI's API. Pure: values in, dictionaries out."""
+"""A Transcript as the JSON of OpenAI's API. Pure functions that return dictionaries."""
 
 import math
 from typing import Any
@@ -17,9 +17,9 @@ def to_openai_json(transcript: Transcript) -> dict[str, Any]:
 
 
 def to_verbose_json(transcript: Transcript, task: str, words: bool) -> dict[str, Any]:
-    """`response_format=verbose_json`: `language` is that of the text, by its name; no value is null.
+    """`response_format=verbose_json`. `language` is the name of the text's language; no value is null.
 
-    task: "transcribe" or "translate"; words: whether to give their times, at the top and in the segments.
+    task: "transcribe" or "translate"; words: whether to add words with times, at the top level and to the segments.
     """
     body: dict[str, Any] = {
         "task": task,
@@ -62,5 +62,5 @@ def _word(word: Word) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float:
-    # clients' schemas want a number; 0 is what makes none of them throw a segment away
+    # Clients' schemas require a number, and 0 makes no client discard a segment.
     return round(value, 4) if value is not None and math.isfinite(value) else 0.0

@@ -1,4 +1,4 @@
-"""Errors as HTTP answers: the one place that knows their shape."""
+"""Errors as HTTP answers. Only this module knows their shape."""
 
 import errno
 import logging
@@ -10,8 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Mount
 
-from model.canary.prompt import LanguagePairError, TaskError
+from model.task import LanguagePairError, TaskError
 from server.errors import ServiceError, StorageFull, invalid_field
 from server.logs import request_id
 
@@ -27,32 +28,32 @@ def error_response(
 
 def error_body(status: int, message: str, code: str, param: str | None = None) -> dict[str, Any]:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    told = {"message": message, "type": kind, "param": param, "code": code, "request_id": request_id.get() or None}
-    return {"error": told}
+    request = request_id.get() or None
+    return {"error": {"message": message, "type": kind, "param": param, "code": code, "request_id": request}}
 
 
 def answer(error: Exception) -> JSONResponse:
-    """The response for an error of the tree above, or of a library under us that means the same."""
+    """The response for an error from `server.errors`, or for one of a library that means the same."""
     if isinstance(error, TaskError):
         return error_response(400, f"{error}.", _task_code(error), error.param)
     if isinstance(error, RequestValidationError | ValidationError):
         error = invalid_field(error)
     if _is_storage_full(error):
-        log.error("there is no room for an upload, see TMPDIR: %s", error)
-        error = StorageFull("There is no room for the upload now; try again in a moment.")
+        log.error("no disk space for an upload in the temporary folder (see TMPDIR): %s", error)
+        error = StorageFull("No disk space for the upload; try again shortly.")
     if isinstance(error, ServiceError):
         return error_response(error.status, str(error), error.code, error.param, error.headers)
     if not isinstance(error, HTTPException):
-        log.error("unexpected", exc_info=error)
-        message = "Something went wrong on the server; its log says more."
+        log.error("unexpected error", exc_info=error)
+        message = "Internal server error; see the server's log."
         return error_response(500, message, "internal_error", headers=ServiceError.headers)
     headers, phrase = dict(error.headers or {}), HTTPStatus(error.status_code).phrase
     message = str(error.detail)
     if error.status_code == 404 and message == phrase:
-        message = "There is nothing at this path; /docs lists what there is."
+        message = "Not found; /docs lists the available paths."
     if error.status_code == 405:
         allow = next((value for name, value in headers.items() if name.lower() == "allow"), "another method")
-        message = f"This path takes {allow}."
+        message = f"Method not allowed; use {allow}."
     return error_response(error.status_code, message, phrase.lower().replace(" ", "_"), headers=headers)
 
 
@@ -66,10 +67,22 @@ def _is_storage_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def _path_without_slash(request: Request) -> str | None:
+    """The path of a route that the request missed by a slash at its end."""
+    path = request.scope["path"].rstrip("/")
+    if path == request.scope["path"]:
+        return None
+    scope = {**request.scope, "path": path}
+    routes = (route for route in request.app.routes if not isinstance(route, Mount))
+    return path[:200] if any(route.matches(scope)[0] is not Match.NONE for route in routes) else None
+
+
 def install_error_handlers(app: FastAPI) -> None:
-    """Answer every expected error in one shape. The unexpected ones are caught in `middleware.Requests`."""
+    """Give every expected error the same shape. Unexpected ones are caught in `middleware.Requests`."""
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, HTTPException) and error.status_code == 404 and (path := _path_without_slash(request)):
+            return error_response(404, f"Not found; the path is {path}, without a slash at the end.", "not_found")
         return answer(error)
 
     async def handle_system(request: Request, error: Exception) -> JSONResponse:

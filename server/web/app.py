@@ -1,4 +1,4 @@
-"""The application: routes, limits, errors, and engines that live as long as it does."""
+"""The application: routes, limits, error handlers, and engines that start and stop with it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +17,7 @@ from server.web.security import Guard
 
 
 def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
-    """An application that begins to load its default model when it starts, and answers 503 until that is done."""
+    """The application. It starts to load its default model on start-up, and answers 503 until that is done."""
     engines = engines or Engines(settings)
     metrics = Metrics(engines)
 
@@ -27,9 +27,17 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
         yield
         await engines.stop(settings.shutdown_s)
 
-    app = FastAPI(title="canary-server", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="canary-server",
+        version=VERSION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would make many clients drop the body; the 404 names the right path.
+        redirect_slashes=False,
+    )
     app.state.engines, app.state.settings, app.state.metrics = engines, settings, metrics
-    # the last added is the outermost
+    # The middleware added last is the outermost.
     app.add_middleware(Guard, settings=settings)
     if settings.allowed_origins:
         app.add_middleware(
@@ -40,7 +48,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
-    # around Requests, which answers by itself at times, before a body's end
+    # Around Requests, since that may answer before the end of a body.
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
     install_error_handlers(app)
     for routes in (page, health, native, openai, captions, realtime):

@@ -1,4 +1,4 @@
-"""What routes ask for: the engines, the settings, the caller's upload."""
+"""FastAPI dependencies of the routes: the engines, the settings and the uploaded file."""
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ from server.engine.registry import Engines
 from server.errors import RequestError
 from server.settings import Settings
 
-_IN_MEMORY = 1 << 20
-# Of a form's names and values. Others are not even looked up: not all of Python's decode what a client may send.
+# A raw body larger than this is spooled to disk.
+_MAX_IN_MEMORY_BYTES = 1 << 20
+# Charsets of a form's names and values. Others are not even looked up: not every Python codec can decode any input.
 _CHARSETS = ("utf-8", "utf8", "us-ascii", "iso-8859-1")
 
 
 @dataclass
 class Upload:
-    """A body: the file, and the fields beside it (none when the body is the file itself)."""
+    """An uploaded file and its form fields. There are no fields if the file is the raw request body."""
 
     file: BinaryIO
     fields: list[tuple[str, str]]
@@ -35,15 +36,15 @@ def get_settings(request: Request) -> Settings:
 
 
 async def get_upload(request: Request) -> AsyncIterator[Upload]:
-    """The upload in a multipart form's `file`, or the whole body (`curl --data-binary @talk.wav`).
+    """The field `file` of a multipart form, or the raw body (`curl --data-binary @talk.wav`).
 
-    `curl --data-binary` calls its body a urlencoded form, so anything but multipart is taken for the file.
+    `curl --data-binary` labels its body as a urlencoded form, so any body that is not multipart is taken as the file.
     """
     kind, parameters = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
         charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
         if charset.lower() not in _CHARSETS:
-            raise RequestError(f"charset {charset[:40]!r} is not possible; possible: {', '.join(_CHARSETS)}")
+            raise RequestError(f"charset {charset[:40]!r} is not supported; must be one of {', '.join(_CHARSETS)}")
         async with request.form(max_files=1, max_fields=100) as form:
             fields = [(name, value) for name, value in form.multi_items() if isinstance(value, str)]
             file = form.get("file")
@@ -51,7 +52,7 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
                 raise RequestError("The form has no file; send one as: -F file=@talk.wav", "file")
             yield Upload(cast(BinaryIO, file.file), fields)
     else:
-        with SpooledTemporaryFile(max_size=_IN_MEMORY) as body:
+        with SpooledTemporaryFile(max_size=_MAX_IN_MEMORY_BYTES) as body:
             async for chunk in request.stream():
                 body.write(chunk)
             if body.tell() == 0:

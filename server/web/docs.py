@@ -1,4 +1,4 @@
-"""/docs: the OpenAPI document as a page, all of it from this machine."""
+"""/docs: the API's interactive documentation. All its scripts and styles are served from this machine."""
 
 from pathlib import Path
 
@@ -11,8 +11,8 @@ from fastapi.staticfiles import StaticFiles
 DESCRIPTION = """\
 Speech to text and translation on your own machine: NVIDIA Canary on MLX.
 
-`/transcribe` and `/translate` are this server's own; `/v1/audio/…` and `/v1/models` are for what speaks OpenAI's API.
-Every error has the same shape, OpenAI's. Where the server has API keys, send one as `Authorization: Bearer KEY`.
+`/transcribe` and `/translate` are this server's own API; `/v1/audio/…` and `/v1/models` follow OpenAI's.
+All errors have the shape of OpenAI's. If the server has API keys, send one as `Authorization: Bearer KEY`.
 
     curl -F file=@talk.wav 'http://127.0.0.1:8000/transcribe?format=text'
 """
@@ -21,9 +21,9 @@ Every error has the same shape, OpenAI's. Where the server has API keys, send on
 def install_docs(app: FastAPI) -> None:
     app.description = DESCRIPTION
     app.openapi_tags = [
-        {"name": "native", "description": "One file in, its text out."},
+        {"name": "native", "description": "Send a file, get its text."},
         {"name": "openai", "description": "For clients of OpenAI's audio API."},
-        {"name": "operations", "description": "For those who run it."},
+        {"name": "operations", "description": "Health, readiness and metrics."},
     ]
     assets = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/docs-assets", StaticFiles(directory=assets), name="docs-assets")

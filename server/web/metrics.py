@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics."""
+"""Prometheus metrics, served at /metrics."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ _FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 
 
 class Metrics:
-    """One application's numbers; `text()` is a page of them."""
+    """The metrics of one application. `text()` renders them in Prometheus' text format."""
 
     def __init__(self, engines: Engines):
         registry = self._registry = CollectorRegistry()
@@ -24,17 +24,17 @@ class Metrics:
             "canary_requests", "Requests answered.", ["method", "route", "status"], registry=registry
         )
         self._request_s = Histogram(
-            "canary_request_seconds", "From a request to the end of its answer.", ["route"], buckets=_SECONDS,
-            registry=registry,
+            "canary_request_seconds", "Seconds from a request to the end of its response.", ["route"],
+            buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self.live_sessions = Gauge("canary_live_sessions", "Live sessions that are open.", registry=registry)
+        self.live_sessions = Gauge("canary_live_sessions", "Open live sessions.", registry=registry)
         self._audio_s = Counter("canary_audio_seconds", "Seconds of audio transcribed.", registry=registry)
         self._factor = Histogram(
-            "canary_real_time_factor", "Seconds taken for a second of audio.", buckets=_FACTORS, registry=registry
+            "canary_real_time_factor", "Processing time per second of audio.", buckets=_FACTORS, registry=registry
         )
         self._stage_s = Histogram(
             "canary_stage_seconds",
-            "Seconds of a transcription at each stage: queue, audio, features, encode, decode.",
+            "Seconds that a transcription spends in each stage: queue, audio, features, encode, decode.",
             ["stage"],
             buckets=_SECONDS,
             registry=registry,
@@ -63,7 +63,7 @@ class Metrics:
 
 
 class _Gauges(Collector):
-    """Read from the engines when the page is asked for."""
+    """The state of the engines, read when Prometheus asks for it."""
 
     def __init__(self, engines: Engines):
         self._engines = engines
@@ -71,8 +71,8 @@ class _Gauges(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         waiting = GaugeMetricFamily("canary_queue_depth", "Passes waiting for the model.", labels=["model"])
         running = GaugeMetricFamily("canary_running", "Passes in the running batch.", labels=["model"])
-        fill = GaugeMetricFamily("canary_batch_fill", "Decoder rows in use, of those there may be.", labels=["model"])
-        loaded = GaugeMetricFamily("canary_model_loaded", "Whether the model is in memory.", labels=["model"])
+        fill = GaugeMetricFamily("canary_batch_fill", "Share of decoder rows in use, 0 to 1.", labels=["model"])
+        loaded = GaugeMetricFamily("canary_model_loaded", "1 if the model is in memory, else 0.", labels=["model"])
         for model in self._engines.models:
             waiting.add_metric([model.id], model.engine.waiting)
             running.add_metric([model.id], model.engine.running)

@@ -1,9 +1,10 @@
-"""What every request passes through: a name for the log, a line in it, and caps on bodies and on requests at once."""
+"""What every request passes through: an ID, a line in the log, and limits on bodies and concurrent requests."""
 
 import asyncio
 import logging
 import time
 import uuid
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,12 +16,16 @@ from server.web.metrics import Metrics
 log = logging.getLogger(__name__)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
+_PROBES = frozenset({"/health", "/ready", "/metrics"})
+_STATIC_FILES = ("/static/", "/docs-assets/")
+# The longest path in a log line, in characters.
+_LOGGED_PATH = 200
 
 
 class Requests:
-    """Name each request, in the header `x-request-id` and in the log; count it, and refuse those over `at_once`.
+    """Give each request an ID, in the header `x-request-id` and in the log; count it; refuse more than `at_once`.
 
-    An unexpected exception is answered with 500 and logged under that name.
+    An unexpected exception gives a 500 and is logged under that ID.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, at_once: int):
@@ -46,54 +51,65 @@ class Requests:
                 status = 101
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", name.encode())]}
             elif message["type"] == "websocket.close":
-                # a close that comes before the acceptance is uvicorn's 403
+                # If the websocket was not accepted, uvicorn turns a close into a 403.
                 status = status or 403
             await send(message)
 
         self._running += 1
         try:
             if self._running > self._at_once:
-                too_many = TooManyRequests(f"{self._at_once} requests are being served, the most that may be.")
+                too_many = TooManyRequests(f"Limit of {self._at_once} concurrent requests reached; try again shortly.")
                 return await answer(too_many)(scope, receive, send_named)
             await self.app(scope, receive, send_named)
         except Exception:
-            log.exception("request %s failed: %s", name, scope["path"])
+            log.exception("request %s failed: %s", name, _path(scope))
             if status or scope["type"] != "http":
                 raise
-            message = f"Something went wrong on the server; its log says more under request {name}."
+            message = f"Internal server error; see request {name} in the server's log."
             response = error_response(500, message, "internal_error", headers={"x-should-retry": "false"})
             await response(scope, receive, send_named)
         finally:
             self._running -= 1
-            self._tell(scope, status, time.monotonic() - began)
+            # 499: the client left before there was an answer.
+            self._record(scope, status or 499, time.monotonic() - began)
             request_id.reset(named)
 
-    def _tell(self, scope: Scope, status: int, seconds: float) -> None:
-        method = _method(scope)
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        """Count the request under its route, of which there are few, and log it under its path."""
+        method, path = _method(scope), _path(scope)
         route = getattr(scope.get("route"), "path", "(none)")
-        # 499: nobody was left to answer
-        self._metrics.count_request(method, route, status or 499, seconds)
-        level = logging.DEBUG if route in ("/health", "/ready", "/metrics") else logging.INFO
-        fields = {"method": method, "route": route, "status": status or 499, "seconds": round(seconds, 3)}
-        log.log(level, "%s %s %s in %.3f s (%s)", *fields.values(), request_id.get(), extra={"fields": fields})
+        self._metrics.count_request(method, route, status, seconds)
+        is_routine = route in _PROBES or (status < 400 and path.startswith(_STATIC_FILES))
+        fields = {"method": method, "path": path, "route": route, "status": status, "seconds": round(seconds, 3)}
+        log.log(
+            logging.DEBUG if is_routine else logging.INFO,
+            *("%s %s %s in %.3f s (%s)", method, path, status, seconds, request_id.get()),
+            extra={"fields": fields},
+        )
+
+
+def _path(scope: Scope) -> str:
+    """The path without its query, percent-encoded, so that no line break or control character gets into the log."""
+    path = quote(scope["path"])
+    return path if len(path) <= _LOGGED_PATH else f"{path[:_LOGGED_PATH]}…"
 
 
 def _method(scope: Scope) -> str:
-    """As counted and logged: one name for all that clients make up, or each would be remembered."""
+    """The method as counted and logged. Unknown ones share a name, or the metrics would grow with each."""
     if scope["type"] == "websocket":
         return "WEBSOCKET"
     return scope["method"] if scope["method"] in _METHODS else "OTHER"
 
 
 class BodyLimit:
-    """Stop reading a body at `max_bytes`: whoever reads it gets BodyTooLarge, whatever the path.
+    """Raise BodyTooLarge in whatever reads a body of more than `max_bytes`, and BodyTooSlow for one that stalls.
 
-    An answer that comes before the body's end closes the connection: left to uvicorn, a sender could go on forever.
+    If the answer comes before the end of the body, close the connection; uvicorn would let the client send forever.
     """
 
-    # A client that is still sending when the connection closes may never see the answer.
+    # Read on for this long before closing: a client that is still sending may never see the answer.
     DRAIN_S = 2.0
-    # A body is given up that has not come after so long, and a second more for each kilobyte that did.
+    # A body may take this many seconds, plus one second for every `SLOWEST` bytes received.
     PATIENCE_S = 60.0
     SLOWEST = 1000
 
@@ -112,13 +128,13 @@ class BodyLimit:
         async def receive_capped() -> Message:
             nonlocal seen, ended
             self._check(max(seen, announced))
-            # After the end there is nothing to come but the caller's leaving.
+            # After the end, the only message left is that the client disconnected; that may take any time.
             left_s = None if ended else max(0.0, began + self.PATIENCE_S + seen / self.SLOWEST - time.monotonic())
             try:
                 async with asyncio.timeout(left_s):
                     message = await receive()
             except TimeoutError:
-                raise BodyTooSlow("The body comes too slowly.") from None
+                raise BodyTooSlow("The request body arrives too slowly.") from None
             seen += len(message.get("body", b""))
             ended = ended or not message.get("more_body")
             self._check(seen)
@@ -129,7 +145,7 @@ class BodyLimit:
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             elif not ended and not message.get("more_body"):
                 await send({**message, "more_body": True})
-                # Reading asks a client that sent "Expect" to go on; one that has not begun need not.
+                # Reading would tell a client that sent "Expect: 100-continue" to start sending.
                 if seen or b"expect" not in headers:
                     await self._drain(receive)
                 message = {"type": "http.response.body"}
@@ -139,7 +155,7 @@ class BodyLimit:
 
     def _check(self, size: int) -> None:
         if size > self.max_bytes:
-            raise BodyTooLarge(f"The body is over {self.max_bytes / 1e6:g} MB, the most that is read.")
+            raise BodyTooLarge(f"The request body is larger than {self.max_bytes / 1e6:g} MB, the server's limit.")
 
     async def _drain(self, receive: Receive) -> None:
         try:

@@ -1,7 +1,7 @@
-"""Who may speak to the server, over HTTP and websockets alike: the right host, no foreign page, a known key.
+"""Access checks for HTTP and websockets: the Host header, the page's origin and the API key.
 
-A web page of another site can make a browser send requests to localhost, and can point a name of its own at it (DNS
-rebinding). The first carries the page's Origin, the second the page's name as Host.
+A page of another site can make a browser send requests to localhost, or point its own domain name at it (DNS
+rebinding). The first are recognized by their Origin header, the second by their Host header.
 """
 
 import ipaddress
@@ -15,16 +15,16 @@ from server.errors import Forbidden, RequestError, Unauthorized
 from server.settings import Settings
 from server.web.answers import answer
 
-# The subprotocol in which browsers, which cannot set headers on a websocket, bring a key.
+# Browsers cannot set headers on a websocket, so they send the key in a subprotocol with this prefix.
 KEY_PROTOCOL = "openai-insecure-api-key."
-# Say nothing that is secret, and change nothing.
-_WITHOUT_KEY = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", "/favicon.ico"})
-_WITHOUT_KEY_BELOW = ("/static/", "/docs-assets/")
+# These paths reveal no secrets and change nothing.
+_PUBLIC_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json", "/favicon.ico"})
+_PUBLIC_PREFIXES = ("/static/", "/docs-assets/")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
-    """Refuses, before anything of a request is read, those who may not come in; websockets before they are accepted."""
+    """Rejects unauthorized requests before their bodies are read, and websockets before they are accepted."""
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self.app = app
@@ -40,40 +40,40 @@ class Guard:
             self._check_host(headers)
             self._check_origin(scope, headers)
             self._check_key(scope, headers)
-        except RequestError as refused:
-            return await _refuse(refused, scope, receive, send)
+        except RequestError as error:
+            return await _refuse(error, scope, receive, send)
         return await self.app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
         host = _hostname(headers.get("host", ""))
         if len(headers.getlist("host")) != 1 or not (host in self._hosts or _is_address(host)):
-            raise Forbidden(f"The host {host[:80]!r} is not one that this server goes by; see CANARY_ALLOWED_HOSTS.")
+            raise Forbidden(f"Host {host[:80]!r} is not allowed; add it to CANARY_ALLOWED_HOSTS to allow it.")
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """A page may use the server it came from, or one that allows it. Browsers always say which page asks."""
+        """Allow pages from this server and from the allowed origins. Browsers always send the page's origin."""
         origin = headers.get("origin")
         if origin is None or origin in self._origins:
             return
         if scope["type"] == "http" and scope["method"] in _SAFE_METHODS:
             return
-        place = _place(origin)
-        if place is None or place != _place(f"{origin.partition(':')[0]}://{headers['host']}"):
-            raise Forbidden(f"Pages of {origin[:80]!r} may not use this server; see CANARY_ALLOWED_ORIGINS.")
+        page = _host_and_port(origin)
+        if page is None or page != _host_and_port(f"{origin.partition(':')[0]}://{headers['host']}"):
+            raise Forbidden(f"Origin {origin[:80]!r} is not allowed; add it to CANARY_ALLOWED_ORIGINS to allow it.")
 
     def _check_key(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"]
-        is_open = scope["type"] == "http" and (path in _WITHOUT_KEY or path.startswith(_WITHOUT_KEY_BELOW))
-        if not self._keys or is_open:
+        is_public = scope["type"] == "http" and (path in _PUBLIC_PATHS or path.startswith(_PUBLIC_PREFIXES))
+        if not self._keys or is_public:
             return
-        given = _key_given(scope, headers)
+        given = _api_key(scope, headers)
         if given is None:
-            raise Unauthorized("An API key is needed: send it as the header Authorization: Bearer KEY.")
-        # All are compared, each in constant time: how long it takes tells nothing.
+            raise Unauthorized("An API key is required; send it as the header: Authorization: Bearer KEY")
+        # Compare with every key in constant time, so that timing reveals nothing.
         if sum(secrets.compare_digest(given, key) for key in self._keys) == 0:
-            raise Unauthorized("The API key is not one of this server's.")
+            raise Unauthorized("The API key is not valid.")
 
 
-def _key_given(scope: Scope, headers: Headers) -> bytes | None:
+def _api_key(scope: Scope, headers: Headers) -> bytes | None:
     kind, _, key = headers.get("authorization", "").partition(" ")
     if kind.lower() == "bearer" and key.strip():
         return key.strip().encode("latin-1", "replace")
@@ -85,7 +85,7 @@ def _key_given(scope: Scope, headers: Headers) -> bytes | None:
 
 
 def _hostname(host: str) -> str:
-    """Without the port, in lower case: `localhost`, `127.0.0.1`, `::1`."""
+    """The host in lower case and without its port: `localhost`, `127.0.0.1`, `::1`."""
     try:
         return (urlsplit(f"//{host}").hostname or "").rstrip(".")
     except ValueError:
@@ -93,7 +93,7 @@ def _hostname(host: str) -> str:
 
 
 def _is_address(host: str) -> bool:
-    # A name can be made to point here; an address is what it is.
+    # Anyone can point a domain name here. An address cannot be redirected.
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -101,8 +101,8 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _place(origin: str) -> tuple[str | None, int | None] | None:
-    """Host name and port of an origin; None for "null" and the like."""
+def _host_and_port(origin: str) -> tuple[str | None, int | None] | None:
+    """The host and port of an origin; None for an origin without a host, such as "null"."""
     try:
         parts = urlsplit(origin)
         port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -111,8 +111,8 @@ def _place(origin: str) -> tuple[str | None, int | None] | None:
     return (parts.hostname, port) if parts.hostname else None
 
 
-async def _refuse(refused: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
-    response = answer(refused)
+async def _refuse(error: RequestError, scope: Scope, receive: Receive, send: Send) -> None:
+    response = answer(error)
     if scope["type"] == "http":
         await response(scope, receive, send)
     elif "websocket.http.response" in scope.get("extensions", {}):

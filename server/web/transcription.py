@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 from fastapi import Request
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.audio.decode import AudioLimits, decode_blocks
 from server.longform.recording import transcribe_recording
 from server.longform.transcribe import OnProgress, Transcription

@@ -1,4 +1,4 @@
-"""A live server on a free port, spoken to over real HTTP."""
+"""Fixtures that start a real server on a free port and talk to it over HTTP."""
 
 import io
 import json
@@ -15,21 +15,22 @@ import pytest
 import soundfile
 import uvicorn
 
-from model.canary.generate import Generated
-from model.canary.language import Detection
-from model.canary.prompt import Task
+from model.canary.config import CanaryConfig
+from model.decoding import Detection, Generated
+from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.cli.serve import uvicorn_config
 from server.engine.registry import Engines, Resolve
 from server.settings import Settings
 from server.web.app import create_app
+from tests.configs import canary_config
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory) -> Iterator[Path]:
-    """A cache of its own, where the first start converts the toy."""
+    """An empty cache for this test session, so that the first start converts the toy."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CANARY_CACHE", str(folder))
@@ -38,39 +39,40 @@ def cache(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def start_server() -> Iterator[Callable[..., httpx.Client]]:
-    """Starts a server with these settings and returns a client of it; the servers stop with the tests.
+    """Start a server with these settings and return a client for it. All servers stop at the end of the session.
 
-    resolve: loads the models, in place of what does; wait: until the default model is loaded.
+    resolve: replaces the function that loads models; wait: until the default model is loaded.
     """
     running = []
 
     def start(resolve: Resolve | None = None, wait: bool = True, **settings) -> httpx.Client:
-        chosen = Settings(_env_file=None, **{"port": 0, "shutdown_s": 5, **settings})
-        server = uvicorn.Server(uvicorn_config(create_app(chosen, Engines(chosen, resolve)), chosen))
-        answered = threading.Event()  # that it started, or that it cannot
+        all_settings = Settings(_env_file=None, **{"port": 0, "shutdown_s": 5, **settings})
+        app = create_app(all_settings, Engines(all_settings, resolve))
+        server = uvicorn.Server(uvicorn_config(app, all_settings))
+        started_or_failed = threading.Event()
         startup = server.startup
 
-        async def announced_startup(sockets=None) -> None:
+        async def observed_startup(sockets=None) -> None:
             await startup(sockets)
-            answered.set()
+            started_or_failed.set()
 
         def run() -> None:
             try:
                 server.run()
-            except SystemExit:  # uvicorn's way to say that it cannot start
+            except SystemExit:  # raised by uvicorn if it cannot start
                 pass
             finally:
-                answered.set()
+                started_or_failed.set()
 
-        server.startup = announced_startup  # type: ignore[method-assign]
+        server.startup = observed_startup  # type: ignore[method-assign]
         thread = threading.Thread(target=run, name="server")
         thread.start()
-        assert answered.wait(120)
+        assert started_or_failed.wait(120)
         assert server.started, "the server did not start; its log says why"
         port = server.servers[0].sockets[0].getsockname()[1]
         client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False)
-        if chosen.api_keys:
-            client.headers["authorization"] = f"Bearer {chosen.api_keys[0].get_secret_value()}"
+        if all_settings.api_keys:
+            client.headers["authorization"] = f"Bearer {all_settings.api_keys[0].get_secret_value()}"
         client.server = server  # type: ignore[attr-defined]
         running.append((client, server, thread))
         while wait and client.get("/ready").status_code == 503:
@@ -88,13 +90,13 @@ def start_server() -> Iterator[Callable[..., httpx.Client]]:
 
 @pytest.fixture(scope="session")
 def toy(start_server, cache) -> httpx.Client:
-    """The toy model, served."""
+    """A client of a server with the toy model."""
     return start_server(model="toy")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A recording that ships with the toy, and what is said in it."""
+    """A recording that ships with the toy, with its text, word times and translations."""
 
     language: str
     path: Path
@@ -113,27 +115,29 @@ class Sample:
 
 @pytest.fixture(scope="session")
 def samples() -> dict[str, Sample]:
-    """By language."""
-    told = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
+    """The toy's recordings by language."""
+    index = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
     return {
         sample["language"]: Sample(
             sample["language"], SAMPLES / name, sample["text"], sample["words"], sample["translations"]
         )
-        for name, sample in told.items()
+        for name, sample in index.items()
     }
 
 
 @dataclass
 class MockCanary:
-    """A model of known answers: it waits while `gate` is closed and fails on sound louder than 0.9."""
+    """A model with known answers. It waits while `gate` is cleared and fails on audio with a peak above 0.9."""
 
-    config: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(name="mock", languages=("en", "de", "fr"), prompt_format="canary2")
+    config: CanaryConfig = field(default_factory=lambda: canary_config(languages=("en", "de", "fr")))
+    tokenizer: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(encode=lambda text, language: text.split())
     )
     dtype: str = "float32"
+    encodes_together: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
-    heard: list[int] = field(default_factory=list)  # samples of each audio that reached it
+    heard: list[int] = field(default_factory=list)  # the length in samples of each audio it received
     tasks: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -147,23 +151,20 @@ class MockCanary:
             raise RuntimeError("secret internals at 0xdeadbeef")
         return [SimpleNamespace(features_s=0.0, encode_s=0.0) for _ in waveforms]
 
-    def prompt(self, task) -> list[int]:
-        self.tasks.append(task)
-        return []
-
     def detect_language(self, encoded) -> Detection:
         return Detection("de", 0.9, "en", {"de": 0.9, "en": 0.1, "fr": 0.0})
 
-    def utterance(self, key, encoded, prompt, options) -> int:
+    def utterance(self, key, encoded, task, options, prefix) -> int:
+        self.tasks.append(task)
         return key
 
     def running_batch(self) -> SimpleNamespace:
-        """One where everything is written at once."""
+        """A batch in which every request is finished as soon as it joins."""
         return SimpleNamespace(
             rows=0, join=lambda keys: [Generated(key, [1, 2], [0.0, 0.0]) for key in keys], step=list
         )
 
-    def cross_attention(self, encoded, prompt, tokens) -> np.ndarray:
+    def attention(self, encoded, task, tokens) -> np.ndarray:
         return np.ones((len(tokens), 4), np.float32) / 4
 
     def transcript(self, generated, waveform, task, encoded=None) -> Transcript:
@@ -183,7 +184,7 @@ def mock() -> Iterator[MockCanary]:
 
 @pytest.fixture
 def serve_mock(start_server, mock) -> Callable[..., httpx.Client]:
-    """Starts a server whose models are all `mock`."""
+    """Start a server whose models are all `mock`."""
 
     def serve(**settings) -> httpx.Client:
         return start_server(lambda source, progress: mock, **{"model": ("mock",), **settings})
@@ -193,7 +194,7 @@ def serve_mock(start_server, mock) -> Callable[..., httpx.Client]:
 
 @pytest.fixture(scope="session")
 def wav() -> Callable[..., bytes]:
-    """A WAV file of so many seconds at a steady level."""
+    """Make a WAV file with a constant level."""
 
     def write(seconds: float = 1.0, level: float = 0.1) -> bytes:
         file = io.BytesIO()

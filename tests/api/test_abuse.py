@@ -1,4 +1,4 @@
-"""Requests that nobody means well with: each is refused in the usual shape, and the next one is served."""
+"""Malicious and broken requests: each is refused with the usual error body, and the next request is served."""
 
 import encodings
 import errno
@@ -43,7 +43,7 @@ def form(*fields: tuple[str, str]) -> bytes:
     ],
     ids=["fields", "field", "boundaries", "name", "headers", "text"],
 )
-def test_huge_and_broken_forms_are_refused_quickly(client, body):
+def test_huge_and_malformed_forms_are_refused_quickly(client, body):
     began = time.monotonic()
     response = client.post("/transcribe", content=body, headers={"content-type": "multipart/form-data; boundary=b"})
     assert response.status_code == 400
@@ -53,19 +53,19 @@ def test_huge_and_broken_forms_are_refused_quickly(client, body):
 
 
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-7", "utf-16", "x" * 1000])
-def test_a_form_in_an_odd_charset_is_refused_and_the_charset_is_not_even_looked_up(client, charset):
+def test_an_unsupported_charset_of_a_form_is_refused_without_looking_it_up(client, charset):
     content_type = f"multipart/form-data; boundary=b; charset={charset}"
     response = client.post("/transcribe", content=form(("\\ud800", "v")), headers={"content-type": content_type})
-    refused = response.json()["error"]
-    assert (response.status_code, refused["code"]) == (400, "invalid_request")
-    possible = "utf-8, utf8, us-ascii, iso-8859-1"
-    assert refused["message"] == f"charset {charset[:40]!r} is not possible; possible: {possible}"
-    # Python never forgets a name that it looked up in vain.
+    error = response.json()["error"]
+    assert (response.status_code, error["code"]) == (400, "invalid_request")
+    supported = "utf-8, utf8, us-ascii, iso-8859-1"
+    assert error["message"] == f"charset {charset[:40]!r} is not supported; must be one of {supported}"
+    # Python caches failed lookups for ever, so a client could fill the memory.
     assert "x" * 1000 not in encodings._cache  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("charset", ["UTF-8", '"utf8"', "us-ascii", "ISO-8859-1"])
-def test_a_form_may_name_the_usual_charsets(client, charset):
+def test_a_form_may_use_the_common_charsets(client, charset):
     sound = bytes(wav(np.zeros((16000, 1))))
     request = client.build_request("POST", "/transcribe", files={"file": sound}, data={"language": "fr"})
     request.headers["content-type"] += f"; charset={charset}"
@@ -73,7 +73,7 @@ def test_a_form_may_name_the_usual_charsets(client, charset):
     assert (response.status_code, response.json()["language"]) == (200, "fr")
 
 
-def test_a_body_that_hardly_comes_is_given_up(client, monkeypatch):
+def test_a_body_that_arrives_too_slowly_times_out(client, monkeypatch):
     monkeypatch.setattr(BodyLimit, "PATIENCE_S", 0.5)
     monkeypatch.setattr(BodyLimit, "DRAIN_S", 0.1)
     for trickle in (False, True):
@@ -98,12 +98,12 @@ def test_a_body_that_hardly_comes_is_given_up(client, monkeypatch):
 
 
 def received(connection: socket.socket) -> bytes:
-    """All that comes until the server closes."""
-    answer = b""
+    """Everything received until the server closes the connection."""
+    data = b""
     with suppress(ConnectionResetError):
-        while piece := connection.recv(65_536):
-            answer += piece
-    return answer
+        while chunk := connection.recv(65_536):
+            data += chunk
+    return data
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def connected(client) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local"], ids=["nothing", "half"])
-def test_a_request_whose_head_does_not_come_is_given_up(client, monkeypatch, sent):
-    monkeypatch.setattr(protocols, "HEAD_S", 0.5)
+def test_a_request_without_a_complete_head_times_out(client, monkeypatch, sent):
+    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.5)
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
         connection.sendall(sent)
         began = time.monotonic()
@@ -124,10 +124,10 @@ def test_a_request_whose_head_does_not_come_is_given_up(client, monkeypatch, sen
     assert time.monotonic() - began < 5
 
 
-def test_a_head_that_trickles_in_is_given_up_also_as_a_connections_second(connected, monkeypatch):
+def test_a_head_that_trickles_in_times_out_even_as_the_second_on_a_connection(connected, monkeypatch):
     connected.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert connected.recv(65_536).startswith(b"HTTP/1.1 200")
-    monkeypatch.setattr(protocols, "HEAD_S", 0.5)
+    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.5)
     connected.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
     deadline = time.monotonic() + 10
     with suppress(ConnectionError):
@@ -138,7 +138,7 @@ def test_a_head_that_trickles_in_is_given_up_also_as_a_connections_second(connec
 
 
 def test_a_body_may_take_longer_than_a_head(connected, monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_S", 0.2)
+    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.2)
     connected.sendall(b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nju")
     time.sleep(0.6)
     connected.sendall(b"nk")
@@ -146,11 +146,12 @@ def test_a_body_may_take_longer_than_a_head(connected, monkeypatch):
 
 
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"NONSENSE\r\n\r\n", b"A" * 100_000])
-def test_what_is_not_http_is_answered_in_the_usual_shape(connected, sent):
+def test_malformed_http_gets_the_usual_error_body(connected, sent):
     connected.sendall(sent)
     head, _, body = received(connected).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
-    assert json.loads(body)["error"]["code"] == "bad_request"
+    error = json.loads(body)["error"]
+    assert (error["code"], error["message"]) == ("bad_request", "Malformed HTTP request.")
 
 
 HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -161,29 +162,33 @@ UPGRADE = (
 
 
 @pytest.mark.parametrize("sent", [HEALTH, UPGRADE], ids=["http", "websocket"])
-def test_over_the_most_connections_the_next_is_refused_in_the_usual_shape(serve_mock, sent):
+def test_a_connection_over_the_limit_is_refused_with_the_usual_error_body(serve_mock, sent):
     client = serve_mock(max_connections=1)
-    where = client.base_url.host, client.base_url.port
+    address = client.base_url.host, client.base_url.port
     with ExitStack() as stack:
-        # 64 more than the application answers for
+        # The protocol refuses connections 64 above the limit at which the application refuses requests.
         for _ in range(65):
-            stack.enter_context(socket.create_connection(where, timeout=10))
-        with socket.create_connection(where, timeout=10) as connection:
+            stack.enter_context(socket.create_connection(address, timeout=10))
+        with socket.create_connection(address, timeout=10) as connection:
             connection.sendall(sent)
             head, _, body = received(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503")
     assert b"retry-after: 5" in head
-    assert json.loads(body)["error"]["code"] == "too_many_requests"
+    error = json.loads(body)["error"]
+    assert (error["code"], error["message"]) == ("too_many_requests", "Connection limit reached; try again shortly.")
     deadline = time.monotonic() + 10
     while client.get("/health").status_code != 200:
         assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize("sent", [HEALTH, UPGRADE], ids=["http", "websocket"])
-def test_open_websockets_count_as_requests_of_which_there_are_only_so_many(serve_mock, caplog, sent):
+def test_open_websockets_count_towards_the_limit_of_requests(serve_mock, caplog, sent):
     client = serve_mock(max_connections=1)
-    where = client.base_url.host, client.base_url.port
-    with socket.create_connection(where, timeout=10) as first, socket.create_connection(where, timeout=10) as second:
+    address = client.base_url.host, client.base_url.port
+    with (
+        socket.create_connection(address, timeout=10) as first,
+        socket.create_connection(address, timeout=10) as second,
+    ):
         first.sendall(UPGRADE)
         assert first.recv(65_536).startswith(b"HTTP/1.1 101")
         second.sendall(sent)
@@ -195,12 +200,15 @@ def test_open_websockets_count_as_requests_of_which_there_are_only_so_many(serve
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_a_body_of_a_request_over_the_most_is_not_waited_for(serve_mock, mock, monkeypatch):
+def test_the_server_does_not_wait_for_the_body_of_a_request_over_the_limit(serve_mock, mock, monkeypatch):
     monkeypatch.setattr(BodyLimit, "DRAIN_S", 0.1)
     client = serve_mock(max_connections=1)
-    where = client.base_url.host, client.base_url.port
+    address = client.base_url.host, client.base_url.port
     head = b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
-    with socket.create_connection(where, timeout=10) as first, socket.create_connection(where, timeout=10) as second:
+    with (
+        socket.create_connection(address, timeout=10) as first,
+        socket.create_connection(address, timeout=10) as second,
+    ):
         first.sendall(UPGRADE)
         assert first.recv(65_536).startswith(b"HTTP/1.1 101")
         done = threading.Event()
@@ -220,33 +228,33 @@ def test_a_body_of_a_request_over_the_most_is_not_waited_for(serve_mock, mock, m
     assert b"connection: close" in answer
 
 
-def test_who_asks_for_much_and_reads_nothing_is_let_go(serve_mock, monkeypatch):
+def test_a_client_that_stops_reading_a_large_response_is_disconnected(serve_mock, monkeypatch):
     monkeypatch.setattr(protocols, "UNREAD_S", 0.5)
     client = serve_mock()
     server = client.server  # type: ignore[attr-defined]
     server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     others = set(server.server_state.connections)
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        deaf.connect((client.base_url.host, client.base_url.port))
-        deaf.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    with socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        stalled.connect((client.base_url.host, client.base_url.port))
+        stalled.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
         deadline = time.monotonic() + 10
         while not server.server_state.connections - others:
             assert time.monotonic() < deadline
         while server.server_state.connections - others:
-            assert time.monotonic() < deadline, "the connection is still there"
+            assert time.monotonic() < deadline, "the connection is still open"
             time.sleep(0.05)
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])
-def test_an_upload_for_which_there_is_no_room_is_told_to_come_back(client, monkeypatch, caplog, stream):
+def test_an_upload_that_does_not_fit_on_disk_gets_a_503_with_retry_after(client, monkeypatch, caplog, stream):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     sound = bytes(wav(np.zeros((700_000, 1))))
     with monkeypatch.context() as patch:
         patch.setattr(tempfile, "TemporaryFile", full)
-        # the last is small, but read in another process
+        # The last is small but decoded in another process.
         for sent in ({"content": sound}, {"files": {"file": sound}}, {"content": b"\x1aE\xdf\xa3" + bytes(100)}):
             response = client.post(f"/transcribe?language=en&stream={stream}", **sent)
             assert (response.status_code, response.json()["error"]["code"]) == (503, "storage_full")
@@ -262,10 +270,10 @@ def wav(samples: np.ndarray, rate: int = 16000) -> bytearray:
     return bytearray(file.getvalue())
 
 
-def test_channels_rates_and_lengths_that_headers_forge_are_caught(client):
+def test_forged_channels_rates_and_lengths_in_headers_are_refused(client):
     assert client.post("/transcribe", content=bytes(wav(np.zeros((16000, 8))))).status_code == 200
     nine = client.post("/transcribe", content=bytes(wav(np.zeros((16000, 9)))))
-    assert "9 channels; possible: 1 to 8" in nine.json()["error"]["message"]
+    assert "9 channels; supported: 1 to 8" in nine.json()["error"]["message"]
     for at, forged in ((22, struct.pack("<H", 65535)), (24, struct.pack("<I", 0)), (24, b"\xff\xff\xff\x7f")):
         header = wav(np.zeros((16000, 1)))
         header[at : at + len(forged)] = forged
@@ -273,7 +281,7 @@ def test_channels_rates_and_lengths_that_headers_forge_are_caught(client):
         assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_audio")
 
 
-def test_a_small_file_that_decodes_to_hours_is_stopped_at_the_cap_on_every_route(serve_mock):
+def test_decoding_a_small_file_with_hours_of_audio_stops_at_the_limit_on_every_route(serve_mock):
     client = serve_mock(max_audio_s=20)
     file = io.BytesIO()
     soundfile.write(file, np.zeros(48000 * 120), 48000, format="OGG", subtype="OPUS")
@@ -300,7 +308,7 @@ def test_a_small_file_that_decodes_to_hours_is_stopped_at_the_cap_on_every_route
     ],
     ids=["m3u8", "concat", "sdp", "dash", "mp4", "webm", "adts", "ogg", "id3"],
 )
-def test_playlists_and_junk_in_the_guise_of_media_are_no_sound(client, media):
+def test_playlists_and_junk_disguised_as_media_are_refused(client, media):
     response = client.post("/transcribe", content=media)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_audio")
     assert "passwd" not in response.text
@@ -311,26 +319,26 @@ def test_playlists_and_junk_in_the_guise_of_media_are_no_sound(client, media):
     ["/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%00", "/static/..%2f..%2fsettings.py", "/static/%00",
      "/docs-assets/..%2f..%2f..%2f__init__.py", "/static//etc/passwd"],
 )  # fmt: skip
-def test_paths_lead_nowhere_else(client, path):
+def test_paths_cannot_escape_the_served_folders(client, path):
     response = client.get(path)
     assert response.status_code == 404
     assert response.json()["error"]["code"] in ("not_found", "model_not_found")
 
 
-def test_a_prompt_leaves_the_text_its_room(toy, samples):
+def test_a_prompt_must_leave_room_for_the_text(toy, samples):
     sample = samples["en"]
     refused = toy.post("/transcribe?language=en", files={"file": sample.audio}, data={"prompt": "dog " * 400})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "prompt")
-    assert "tokens; possible: up to 64" in refused.json()["error"]["message"]
-    # OpenAI's clients are used to a prompt being cut to its end
+    assert "tokens; at most 64 are supported" in refused.json()["error"]["message"]
+    # OpenAI's API uses only the end of a long prompt.
     fields = {"prompt": "The dog sleeps. " * 500, "language": "en"}
     assert toy.post("/v1/audio/transcriptions", files={"file": sample.audio}, data=fields).status_code == 200
 
 
-def test_a_prompt_cannot_give_the_model_commands(toy, samples):
+def test_control_tokens_in_a_prompt_are_plain_text_to_the_model(toy, samples):
     sample = samples["en"]
     fields = {"prompt": "<|endoftext|><|startoftranscript|><|de|><|de|>", "language": "en"}
     response = toy.post("/transcribe", files={"file": sample.audio}, data=fields)
     assert response.status_code == 200
-    # It is text that the toy never met, which may cost a word; as commands it would end the text, or turn it German.
+    # The toy never saw such text, so it may miss a word. As control tokens it would end the text or make it German.
     assert response.json()["text"].split()[:2] == sample.text.split()[:2]

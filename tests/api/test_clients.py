@@ -1,4 +1,4 @@
-"""Other programs: curl as README has it, every format that the API takes, and litellm's and Node's clients."""
+"""Real clients: curl as documented in the README, every supported audio format, and litellm."""
 
 import io
 import json
@@ -27,16 +27,16 @@ def curl(*arguments: str, cwd: Path = ROOT) -> str:
     return run.stdout.decode()
 
 
-def test_curl_sends_a_form_a_raw_body_and_one_in_chunks(toy, samples):
+def test_curl_can_send_a_form_a_raw_body_and_a_chunked_body(toy, samples):
     sample, url = samples["en"], f"{toy.base_url}/transcribe?language=en&format=text"
-    for how in (
+    for options in (
         ["-F", f"file=@{sample.path}"],
         ["--data-binary", f"@{sample.path}"],
         ["-T", str(sample.path), "-X", "POST"],
         ["-H", "Transfer-Encoding: chunked", "--data-binary", f"@{sample.path}"],
         ["-F", f"file=@{sample.path}", "-H", "Expect: 100-continue"],
     ):
-        assert curl(*how, url) == sample.text + "\n"
+        assert curl(*options, url) == sample.text + "\n"
     assert curl("-F", f"file=@{sample.path}", "-F", "model=whisper-1", f"{toy.base_url}/v1/audio/transcriptions")
 
 
@@ -59,7 +59,7 @@ def test_the_readmes_curl_lines_do_what_they_say(toy, samples):
             assert (answer if "format=text" in line else json.loads(answer)["text"]).strip() == text
 
 
-def test_accept_says_the_format_where_nothing_else_does(toy, samples):
+def test_the_accept_header_chooses_the_format_unless_the_request_names_one(toy, samples):
     audio, url = samples["en"].audio, "/transcribe?language=en"
     for accept, media_type in {
         "text/vtt": "text/vtt; charset=utf-8",
@@ -75,7 +75,7 @@ def test_accept_says_the_format_where_nothing_else_does(toy, samples):
     assert response.headers["content-type"] == "application/json"
 
 
-def test_segments_of_the_native_stream_are_those_of_the_answer(toy, samples):
+def test_the_native_stream_has_the_same_segments_as_its_final_answer(toy, samples):
     sample = samples["fr"]
     url = "/transcribe?language=fr&timestamps=word&stream=true"
     events = [
@@ -92,7 +92,7 @@ def test_segments_of_the_native_stream_are_those_of_the_answer(toy, samples):
     assert done["timing"]["audio_s"] == pytest.approx(sample.duration, abs=0.01)
 
 
-# container, codec, rate: the formats that OpenAI's API takes, and what browsers record
+# (container, codec, rate): the formats that OpenAI's API accepts and those that browsers record.
 FORMATS = [
     ("flac", "flac", 16000), ("mp3", "libmp3lame", 44100), ("mp4", "aac", 44100), ("ipod", "aac", 16000),
     ("ipod", "alac", 16000), ("ogg", "libopus", 48000), ("wav", "pcm_s16le", 48000), ("webm", "libopus", 48000),
@@ -101,7 +101,7 @@ FORMATS = [
 
 
 def recording(path: Path, container: str, codec: str, rate: int) -> bytes:
-    """The recording as PyAV writes it in another format, stereo."""
+    """The recording re-encoded by PyAV in another format, in stereo."""
     sound, own_rate = soundfile.read(path, dtype="float32")
     frame = av.AudioFrame.from_ndarray(sound[None], format="flt", layout="mono")
     frame.sample_rate = own_rate
@@ -115,14 +115,14 @@ def recording(path: Path, container: str, codec: str, rate: int) -> bytes:
 def test_every_format_gives_the_same_words(toy, samples, container, codec, rate):
     sample = samples["en"]
     file = recording(sample.path, container, codec, rate)
-    # the name and the type say nothing
+    # The file's name and type give no hint of its format.
     form = {"file": ("upload", file, "application/octet-stream")}
     response = toy.post("/v1/audio/transcriptions", files=form, data={"model": "whisper-1", "language": "en"})
     assert response.status_code == 200, response.text
     assert response.json()["text"] == sample.text
 
 
-def test_litellm_itself_gets_text_words_subtitles_and_an_error_it_can_tell(toy, samples):
+def test_litellm_gets_text_words_subtitles_and_an_error_it_understands(toy, samples):
     clients = ROOT / "tests" / "api" / "clients"
     python = python_with(clients / "requirements.txt", "litellm-client")
     command = [python, clients / "litellm_client.py", f"{toy.base_url}/v1", samples["en"].path]
@@ -136,8 +136,8 @@ def test_litellm_itself_gets_text_words_subtitles_and_an_error_it_can_tell(toy, 
     assert "not" in refused["error"]
 
 
-def test_a_request_of_litellm_as_it_was_recorded(toy, samples):
-    # litellm asks for verbose_json by itself, names the file and passes what it does not know on
+def test_a_recorded_request_of_litellm_is_answered(toy, samples):
+    # litellm requests verbose_json on its own, names the file, and passes on fields it does not know.
     fields = {"model": "gpt-4o-transcribe", "response_format": "verbose_json", "user": "someone", "drop_params": "true"}
     form = {"file": ("audio.flac", samples["en"].audio, "audio/flac")}
     body = toy.post("/v1/audio/transcriptions", files=form, data=fields).json()
@@ -145,7 +145,7 @@ def test_a_request_of_litellm_as_it_was_recorded(toy, samples):
     assert body["duration"] == pytest.approx(samples["en"].duration, abs=0.01)
 
 
-def test_audio_longer_than_a_pass_is_transcribed_to_its_end(toy, samples):
+def test_audio_longer_than_one_pass_is_transcribed_to_its_end(toy, samples):
     sound, rate = soundfile.read(samples["en"].path, dtype="float32")
     file = io.BytesIO()
     soundfile.write(file, np.tile(np.concatenate([sound, np.zeros(rate, np.float32)]), 7), rate, format="FLAC")

@@ -1,4 +1,4 @@
-"""openai-node and the AI SDK, run by Node from a wheel; where npm's packages cannot be had, the requests they send."""
+"""openai-node and the AI SDK, run by the Node.js of a wheel; if npm is unavailable, the requests they would send."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "
 
 @pytest.fixture(scope="session")
 def client_script(request) -> Path:
-    """clients.mjs beside the packages it uses, if they could be installed; kept in pytest's cache."""
+    """clients.mjs, with the packages it uses if they can be installed. Kept in pytest's cache."""
     folder = request.config.cache.mkdir("node-clients")
     for name in ("clients.mjs", "package.json"):
         shutil.copy(HERE / name, folder / name)
@@ -32,38 +32,38 @@ def client_script(request) -> Path:
 
 
 def run(script: Path, *arguments: str) -> dict:
-    done = subprocess.run(
+    result = subprocess.run(
         [BIN / "node", script, *arguments], env=ENVIRONMENT, capture_output=True, text=True, timeout=180
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")
-def told(client_script, start_server, cache, samples) -> dict:
-    """What the clients got from the toy, which was not loaded yet when they began to ask."""
+def answers(client_script, start_server, cache, samples) -> dict:
+    """What the clients got from the toy, which was not loaded yet at their first request."""
     from server.engine.registry import load_model
     from server.settings import Settings
 
-    asked = threading.Event()
+    first_request_refused = threading.Event()
 
     def resolve(source, progress):
-        assert asked.wait(180)
+        assert first_request_refused.wait(180)
         return load_model(Settings(_env_file=None), source, progress)
 
     server = start_server(resolve, wait=False, model="toy", load_wait_s=0)
 
-    def load_once_refused() -> None:
+    def wait_for_refusal() -> None:
         while 'status="503"' not in server.get("/metrics").text:
             time.sleep(0.05)
-        asked.set()
+        first_request_refused.set()
 
-    threading.Thread(target=load_once_refused, daemon=True).start()
+    threading.Thread(target=wait_for_refusal, daemon=True).start()
     return run(client_script, f"{server.base_url}/v1", str(samples["en"].path))
 
 
-def test_openai_node_transcribes_in_every_format(told, samples):
-    sample, sdk = samples["en"], told["sdk"]
+def test_openai_node_transcribes_in_every_format(answers, samples):
+    sample, sdk = samples["en"], answers["sdk"]
     assert sdk["json"] == sample.text
     assert sdk["text"] == sample.text + "\n"
     assert sdk["verbose"] == {
@@ -76,27 +76,27 @@ def test_openai_node_transcribes_in_every_format(told, samples):
     assert " ".join(srt).split() == " ".join(vtt).split() == sample.text.split()
 
 
-def test_openai_node_streams_translates_and_lists(told, samples):
-    sdk = told["sdk"]
+def test_openai_node_streams_translates_and_lists(answers, samples):
+    sdk = answers["sdk"]
     assert "".join(sdk["deltas"]) == sdk["done"] == samples["en"].text
-    assert sdk["translation"] == samples["en"].text  # English to English is what was said
+    assert sdk["translation"] == samples["en"].text  # English to English is a transcription
     assert (sdk["models"], sdk["model"]) == (["toy"], "toy")
 
 
-def test_openai_node_throws_what_its_users_expect(told):
-    assert told["sdk"]["notFound"] == ["NotFoundError", 404, "model_not_found"]
-    assert told["sdk"]["badRequest"] == ["BadRequestError", 400, "invalid_request"]
-    assert told["sdk"]["badFormat"] == ["BadRequestError", 400, "invalid_request"]
+def test_openai_node_throws_the_errors_its_users_expect(answers):
+    assert answers["sdk"]["notFound"] == ["NotFoundError", 404, "model_not_found"]
+    assert answers["sdk"]["badRequest"] == ["BadRequestError", 400, "invalid_request"]
+    assert answers["sdk"]["badFormat"] == ["BadRequestError", 400, "invalid_request"]
 
 
-def test_openai_node_comes_back_after_a_503(told):
-    statuses = told["sdk"]["statuses"]
+def test_openai_node_retries_after_a_503(answers):
+    statuses = answers["sdk"]["statuses"]
     assert statuses[0] == 503
     assert statuses[-1] == 200
 
 
-def test_the_ai_sdk_transcribes(told, samples):
-    sample, ai = samples["en"], told["ai"]
+def test_the_ai_sdk_transcribes(answers, samples):
+    sample, ai = samples["en"], answers["ai"]
     assert ai["text"] == sample.text
     assert ai["durationInSeconds"] == pytest.approx(sample.duration, abs=0.01)
     assert ai["language"] == "en"

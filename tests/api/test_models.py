@@ -1,4 +1,4 @@
-"""Several models: loaded on first use, let go when idle; and what is said while they are not there."""
+"""Several models: loaded on first use, unloaded when idle, and what clients are told while a model is not loaded."""
 
 import subprocess
 import sys
@@ -14,27 +14,27 @@ from server.engine import registry as engines
 
 @pytest.fixture
 def loads() -> list[str]:
-    """What was loaded, in order."""
+    """The sources of the models that were loaded, in order."""
     return []
 
 
 @pytest.fixture
-def held() -> Iterator[threading.Event]:
-    """While it is cleared, loading does not end."""
-    held = threading.Event()
-    held.set()
-    yield held
-    held.set()
+def may_finish() -> Iterator[threading.Event]:
+    """While it is cleared, loading a model does not finish."""
+    may_finish = threading.Event()
+    may_finish.set()
+    yield may_finish
+    may_finish.set()
 
 
 @pytest.fixture
-def serve_models(start_server, mock, loads, held) -> Callable[..., httpx.Client]:
-    """Starts a server of models that are all the mock."""
+def serve_models(start_server, mock, loads, may_finish) -> Callable[..., httpx.Client]:
+    """Start a server whose models are all the mock, loaded in a way the tests control."""
 
     def resolve(source, progress):
         loads.append(source)
         progress("downloading", 30, 120)
-        assert held.wait(30)
+        assert may_finish.wait(30)
         if "broken" in source:
             raise ValueError("secret internals")
         return mock
@@ -58,7 +58,7 @@ def test_the_first_model_is_loaded_at_the_start_and_the_others_on_first_use(serv
     assert states == {"first": "ready", "org/second": "ready", "third": "ready"}
 
 
-def test_known_models_go_by_their_repositorys_name_too(serve_models):
+def test_a_known_model_can_also_be_named_by_its_repository(serve_models):
     client = serve_models(model=("canary-1b-v2",))
     assert client.get("/v1/models/nvidia%2Fcanary-1b-v2").json() == {
         "id": "canary-1b-v2",
@@ -68,7 +68,7 @@ def test_known_models_go_by_their_repositorys_name_too(serve_models):
     }
 
 
-def test_a_model_that_rests_is_let_go_and_comes_back(serve_models, loads, wav):
+def test_an_idle_model_is_unloaded_and_loaded_again_on_the_next_request(serve_models, loads, wav):
     client = serve_models(model=("first",), idle_unload_s=0.2)
     deadline = time.monotonic() + 20
     while client.get("/ready").json()["models"][0]["state"] != "idle":
@@ -79,27 +79,28 @@ def test_a_model_that_rests_is_let_go_and_comes_back(serve_models, loads, wav):
     assert loads == ["first", "first"]
 
 
-def test_a_model_in_use_is_not_let_go(serve_models, mock, loads, wav):
+def test_a_model_in_use_is_not_unloaded(serve_models, mock, loads, wav):
     client = serve_models(model=("first",), idle_unload_s=0.2)
     mock.gate.clear()
-    answers: list[httpx.Response] = []
-    asking = threading.Thread(target=lambda: answers.append(client.post("/transcribe?language=en", content=wav())))
-    asking.start()
+    responses: list[httpx.Response] = []
+    request = threading.Thread(target=lambda: responses.append(client.post("/transcribe?language=en", content=wav())))
+    request.start()
     assert mock.entered.wait(20)
-    loaded = len(loads)
+    load_count = len(loads)
     time.sleep(1)  # several times the idle limit
     assert client.get("/ready").json()["models"][0]["state"] == "ready"
     mock.gate.set()
-    asking.join(20)
-    assert answers[0].status_code == 200
-    assert len(loads) == loaded
+    request.join(20)
+    assert responses[0].status_code == 200
+    assert len(loads) == load_count
 
 
-# Prints the megabytes of a process with nothing, a model, and no model any more. 200 MB are added to the toy's 5.
+# Prints the process's memory in MB before a model is loaded, with it, and after it is unloaded. 200 MB of ballast are
+# added to the toy's 5.
 UNLOADED = """
 import asyncio, threading
 import mlx.core as mx, numpy as np
-from model.canary.prompt import Task
+from model.task import Task
 from server.engine.registry import Engines, load_model
 from server.settings import Settings
 
@@ -131,8 +132,8 @@ asyncio.run(main())
 """
 
 
-def test_the_memory_of_a_model_that_is_let_go_is_the_systems_again(cache):
-    if sys.platform != "linux":  # there nothing is kept that would have to be given back
+def test_the_memory_of_an_unloaded_model_is_returned_to_the_system(cache):
+    if sys.platform != "linux":  # only glibc's malloc keeps freed memory
         return
     done = subprocess.run([sys.executable, "-c", UNLOADED], capture_output=True, text=True, timeout=120, check=True)
     before, loaded, unloaded = map(float, done.stdout.split())
@@ -140,8 +141,8 @@ def test_the_memory_of_a_model_that_is_let_go_is_the_systems_again(cache):
     assert unloaded - before < 30
 
 
-def test_while_the_model_is_loaded_the_server_answers_and_says_how_far_it_is(serve_models, held, wav):
-    held.clear()
+def test_while_the_model_is_loading_the_server_answers_and_reports_progress(serve_models, may_finish, wav):
+    may_finish.clear()
     client = serve_models(model=("first",), load_wait_s=0.1, wait=False)
     deadline = time.monotonic() + 20
     while client.get("/ready").json()["stage"] != "downloading":
@@ -157,20 +158,20 @@ def test_while_the_model_is_loaded_the_server_answers_and_says_how_far_it_is(ser
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_loading")
     assert int(refused.headers["retry-after"]) > 0
     assert "x-should-retry" not in refused.headers
-    held.set()
+    may_finish.set()
     while client.get("/ready").status_code != 200:
         assert time.monotonic() < deadline
     assert client.post("/v1/audio/transcriptions", files={"file": wav()}).status_code == 200
 
 
-def test_a_request_waits_a_while_for_its_model(serve_models, held, wav):
-    held.clear()
+def test_a_request_waits_a_while_for_its_model(serve_models, may_finish, wav):
+    may_finish.clear()
     client = serve_models(model=("first",), wait=False)
-    threading.Timer(0.5, held.set).start()
+    threading.Timer(0.5, may_finish.set).start()
     assert client.post("/transcribe?language=en", content=wav()).status_code == 200
 
 
-def test_a_model_that_cannot_be_loaded_is_said_to_be_and_the_others_are_served(serve_models, caplog, wav):
+def test_a_model_that_cannot_be_loaded_is_reported_and_the_others_are_served(serve_models, caplog, wav):
     client = serve_models(model=("first", "broken"))
     response = client.post("/transcribe?model=broken&language=en", content=wav())
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed")
@@ -180,7 +181,7 @@ def test_a_model_that_cannot_be_loaded_is_said_to_be_and_the_others_are_served(s
     assert client.post("/transcribe?model=first&language=en", content=wav()).status_code == 200
 
 
-def test_a_model_whose_engine_broke_is_said_to_have_failed_and_is_loaded_anew(
+def test_a_model_whose_engine_crashed_is_reported_as_failed_and_loaded_again(
     serve_models, loads, monkeypatch, caplog, wav
 ):
     client = serve_models(model=("first",))
@@ -197,9 +198,7 @@ def test_a_model_whose_engine_broke_is_said_to_have_failed_and_is_loaded_anew(
     assert (client.get("/ready").status_code, loads) == (200, ["first", "first"])
 
 
-def test_a_model_that_failed_is_loaded_anew_also_where_nobody_asks_but_whether_it_is_ready(
-    serve_models, loads, monkeypatch, wav
-):
+def test_polling_ready_is_enough_to_load_a_failed_model_again(serve_models, loads, monkeypatch, wav):
     client = serve_models(model=("first",))
     monkeypatch.setattr(client.server.config.app.state.engines.default.engine, "_free_cancelled", lambda _: 1 / 0)
     assert client.post("/transcribe?language=en", content=wav()).status_code == 503

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.canary.prompt import Task
+from model.task import Task
 
 
 @pytest.fixture
@@ -146,11 +146,11 @@ def test_a_language_pair_that_the_model_does_not_translate_is_refused(client, wa
 @pytest.mark.parametrize(
     ("query", "param", "said"),
     [
-        ("language=pl", "language", "'pl' is not one of mock's: en, de, fr"),
-        ("language=klingon", "language", "'klingon' is not known; possible: bg, cs,"),
-        ("timestamps=letter", "timestamps", "'letter' is not possible: input should be 'none', 'segment' or 'word'"),
-        ("format=doc", "format", "'doc' is not possible: input should be 'json', 'text', 'srt' or 'vtt'"),
-        ("pnc=perhaps", "pnc", "'perhaps' is not possible"),
+        ("language=pl", "language", "'pl' is not supported by mock; must be one of en, de, fr"),
+        ("language=klingon", "language", "'klingon' is not supported; must be one of bg, cs,"),
+        ("timestamps=letter", "timestamps", "'letter' is not valid; must be one of none, segment, word"),
+        ("format=doc", "format", "'doc' is not valid; must be one of json, text, srt, vtt"),
+        ("pnc=perhaps", "pnc", "'perhaps' is not valid; must be true or false"),
         ("langauge=de", "langauge", "unknown field 'langauge'; supported: file, model, language, target_language"),
         ("language=de&language=en", "language", "language is given twice: 'de' and 'en'"),
     ],
@@ -165,7 +165,7 @@ def test_junk_audio_is_a_bad_request(client):
     for junk in (b"\0" * 1024, b"no sound at all"):
         assert error(client.post("/transcribe", content=junk), 400)["code"] == "invalid_audio"
         refused = error(client.post("/transcribe", files={"file": ("talk.wav", junk, "audio/wav")}), 400)
-        assert refused["message"].startswith("The file is not sound that can be read; possible: wav, flac, mp3, m4a")
+        assert refused["message"].startswith("Unsupported or damaged audio file. Supported: wav, aiff, caf, flac, mp3")
         assert refused["param"] == "file"
 
 
@@ -184,7 +184,7 @@ def test_audio_over_the_cap_on_seconds_is_refused(client, wav):
     refused = error(client.post("/transcribe", content=wav(11)), 400)
     assert (refused["code"], refused["message"]) == (
         "audio_too_long",
-        "The audio is 11.0 s long; possible: up to 10 s.",
+        "The audio is 11.0 s long; the limit is 10 s.",
     )
 
 
@@ -198,7 +198,7 @@ def test_a_body_over_the_cap_is_refused_while_it_is_read_whether_or_not_its_leng
     ):
         refused = error(response, 413)
         assert refused["code"] == "body_too_large"
-        assert refused["message"] == "The body is over 1 MB, the most that is read."
+        assert refused["message"] == "The request body is larger than 1 MB, the server's limit."
 
 
 @pytest.mark.parametrize(("path", "status"), [("/transcribe", 413), ("/nope", 404)])
@@ -231,7 +231,7 @@ def test_a_body_whose_announced_length_is_over_the_cap_is_refused_before_it_is_s
 def test_other_statuses_have_the_same_shape(client):
     assert error(client.get("/nope"), 404)["code"] == "not_found"
     wrong_method = client.get("/transcribe")
-    assert error(wrong_method, 405)["message"] == "This path takes POST."
+    assert error(wrong_method, 405)["message"] == "Method not allowed; use POST."
     assert wrong_method.headers["allow"] == "POST"
 
 

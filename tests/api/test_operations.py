@@ -1,4 +1,4 @@
-"""What those who run the server see: metrics, logs, settings, the documentation page, the end."""
+"""What operators see: metrics, logs, settings, the documentation page, shutting down."""
 
 import json
 import logging
@@ -14,9 +14,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.__main__ import main
 from server.logs import JsonFormatter
-from server.settings import Settings, flag, settings_table
+from server.settings import Settings, choices, flag, group, settings_table, variable
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +44,7 @@ def test_metrics_count_requests_audio_and_stages(client, wav):
     found = metrics(client)
     assert found["canary_requests_total"][("POST", "/transcribe", "200")] == 2
     assert found["canary_requests_total"][("POST", "/transcribe", "400")] == 1
-    # paths that are made up do not become labels
+    # unknown paths do not become labels
     assert found["canary_requests_total"][("GET", "(none)", "404")] == 1
     assert found["canary_audio_seconds_total"][()] == pytest.approx(4)
     assert found["canary_real_time_factor_count"][()] == 2
@@ -56,7 +55,7 @@ def test_metrics_count_requests_audio_and_stages(client, wav):
     assert found["canary_model_loaded"][("mock",)] == 1
 
 
-def test_methods_that_are_made_up_are_counted_as_one(client):
+def test_unknown_methods_are_counted_as_one(client):
     for method in ("BREW", "A" * 20_000, "WEBSOCKET"):
         assert client.request(method, "/health").status_code == 405
     client.request("PATCH", "/health")
@@ -79,7 +78,15 @@ def test_metrics_show_the_queue(client, mock, wav):
         thread.join(30)
 
 
-def test_the_log_has_a_line_for_each_request_and_nothing_of_what_was_said(client, wav, caplog):
+def request_records(caplog, response: httpx.Response, count: int = 1) -> list[logging.LogRecord]:
+    """The log lines of a request, which are written once its answer is out."""
+    deadline, named = time.monotonic() + 10, response.headers["x-request-id"]
+    while len(lines := [r for r in caplog.records if hasattr(r, "fields") and named in r.getMessage()]) < count:
+        assert time.monotonic() < deadline
+    return lines
+
+
+def test_the_log_has_a_line_for_each_request_and_nothing_of_its_content(client, wav, caplog):
     secret = "a-word-that-nobody-may-read"
     with caplog.at_level(logging.DEBUG):
         response = client.post(
@@ -88,19 +95,63 @@ def test_the_log_has_a_line_for_each_request_and_nothing_of_what_was_said(client
             data={"prompt": secret, "language": "en"},
             headers={"authorization": f"Bearer {secret}"},
         )
-        # the line is written once the answer is out
-        deadline = time.monotonic() + 10
-        named = response.headers["x-request-id"]
-        while not (lines := [r for r in caplog.records if hasattr(r, "fields") and named in r.getMessage()]):
-            assert time.monotonic() < deadline
-    assert [line.fields["route"] for line in lines] == ["/v1/audio/transcriptions"]
-    assert lines[0].fields["status"] == 200
+        (line,) = request_records(caplog, response)
+    assert line.fields == {
+        "method": "POST",
+        "path": "/v1/audio/transcriptions",
+        "route": "/v1/audio/transcriptions",
+        "status": 200,
+        "seconds": line.fields["seconds"],
+    }
     ours = [record.getMessage() for record in caplog.records if record.name.startswith(("server", "canary"))]
     assert secret not in " ".join(ours)
     assert response.json()["text"] not in " ".join(ours)
 
 
-def test_json_logs_are_one_object_a_line():
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("/no/such/path?key=secret", "/no/such/path"),
+        ("/two%0A2026-01-01%20INFO%20lines%1b[31m", "/two%0A2026-01-01%20INFO%20lines%1B%5B31m"),
+        ("/%C3%BC/%FF", "/%C3%BC/%EF%BF%BD"),
+        ("/" + "a" * 1000, "/" + "a" * 199 + "…"),
+        ("/v1/models/none", "/v1/models/none"),
+    ],
+)
+def test_the_log_names_the_path_of_every_request_escaped_cut_and_without_its_query(client, caplog, path, logged):
+    with caplog.at_level(logging.INFO):
+        response = client.get(path)
+        (line,) = request_records(caplog, response)
+    assert response.status_code == 404
+    assert line.fields["path"] == logged
+    assert line.getMessage().startswith(f"GET {logged} 404 in ")
+    assert line.getMessage().isprintable()
+
+
+def test_requests_for_static_files_and_probes_are_logged_only_at_debug(client, caplog):
+    with caplog.at_level(logging.DEBUG):
+        for path, level in (
+            ("/static/style.css", logging.DEBUG),
+            ("/docs-assets/favicon.png", logging.DEBUG),
+            ("/health", logging.DEBUG),
+            ("/static/no-such-file.css", logging.INFO),
+            ("/", logging.INFO),
+        ):
+            (line,) = request_records(caplog, client.get(path))
+            assert (path, line.levelno) == (path, level)
+
+
+def test_a_slash_at_the_end_is_a_404_that_names_the_right_path(client, wav):
+    for path in ("/transcribe", "/v1/audio/transcriptions", "/docs"):
+        response = client.post(f"{path}/", content=wav())
+        assert response.status_code == 404
+        assert response.json()["error"]["code"] == "not_found"
+        assert response.json()["error"]["message"] == f"Not found; the path is {path}, without a slash at the end."
+    message = client.get("/none/").json()["error"]["message"]
+    assert message == "Not found; /docs lists the available paths."
+
+
+def test_json_logs_are_one_object_per_line():
     record = logging.LogRecord("server", logging.INFO, __file__, 1, "two\nlines %s", ("here",), None)
     record.fields = {"route": "/transcribe", "status": 200}
     line = JsonFormatter().format(record)
@@ -110,24 +161,21 @@ def test_json_logs_are_one_object_a_line():
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", told["time"])
 
 
-def test_the_readme_lists_every_setting_as_it_is():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = re.search(r"<!-- settings -->\n+(.*?)\n*<!-- /settings -->", readme, re.DOTALL)
-    assert table, "README has no settings between <!-- settings --> and <!-- /settings -->"
-    assert table[1].strip() == settings_table().strip(), f"README should say:\n{settings_table()}"
-
-
-def test_every_setting_has_an_option(capsys):
-    import typer
-
-    serve = typer.main.get_command(main).commands["serve"]  # type: ignore[attr-defined]
-    options = {option for parameter in serve.params for option in parameter.opts}
+def test_the_table_of_settings_names_each_under_its_group():
+    table = settings_table()
     for name, field in Settings.model_fields.items():
-        assert field.description
-        assert flag(name) in options
+        section = table.partition(f"**{group(field)}**\n")[2].partition("\n\n**")[0]
+        (row,) = [row for row in section.splitlines() if row.startswith(f"| `{flag(name)}` |")]
+        assert f"| `{variable(name)}` |" in row
+        assert f"| {field.description}" in row
+        assert all(f"`{choice}`" in row for choice in choices(field))
+    assert "| `--port` | `CANARY_PORT` | `8000` |" in table
+    assert "| `--model` | `CANARY_MODEL` | `toy` |" in table
+    assert "| `--loop-guard` | `CANARY_LOOP_GUARD` | `true` |" in table
+    assert "| `--pass` | `CANARY_PASS_S` |  |" in table
 
 
-def test_settings_come_from_options_before_the_environment_before_env_files(monkeypatch, tmp_path):
+def test_options_take_precedence_over_the_environment_and_that_over_env_files(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path(".env").write_text("CANARY_PORT=1111\nCANARY_MAX_QUEUE=11\nCANARY_MODEL=a,b\n")
     monkeypatch.setenv("CANARY_PORT", "2222")
@@ -136,22 +184,22 @@ def test_settings_come_from_options_before_the_environment_before_env_files(monk
 
 
 @pytest.mark.parametrize("given", ["8", 8])
-def test_bits_are_numbers_whether_given_as_text_or_not(given):
+def test_bits_may_be_text_or_numbers(given):
     assert Settings(_env_file=None, quantize=given).quantize == 8
 
 
-def test_bits_that_are_not_possible_are_named():
+def test_other_bits_are_refused():
     with pytest.raises(ValueError, match="Input should be 4 or 8"):
         Settings(_env_file=None, quantize="16")
 
 
 @pytest.mark.parametrize("origin", ["*", "https://a.example/", "a.example", "https://a.example/path"])
-def test_an_origin_that_is_none_is_refused(origin):
+def test_what_is_not_an_origin_is_refused(origin):
     with pytest.raises(ValueError, match="is not an origin"):
         Settings(_env_file=None, allowed_origins=(origin,))
 
 
-def test_the_documentation_page_needs_nothing_from_elsewhere(client):
+def test_the_documentation_page_loads_nothing_from_other_servers(client):
     page = client.get("/docs")
     assert page.status_code == 200
     links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
@@ -179,7 +227,7 @@ def test_the_openapi_document_describes_every_field_and_answer(client):
         )
 
 
-def test_over_the_most_connections_the_next_is_told_to_come_back(serve_mock, mock, wav):
+def test_a_request_over_the_limit_of_connections_is_told_to_retry(serve_mock, mock, wav):
     client = serve_mock(max_connections=1)
     mock.gate.clear()
     busy = threading.Thread(target=lambda: client.post("/transcribe?language=en", content=wav()))
@@ -192,7 +240,7 @@ def test_over_the_most_connections_the_next_is_told_to_come_back(serve_mock, moc
     busy.join(30)
 
 
-def test_ctrl_c_lets_what_runs_finish(start_server, mock, wav):
+def test_ctrl_c_lets_running_requests_finish(start_server, mock, wav):
     client = start_server(lambda source, progress: mock, model=("mock",))
     mock.gate.clear()
     answers: list[httpx.Response] = []
@@ -207,7 +255,7 @@ def test_ctrl_c_lets_what_runs_finish(start_server, mock, wav):
         [client.get("/health") for _ in range(1000)]
 
 
-def test_a_log_in_json_is_json_from_the_first_line(tmp_path):
+def test_a_json_log_is_json_from_the_first_line(tmp_path):
     command = [sys.executable, "-m", "server", "serve", "--model", str(tmp_path / "none.nemo"), "--log-format", "json"]
     run = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert run.returncode == 1
@@ -216,7 +264,7 @@ def test_a_log_in_json_is_json_from_the_first_line(tmp_path):
     assert lines[-1].startswith("canary: ")
 
 
-def test_what_the_image_and_the_compose_file_set_are_settings():
+def test_the_image_and_the_compose_file_set_only_known_settings():
     dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
     service = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]["canary"]
     named = {*re.findall(r"CANARY_[A-Z_]+(?==)", dockerfile), *service["environment"]}
@@ -226,7 +274,7 @@ def test_what_the_image_and_the_compose_file_set_are_settings():
     assert re.search(r"^USER canary$", dockerfile, re.MULTILINE)
 
 
-def test_uploads_take_a_bounded_part_of_a_containers_memory_and_the_largest_fits():
+def test_the_containers_temporary_folder_is_bounded_and_holds_the_largest_upload():
     service = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]["canary"]
     (bound,) = (re.fullmatch(r"/tmp:size=(\d+)g", place) for place in service["tmpfs"])
     assert bound

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from convert.errors import ConversionError
-from model.canary.prompt import TaskError
+from model.task import TaskError
 from server import Canary
 from server.errors import AudioError, RequestError
 from server.longform.transcribe import Progress, Transcription
@@ -68,6 +68,7 @@ def served(toy: httpx.Client, samples: np.ndarray, **query: object) -> dict:
 
 
 def served_file(toy: httpx.Client, file: bytes, **query: object) -> dict:
+    """The answer of the service, as `answer` has it."""
     response = toy.post("/transcribe", content=file, params=query)
     assert response.status_code == 200, response.text
     body = response.json()
@@ -228,6 +229,17 @@ def test_a_language_that_is_not_the_one_spoken_gets_a_warning(canary, toy, speec
     assert served(toy, speech["de"], language="fr")["warnings"] == [warning.to_dict()]
 
 
+def test_a_file_that_is_cut_off_gives_the_text_before_the_cut_and_a_warning(canary, toy, samples):
+    file = samples["en"].audio
+    cut_off = file[: len(file) * 3 // 4]
+    done = canary.transcribe(cut_off, "en")
+    assert done.truncated
+    assert [warning.code for warning in done.warnings] == ["truncated"]
+    assert done.text.startswith("The woman sees ten")
+    assert answer(done) == served_file(toy, cut_off, language="en")
+    assert answer(done)["truncated"] is True
+
+
 def test_a_default_language_and_the_length_of_pieces_are_taken_from_the_settings(canary, cache, speech, monkeypatch):
     monkeypatch.setenv("CANARY_DEFAULT_LANGUAGE", "de")
     with Canary.from_pretrained("toy", pass_s=2.5) as chosen:
@@ -245,7 +257,7 @@ def test_a_default_language_and_the_length_of_pieces_are_taken_from_the_settings
         (np.zeros(0, np.float32), {}, AudioError, "There are no samples"),
         ((np.zeros(RATE, np.float32), 0), {}, AudioError, "The sample rate is 0 Hz"),
         (np.full(RATE, np.nan, np.float32), {}, AudioError, "NaN"),
-        (b"no sound", {}, AudioError, "wav, flac"),
+        (b"no sound", {}, AudioError, "Supported: wav, aiff"),
         (io.StringIO("text"), {}, TypeError, "audio must be a path, bytes, a file opened in binary mode"),
         (42, {}, TypeError, "not int"),
         ("/no/such/talk.wav", {}, FileNotFoundError, "/no/such/talk.wav"),

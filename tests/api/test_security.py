@@ -1,4 +1,4 @@
-"""Who may come in: the right host, no foreign page, a known key; nothing a client names is opened."""
+"""Access control: allowed hosts, allowed origins and API keys; and clients cannot name files to open."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ def client(serve_mock) -> httpx.Client:
 
 @pytest.fixture
 def guarded(serve_mock) -> httpx.Client:
-    """One with keys; the client brings none of itself."""
+    """A server with API keys. The client sends none by default."""
     client = serve_mock(api_keys=KEYS, allowed_origins=("https://app.example",))
     del client.headers["authorization"]
     return client
@@ -34,18 +34,18 @@ def error(response: httpx.Response, status: int) -> dict:
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil", ""])
-def test_a_foreign_host_is_refused_whatever_it_asks(client, host):
+def test_a_foreign_host_is_refused_on_every_path(client, host):
     for method, path in (("GET", "/health"), ("GET", "/v1/models"), ("POST", "/transcribe"), ("GET", "/docs")):
         refused = error(client.request(method, path, headers={"host": host}), 403)
         assert "CANARY_ALLOWED_HOSTS" in refused["message"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1", "[::1]:8000", "192.168.1.7:8000"])
-def test_localhost_and_addresses_are_hosts_that_cannot_be_someone_elses(client, host):
+def test_localhost_and_ip_addresses_are_always_allowed_as_hosts(client, host):
     assert client.get("/health", headers={"host": host}).status_code == 200
 
 
-def test_further_hosts_are_a_setting(serve_mock):
+def test_more_hosts_can_be_allowed_by_a_setting(serve_mock):
     client = serve_mock(allowed_hosts=("canary.lan",))
     assert client.get("/health", headers={"host": "Canary.lan:8000"}).status_code == 200
     assert client.get("/health", headers={"host": "other.lan"}).status_code == 403
@@ -68,7 +68,7 @@ def test_the_servers_own_page_can_post(client, wav):
     assert client.post("/transcribe", content=wav(), headers={"origin": own}).status_code == 200
 
 
-def test_an_origin_that_is_allowed_can_post_and_read_and_others_still_cannot(guarded, wav):
+def test_an_allowed_origin_can_post_and_read_and_others_still_cannot(guarded, wav):
     headers = {"origin": "https://app.example", "authorization": f"Bearer {KEYS[0]}"}
     response = guarded.post("/transcribe", content=wav(), headers=headers)
     assert response.status_code == 200
@@ -89,7 +89,7 @@ def test_an_origin_that_is_allowed_can_post_and_read_and_others_still_cannot(gua
     )
 
 
-def test_every_key_opens_and_nothing_else_does(guarded, wav):
+def test_every_configured_key_gives_access_and_nothing_else_does(guarded, wav):
     for key in KEYS:
         bearer = {"authorization": f"bearer {key}"}
         assert guarded.post("/transcribe", content=wav(), headers=bearer).status_code == 200
@@ -107,7 +107,7 @@ def test_every_key_opens_and_nothing_else_does(guarded, wav):
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_what_a_health_check_and_the_page_need_is_open_and_all_else_wants_a_key(guarded):
+def test_only_health_checks_and_the_page_work_without_a_key(guarded):
     paths = guarded.get("/openapi.json").json()["paths"]
     open_paths = {path for path in paths if guarded.get(path).status_code != 401}
     assert open_paths == {"/health", "/ready"}
@@ -115,19 +115,19 @@ def test_what_a_health_check_and_the_page_need_is_open_and_all_else_wants_a_key(
     assert guarded.get("/nope").status_code == 401
 
 
-def test_a_public_address_without_a_key_is_refused_unless_told_so(tmp_path):
+def test_serving_on_a_public_address_needs_a_key_or_an_explicit_option(tmp_path):
     command = [sys.executable, "-m", "server", "serve", "--host", "0.0.0.0", "--model", str(tmp_path / "none.nemo")]
     run = subprocess.run([*command], capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert run.returncode == 1
     assert run.stderr.count("\n") == 1
     assert "--api-key" in run.stderr
-    # told so, it goes on to the model, which does not exist
+    # With either option it goes on to load the model, which does not exist.
     for allowed in (["--public-without-key"], ["--api-key", "a-long-key"]):
         run = subprocess.run(
             [*command, "--port", "0", *allowed], capture_output=True, text=True, timeout=60, cwd=tmp_path
         )
         assert run.returncode == 1
-        assert "there is no such file" in run.stderr
+        assert "no such file" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_which_addresses_are_public(host, public):
     assert Settings(_env_file=None, host=host).is_public == public
 
 
-def test_keys_are_no_part_of_what_settings_print(monkeypatch):
+def test_printed_settings_do_not_contain_the_keys(monkeypatch):
     monkeypatch.setenv("CANARY_API_KEYS", ",".join(KEYS))
     settings = Settings(_env_file=None)
     assert [key.get_secret_value() for key in settings.api_keys] == list(KEYS)
@@ -153,16 +153,16 @@ def test_a_client_cannot_name_a_path_or_a_repository(client, wav, model):
 
 
 def websocket_answer(url: str, **options) -> tuple[int, str | None]:
-    """(101, the subprotocol) or (the status it was refused with, the error's code)."""
+    """(101, the subprotocol) if the websocket was accepted, otherwise (the status, the error's code)."""
 
-    async def ask() -> tuple[int, str | None]:
+    async def connect() -> tuple[int, str | None]:
         try:
             async with websockets.connect(url, proxy=None, **options) as connection:
                 return 101, connection.subprotocol
         except websockets.InvalidStatus as refused:
             return refused.response.status_code, json.loads(refused.response.body)["error"]["code"]
 
-    return asyncio.run(ask())
+    return asyncio.run(connect())
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def live_url(guarded) -> str:
     return f"ws://127.0.0.1:{guarded.base_url.port}/v1/realtime?intent=transcription"
 
 
-def test_a_foreign_page_or_host_opens_no_websocket(live_url):
+def test_a_foreign_page_or_host_cannot_open_a_websocket(live_url):
     headers = {"authorization": f"Bearer {KEYS[0]}"}
     assert websocket_answer(live_url, additional_headers=headers)[0] == 101
     for origin in ("https://evil.example", "null"):
@@ -181,10 +181,10 @@ def test_a_foreign_page_or_host_opens_no_websocket(live_url):
     assert refused == (403, "forbidden")
 
 
-def test_a_websocket_wants_a_key_as_a_header_or_a_subprotocol(live_url):
+def test_a_websocket_needs_a_key_as_a_header_or_a_subprotocol(live_url):
     assert websocket_answer(live_url) == (401, "invalid_api_key")
     wrong = ["realtime", "openai-insecure-api-key.wrong"]
     assert websocket_answer(live_url, subprotocols=wrong) == (401, "invalid_api_key")
     right = ["realtime", f"openai-insecure-api-key.{KEYS[1]}"]
-    # what is echoed is not the key
+    # The server must not echo the key.
     assert websocket_answer(live_url, subprotocols=right) == (101, "realtime")

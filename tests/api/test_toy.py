@@ -1,4 +1,4 @@
-"""Real sound in, real text out: the toy model behind a live server, and on the command line."""
+"""Real audio in, real text out: the toy model behind a running server and on the command line."""
 
 import json
 import os
@@ -20,7 +20,7 @@ def command(*arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_speech_becomes_its_text(toy, samples, language):
+def test_speech_is_transcribed(toy, samples, language):
     sample = samples[language]
     body = toy.post("/transcribe", params={"language": language}, content=sample.audio).json()
     assert body["text"] == sample.text
@@ -29,7 +29,7 @@ def test_speech_becomes_its_text(toy, samples, language):
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_words_have_the_times_they_were_spoken_at_and_rejoin_to_the_text(toy, samples, language):
+def test_words_have_the_times_at_which_they_were_spoken_and_add_up_to_the_text(toy, samples, language):
     sample = samples[language]
     body = toy.post("/transcribe", params={"language": language, "timestamps": "word"}, content=sample.audio).json()
     assert body["text"] == sample.text
@@ -81,14 +81,14 @@ def test_a_warning_comes_in_every_json_answer_and_at_the_end_of_every_stream(toy
     assert translated["warnings"] == [expected]
 
 
-def test_requests_sent_at_once_get_each_their_own_text(toy, samples):
+def test_concurrent_requests_each_get_their_own_text(toy, samples):
     texts: dict[str, str] = {}
 
-    def ask(language: str) -> None:
+    def transcribe(language: str) -> None:
         response = toy.post("/transcribe", params={"language": language}, content=samples[language].audio)
         texts[language] = response.json()["text"]
 
-    threads = [threading.Thread(target=ask, args=[language]) for language in LANGUAGES]
+    threads = [threading.Thread(target=transcribe, args=[language]) for language in LANGUAGES]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -108,14 +108,14 @@ def test_the_command_line_transcribes_several_files(cache, samples):
     assert f"{files[1]}: The speech sounds like German" in wrong.stderr
 
 
-def test_serve_says_where_it_is_and_how_to_try_it_and_ctrl_c_ends_it_cleanly(cache, samples):
+def test_serve_logs_its_address_and_a_command_to_try_and_ctrl_c_stops_it_cleanly(cache, samples):
     log: list[str] = []
     server = subprocess.Popen(
         command("serve", "--model", "toy", "--port", "0"),
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # A shell's background jobs ignore Ctrl-C, and hand that on.
+        # Child processes of a shell's background job would otherwise ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert server.stderr
@@ -125,11 +125,11 @@ def test_serve_says_where_it_is_and_how_to_try_it_and_ctrl_c_ends_it_cleanly(cac
                 log.append(line)
                 if "try " in line:
                     break
-            said = "".join(log)
-            for what in ("model   toy", "dtype   ", "device  ", "curl -F file=@"):
-                assert what in said
-            url = re.search(r"serving on (http://127\.0\.0\.1:\d+)", said)
-            assert url, said
+            banner = "".join(log)
+            for part in ("model   toy", "dtype   ", "device  ", "curl -F file=@"):
+                assert part in banner
+            url = re.search(r"serving on (http://127\.0\.0\.1:\d+)", banner)
+            assert url, banner
             sample = samples["en"]
             query = {"language": "en", "format": "text"}
             response = httpx.post(

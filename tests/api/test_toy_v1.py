@@ -1,4 +1,4 @@
-"""canary-1b's prompt format over HTTP: the toy's relative that was trained on it, with and without an aligner."""
+"""canary-1b's prompt format over HTTP: a variant of the toy trained on it, with and without an aligner."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def verbose(client: httpx.Client, sample, **fields) -> dict:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(("server", "source"), [("v1", "cross_attention"), ("aligned", "aligner")])
-def test_verbose_json_has_the_words_with_their_times_and_where_these_are_from(
+def test_verbose_json_has_words_with_times_and_the_source_of_the_times(
     request, samples, server: str, source: str, language: str
 ):
     sample = samples[language]
@@ -44,7 +44,7 @@ def test_verbose_json_has_the_words_with_their_times_and_where_these_are_from(
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_language_is_found_out_and_said_with_its_probability(v1, samples, language):
+def test_the_language_is_detected_and_reported_with_its_probability(v1, samples, language):
     body = v1.post("/transcribe", content=samples[language].audio).json()
     assert (body["text"], body["language"], body["language_source"]) == (samples[language].text, language, "detected")
     assert body["language_probability"] > 0.9
@@ -57,14 +57,14 @@ def test_speech_is_translated(v1, samples, language):
         assert v1.post("/translate", params=query, content=samples[language].audio).json()["text"] == text
 
 
-def test_a_translations_words_get_their_times_from_the_cross_attention_even_beside_an_aligner(aligned, samples):
+def test_word_times_of_a_translation_come_from_cross_attention_even_with_an_aligner(aligned, samples):
     query = {"language": "de", "target_language": "en", "timestamps": "word"}
     body = aligned.post("/translate", params=query, content=samples["de"].audio).json()
     assert body["text"] == samples["de"].translations["en"]
     assert body["timestamps_source"] == "cross_attention"
 
 
-def test_a_prompt_is_refused_as_the_format_has_no_place_for_it(v1, samples):
+def test_a_prompt_is_refused_because_the_format_does_not_support_one(v1, samples):
     answer = v1.post("/transcribe", params={"language": "en", "prompt": "Anna."}, content=samples["en"].audio)
     assert answer.status_code == 400
-    assert "no place for a context" in answer.json()["error"]["message"]
+    assert "does not support a context" in answer.json()["error"]["message"]

@@ -6,9 +6,9 @@ import numpy as np
 from worker import NEVER, Job, Run, Stages, work
 
 from convert.hub import resolve
+from model.arrays import on_cpu
 from model.canary.generate import Utterance
 from model.canary.model import CanaryModel
-from model.kernels import like, on_cpu
 from server.cli.bench.stages import EndlessBatch
 
 
@@ -20,7 +20,7 @@ def load(archive: Path) -> Run:
     def run(job: Job, stages: Stages) -> list[list[int]]:
         banned = np.zeros(own_bias.shape, np.float32)
         banned[job.banned] = NEVER
-        canary.head.bias = own_bias + like(banned, own_bias)
+        canary.head.bias = own_bias + canary.xp.asarray(banned)
         encoded = canary.encodings(job.waveforms)
         # On a CPU rows are encoded in turn, on a GPU together.
         turns = range(len(encoded)) if on_cpu() else range(1)

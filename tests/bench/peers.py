@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 
 from convert.hub import resolve
-from model.canary.prompt import Task, prompt_tokens
+from model.canary.config import CanaryConfig
+from model.canary.prompt import END, PAD, prompt_tokens
 from model.config import read_config
+from model.task import Task
 from model.tokenizer import load_tokenizer
 from server.cli.bench.command import THREAD_VARIABLES
 from server.cli.bench.load import MIXED_LENGTHS
@@ -177,7 +179,7 @@ def case_of(text: str) -> Case:
 def compared(case: Case, sides: list[Side], archive: Path, rounds: int, scratch: Path) -> dict[str, Any]:
     """Seconds by stage of each side for a case; of sides that cannot decode several audios together only for one."""
     folder = resolve(archive, dtype="float32")
-    config = read_config(folder)
+    config = read_config(folder, CanaryConfig)
     tokenizer = load_tokenizer(folder, config.tokenizer)
     file, one = scratch / "all.npz", scratch / "one.npz"
     sounds = [sound(seconds, seed) for seed, seconds in enumerate(case.lengths)]
@@ -187,7 +189,7 @@ def compared(case: Case, sides: list[Side], archive: Path, rounds: int, scratch:
         "waveforms": str(file),
         "tokens": case.tokens,
         "prompt": prompt_tokens(Task("en"), config, tokenizer),
-        "banned": [tokenizer.end_id, tokenizer.pad_id],
+        "banned": [tokenizer.special_id(token) for token in (END, PAD)],
     }
     asked = [side for side in sides if side.batches or len(case.lengths) == 1]
     for side in asked:

@@ -21,10 +21,10 @@ from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
 from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary.model import CanaryModel
-from model.canary.prompt import Task
 from model.config import WEIGHTS_FILE
 from model.cpu.int8 import Int8Linear
-from model.weights import lay_out_for_cpu
+from model.cpu.layout import lay_out
+from model.task import Task
 from server.cli.bench.stages import sound
 from tests.toy.grammar import LANGUAGES
 from tests.toy.score import PAIRS, Heard, exact, recordings
@@ -94,9 +94,9 @@ def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) 
             weights = tree_flatten(canary.parameters())
             canary.update(tree_unflatten([(name, change(name, weight)) for name, weight in weights]))
             mx.eval(canary.parameters())
-        lay_out_for_cpu(computing_in_8_bits(canary) if in_8_bits else canary)
+        lay_out(computing_in_8_bits(canary) if in_8_bits else canary)
 
-    with patch("model.weights.lay_out_for_cpu", laid_out):
+    with patch("model.cpu.layout.lay_out", laid_out):
         return CanaryModel.load(folder, "float32")
 
 

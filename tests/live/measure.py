@@ -219,7 +219,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
     """Sessions without a server, one after the other; what is said is heard in frames and looked at whenever due."""
     from convert.hub import resolve
     from model.canary.model import CanaryModel
-    from model.canary.prompt import Task
+    from model.task import Task
     from server.audio.vad import SpeechDetector
     from server.engine.thread import Engine
     from server.live.decoder import EngineDecoder

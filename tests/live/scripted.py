@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.audio.vad import FRAME
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, SpeechStarted, SpeechStopped
 from server.live.policy import Token

@@ -1,4 +1,4 @@
-"""Containers of live sound: decoded as they come, by a process that may crash or hang, and that nothing is left of."""
+"""Live audio in containers: decoded as it arrives, by a process that may crash or hang, and that never outlives it."""
 
 import asyncio
 import json
@@ -24,13 +24,13 @@ from tests.live.recorded import contained, tone
 from tests.live.test_captions import captioned, cut, opened, told, until
 
 ENCODINGS = pytest.mark.parametrize("encoding", ["webm", "mp4", "ogg"])
-# An EBML element to be passed over, of 64 KiB.
+# An EBML element of 64 KiB that demuxers skip.
 VOID = b"\xec\x01\0\0\0\0\1\0\0" + bytes(1 << 16)
 
 
 @pytest.fixture
 def decoders(monkeypatch) -> list[Process]:
-    """Every decoder that is started; a test fails that leaves one behind."""
+    """Every decoder that is started."""
     started: list[Process] = []
     start = asyncio.create_subprocess_exec
 
@@ -43,7 +43,7 @@ def decoders(monkeypatch) -> list[Process]:
 
 
 async def is_gone(decoder: Process) -> None:
-    """Waits until it has been ended and reaped. Fails if that takes long."""
+    """Waits until it has exited and been reaped. Fails if that takes long."""
     async with asyncio.timeout(20):
         while decoder.returncode is None:
             await asyncio.sleep(0.01)
@@ -52,7 +52,7 @@ async def is_gone(decoder: Process) -> None:
 
 
 class Decoded:
-    """A container that is being heard."""
+    """A stream that is being decoded, and how much of it has been."""
 
     def __init__(self, encoding: str, limits: AudioLimits = AudioLimits()):
         self.samples = 0
@@ -70,7 +70,7 @@ class Decoded:
         return self.samples / 16_000
 
     async def write(self, data: bytes, end: bool = False) -> None:
-        """Raises what comes of it, there or in the decoder."""
+        """Raises the errors of `write` and of `run`."""
         async with asyncio.timeout(60):
             writing = asyncio.ensure_future(self._write(data, end))
             try:
@@ -105,30 +105,30 @@ async def decoding(encoding: str, limits: AudioLimits = AudioLimits()) -> AsyncI
 
 
 @ENCODINGS
-async def test_what_was_written_is_heard_before_more_comes(decoders, encoding):
+async def test_audio_is_passed_on_before_more_arrives(decoders, encoding):
     data = contained(tone(10.0), encoding)
     async with decoding(encoding) as decoded:
         await decoded.write(data[: len(data) // 2])
-        # a page of ogg holds a second, and is known when the next begins
+        # A page of Ogg holds a second, and is complete when the next one begins.
         await decoded.heard(3.9 if encoding == "ogg" else 4.6)
         await decoded.write(data[len(data) // 2 :], end=True)
         assert decoded.seconds == pytest.approx(10, abs=0.05)
     await is_gone(decoders[0])
 
 
-async def test_a_container_of_nothing_is_no_error(decoders):
+async def test_a_stream_without_a_byte_is_no_error(decoders):
     async with decoding("ogg") as decoded:
         await decoded.write(b"", end=True)
         assert decoded.samples == 0
 
 
 @ENCODINGS
-async def test_a_corrupted_container_is_heard_up_to_where_it_breaks_off(decoders, encoding):
+async def test_a_damaged_stream_is_decoded_up_to_the_damage(decoders, encoding):
     data = contained(tone(10.0), encoding)
     half = len(data) // 2
     junk = random.Random(1).randbytes(2_000_000)
     async with decoding(encoding) as decoded:
-        # that it is an error is told at the latest when nothing more can be made of it
+        # The decoder may skip the junk, or give up at it.
         with suppress(AudioError):
             await decoded.write(data[:half] + junk, end=True)
         assert 3.9 <= decoded.seconds <= 6
@@ -136,14 +136,14 @@ async def test_a_corrupted_container_is_heard_up_to_where_it_breaks_off(decoders
 
 
 @ENCODINGS
-async def test_what_is_not_what_it_was_said_to_be_is_named(decoders, encoding):
+async def test_a_stream_in_another_format_is_refused_by_the_name_of_the_expected_one(decoders, encoding):
     async with decoding(encoding) as decoded:
         with pytest.raises(AudioError, match=encoding):
             await decoded.write(b"this is no container" * 10_000, end=True)
     await is_gone(decoders[0])
 
 
-async def test_what_comes_after_the_end_of_the_sound_is_refused(decoders, monkeypatch, tmp_path):
+async def test_data_after_the_end_of_the_stream_is_refused(decoders, monkeypatch, tmp_path):
     ending = tmp_path / "decoding.py"
     ending.write_text("import sys\nsys.stdin.buffer.read(10)\nsys.stdout.buffer.write(bytes(64_000))\n")
     monkeypatch.setattr(audio, "_DECODER", ending)
@@ -151,30 +151,30 @@ async def test_what_comes_after_the_end_of_the_sound_is_refused(decoders, monkey
         await decoded.write(bytes(10))
         await is_gone(decoders[0])
         assert decoded.seconds == 1
-        with pytest.raises(AudioError, match="webm ended or broke off"):
+        with pytest.raises(AudioError, match="webm stream has already ended"):
             await decoded.write(bytes(10))
 
 
 @pytest.mark.parametrize(
     ("limits", "named"), [(AudioLimits(max_rate=44_100), "48000 Hz"), (AudioLimits(max_channels=0), "1 channels")]
 )
-async def test_the_caps_on_files_hold_here_too(limits, named):
+async def test_the_limits_for_files_hold_here_too(limits, named):
     async with decoding("webm", limits) as decoded:
         with pytest.raises(AudioError, match=named):
             await decoded.write(contained(tone(1.0), "webm"), end=True)
 
 
-async def test_bytes_without_end_and_without_sound_are_given_up(monkeypatch):
+async def test_endless_bytes_without_audio_end_the_stream(monkeypatch):
     monkeypatch.setattr(container, "MAX_SILENT_BYTES", 1 << 20)
     recorded = contained(tone(1.0), "webm")
-    # what comes before the first cluster
+    # What comes before the first cluster.
     head = recorded[: recorded.index(b"\x1f\x43\xb6\x75")]
     async with decoding("webm") as decoded:
-        with pytest.raises(AudioError, match="no sound in 1 MiB of webm"):
+        with pytest.raises(AudioError, match="No audio found in 1 MiB of webm"):
             await decoded.write(head + VOID * 100)
 
 
-async def test_who_sends_faster_than_the_model_hears_has_to_wait():
+async def test_a_client_that_sends_faster_than_the_model_listens_has_to_wait():
     async with decoding("ogg") as decoded:
         decoded.taking.clear()
         data = contained(tone(80.0), "ogg")
@@ -188,7 +188,7 @@ async def test_who_sends_faster_than_the_model_hears_has_to_wait():
                 written += len(piece)
 
         writing = asyncio.ensure_future(write())
-        # what the pipes hold has been written when nothing moves any more
+        # The pipes are full when nothing moves any more.
         before = -1
         while written != before or not written:
             before = written
@@ -202,20 +202,20 @@ async def test_who_sends_faster_than_the_model_hears_has_to_wait():
 
 
 @pytest.mark.parametrize("state", ["taking nothing", "after the end"])
-async def test_a_decoder_that_hangs_is_ended_with_an_error(decoders, monkeypatch, tmp_path, state):
+async def test_a_decoder_that_hangs_is_stopped_with_an_error(decoders, monkeypatch, tmp_path, state):
     hanging = tmp_path / "decoding.py"
     hanging.write_text("import time\ntime.sleep(600)\n")
     monkeypatch.setattr(audio, "_DECODER", hanging)
     monkeypatch.setattr(container, "STALL_S", 0.3)
     async with decoding("webm") as decoded:
         data = bytes(10 if state == "after the end" else 1 << 20)
-        with pytest.raises(AudioError, match="webm could not be decoded in time"):
+        with pytest.raises(AudioError, match="webm stream was stopped: no progress"):
             await asyncio.gather(decoded.running, decoded.write(data, end=state == "after the end"))
     await is_gone(decoders[0])
     assert decoders[0].returncode == -signal.SIGKILL
 
 
-async def test_a_decoder_that_waits_for_sound_is_left_alone(monkeypatch):
+async def test_a_decoder_that_waits_for_audio_is_left_alone(monkeypatch):
     monkeypatch.setattr(container, "STALL_S", 0.1)
     data = contained(tone(2.0), "webm")
     async with decoding("webm") as decoded:
@@ -228,7 +228,7 @@ async def test_a_decoder_that_waits_for_sound_is_left_alone(monkeypatch):
         assert decoded.seconds == pytest.approx(2, abs=0.05)
 
 
-async def test_ctrl_c_is_for_the_server_and_not_for_its_decoders(decoders):
+async def test_ctrl_c_stops_the_server_and_not_its_decoders(decoders):
     data = contained(tone(2.0), "webm")
     async with decoding("webm") as decoded:
         await decoded.write(data[:5000])
@@ -238,7 +238,7 @@ async def test_ctrl_c_is_for_the_server_and_not_for_its_decoders(decoders):
         assert decoded.seconds == pytest.approx(2, abs=0.05)
 
 
-def test_a_decoder_that_computes_without_end_is_ended_by_the_system():
+def test_a_decoder_that_computes_for_ever_is_ended_by_the_system():
     code = (
         f"import runpy; decoding = runpy.run_path({str(audio._DECODER)!r}); limit = decoding['_limit_computing']\n"
         "limit.__globals__['MAX_COMPUTING_S'] = 0.1; limit()\n"
@@ -247,7 +247,7 @@ def test_a_decoder_that_computes_without_end_is_ended_by_the_system():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGVTALRM
 
 
-def test_a_decoder_of_live_sound_may_have_less_memory_than_one_of_files():
+def test_a_decoder_of_live_audio_may_use_less_memory_than_one_of_files():
     decoder = runpy.run_path(str(audio._DECODER))
     code = (
         f"import runpy; runpy.run_path({str(audio._DECODER)!r})['_limit_memory']({decoder['LIVE_MEMORY']})\n"
@@ -258,7 +258,7 @@ def test_a_decoder_of_live_sound_may_have_less_memory_than_one_of_files():
     assert decoder["LIVE_MEMORY"] < decoder["FILE_MEMORY"]
 
 
-async def test_a_decoder_that_is_killed_ends_its_session_with_an_error_and_no_other(url, pcm, samples, decoders):
+async def test_a_decoder_that_is_killed_ends_its_own_session_alone_with_an_error(url, pcm, samples, decoders):
     data = contained(pcm(rate=48_000), "webm")
     async with opened(url, encoding="webm", sample_rate=None) as ws, opened(url) as other:
         await ws.send(data[: len(data) * 2 // 3])
@@ -267,7 +267,7 @@ async def test_a_decoder_that_is_killed_ends_its_session_with_an_error_and_no_ot
         decoder.kill()
         messages = early + await until(ws, "error")
         assert (messages[-1]["code"], messages[-1]["fatal"]) == ("invalid_audio", True)
-        # what had been heard is written out before that
+        # The text of what was heard comes before that.
         assert [m["is_final"] for m in messages if m["type"] == "result"][-1]
         assert not messages[-1]["message"].endswith(":")
         await is_gone(decoder)
@@ -292,12 +292,12 @@ async def test_no_decoder_is_left_after_its_session(url, pcm, decoders, ending):
     await is_gone(decoders[0])
 
 
-async def test_raw_sound_needs_no_process(url, pcm, decoders):
+async def test_raw_audio_needs_no_process(url, pcm, decoders):
     await captioned(url, cut(pcm(), 32_000))
     assert decoders == []
 
 
-async def test_an_error_of_the_sound_is_told_although_the_client_says_nothing_more(url):
+async def test_an_error_in_the_audio_is_sent_even_if_the_client_sends_nothing_more(url):
     async with opened(url, encoding="webm", sample_rate=None) as ws:
         await ws.send(b"this is no webm" * 10_000)
         error = await told(ws)

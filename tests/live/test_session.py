@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.canary.prompt import AUTO, Task, TaskError
+from model.task import AUTO, Task, TaskError
 from server.audio.vad import FRAME
 from server.live.endpointing import Endpointing
 from server.live.events import Lag, Problem, SpeechStarted, SpeechStopped

@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.engine.thread import LIVE
 from server.errors import AudioError, QueueFull
 from server.live import connection
@@ -192,9 +192,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
     class Engine:
         info = SimpleNamespace(
             tokenizer=SimpleNamespace(decode=lambda ids: "", is_special=lambda i: False),
-            config=SimpleNamespace(
-                preprocessor=SimpleNamespace(window_stride=0.01), encoder=SimpleNamespace(subsampling_factor=8)
-            ),
+            config=SimpleNamespace(step_s=0.08),
         )
 
         async def run(self, wanted, priority):

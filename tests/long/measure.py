@@ -21,7 +21,7 @@ import server.longform.cutting as cutting_module
 import server.longform.transcribe as longform_module
 from convert.hub import resolve
 from model.canary.model import CanaryModel
-from model.canary.prompt import Task
+from model.task import Task
 from server.audio.vad import FRAME, SpeechDetector
 from server.engine.thread import Engine
 from server.longform.cutting import SAMPLE_RATE

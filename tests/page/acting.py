@@ -1,4 +1,4 @@
-"""What tests of the page do and see again and again."""
+"""What several tests of the page do and see."""
 
 import json
 
@@ -23,5 +23,6 @@ def options(page: Page, menu: str) -> list[str]:
 
 
 def start(page: Page, stream) -> None:
+    """Starts listening from the keyboard; `stream` answers."""
     page.keyboard.press("Space")
     expect(page.locator("#status")).to_have_text("Listening")

@@ -1,4 +1,4 @@
-"""The page in Chromium, before a real server with the toy model."""
+"""The page in Chromium, with a real server and the toy model behind it."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ import soundfile
 import soxr
 from playwright.sync_api import Browser, Page, Playwright, WebSocketRoute, expect, sync_playwright
 
-# A busy machine is slow, not wrong.
+# Generous, for busy machines.
 expect.set_options(timeout=30_000)
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
@@ -60,10 +60,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory) -> Iterator[Callable[..., str]]:
-    """Starts a server with these settings as people start one, and returns its address."""
+    """Starts a server with these settings, as the command line does, and returns its address."""
     cache = str(tmp_path_factory.mktemp("cache"))
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(_served({"CANARY_CACHE": cache, **settings}))
+        yield lambda **settings: stack.enter_context(served(**{"CANARY_CACHE": cache, **settings}))
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +72,9 @@ def address(serve) -> str:
 
 
 @contextmanager
-def _served(environment: dict[str, str]) -> Iterator[str]:
-    command = [sys.executable, "-m", "server", "serve", "--model", "toy", "--port", "0"]
+def served(port: int = 0, **environment: str) -> Iterator[str]:
+    """A server with the toy model. Yields its address; 0 is any free port."""
+    command = [sys.executable, "-m", "server", "serve", "--model", "toy", "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as server:
         assert server.stderr
         lines = []
@@ -83,7 +84,7 @@ def _served(environment: dict[str, str]) -> Iterator[str]:
                 break
         else:
             raise AssertionError("".join(lines))
-        # Nobody may leave it with a full pipe.
+        # Keep reading, or the server would block on a full pipe.
         reader = threading.Thread(target=lambda rest: [None for _ in rest], args=(server.stderr,))
         reader.start()
         yield line.split("serving on ")[1].split()[0]
@@ -120,28 +121,38 @@ def chromium(launch) -> Browser:
 
 @pytest.fixture
 def visit(chromium, address) -> Iterator[Callable[..., Page]]:
-    """Opens the page, by default in the module's Chromium, and checks that it never complains."""
+    """Opens the page, by default in the module's Chromium, and checks that nothing is logged as an error.
+
+    `prepare` is called before the page loads; `may_fail` is for tests that make its scripts fail.
+    """
     contexts, complaints = [], []
 
     def open_page(
-        browser: Browser = chromium, at: str = address, prepare: Callable[[Page], Any] | None = None, **options: Any
+        browser: Browser = chromium,
+        at: str = address,
+        prepare: Callable[[Page], Any] | None = None,
+        may_fail: bool = False,
+        wait_until: Literal["load", "commit"] = "load",
+        **options: Any,
     ) -> Page:
         context = browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(60_000)
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
+        if not may_fail:
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
         if prepare:
             prepare(page)
-        page.goto(at)
+        page.goto(at, wait_until=wait_until)
         return page
 
     yield open_page
     for context in contexts:
         context.close()
-    # A lost connection is the browser's to log, and some tests' to make.
-    assert [text for text in complaints if "Failed to load resource" not in text] == []
+    # Browsers log each failed connection, and some tests make them fail.
+    expected = ("Failed to load resource", "WebSocket connection to")
+    assert [text for text in complaints if not text.startswith(expected)] == []
 
 
 @pytest.fixture
@@ -153,7 +164,11 @@ def page(visit) -> Page:
 
 
 class FakeStream:
-    """The server's end of WS /stream, played by a test. Every connection is in `connections`."""
+    """The server's end of WS /stream, played by a test.
+
+    `connections` has every connection, `started` every start message, `sound` every frame. With `refuse` it closes
+    connections at once, with `hold` it sends no ready, and with `ignore_stop` it does not answer stop.
+    """
 
     def __init__(self) -> None:
         self.connections: list[WebSocketRoute] = []
@@ -161,6 +176,8 @@ class FakeStream:
         self.sound: list[bytes] = []
         self.stopped = 0
         self.refuse = False
+        self.hold = False
+        self.ignore_stop = False
 
     def install(self, page: Page) -> None:
         page.route_web_socket("**/stream", self._connected)
@@ -179,16 +196,25 @@ class FakeStream:
         told = json.loads(message)
         if told["type"] == "start":
             self.started.append(told)
-            self.say({"type": "ready"})
+            if not self.hold:
+                self.ready()
         if told["type"] == "stop":
             self.stopped += 1
-            self.say({"type": "done", "duration": 1.0})
+            if not self.ignore_stop:
+                self.say({"type": "done", "duration": 1.0})
+
+    def ready(self) -> None:
+        self.say({"type": "ready"})
+
+    def seconds(self) -> float:
+        """How much sound has come."""
+        return sum(map(len, self.sound)) / 2 / self.started[-1]["sample_rate"]
 
     def say(self, message: dict) -> None:
         self.connections[-1].send(json.dumps(message))
 
     def result(self, segment: int, text: str, stable: int | None = None, **more: Any) -> None:
-        """`stable` None: it is final."""
+        """Sends a result: a final one if `stable` is None."""
         final = stable is None
         self.say(
             {
@@ -206,7 +232,7 @@ def stream() -> FakeStream:
 
 @pytest.fixture
 def faked(visit, stream) -> Page:
-    """The page before a server whose live captions a test plays."""
+    """The page, ready, with live captions played by the test."""
     page = visit(prepare=stream.install)
     page.locator("#start:enabled").wait_for()
     return page
@@ -214,7 +240,7 @@ def faked(visit, stream) -> Page:
 
 @pytest.fixture(scope="session")
 def samples() -> dict[str, dict]:
-    """What is said in the recordings that ship with the toy, by language."""
+    """The recordings that ship with the toy, by language: path, text and translations."""
     told = json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8"))
     return {sample["language"]: {**sample, "path": SAMPLES / name} for name, sample in told.items()}
 
@@ -266,5 +292,5 @@ def _cue(block: str, mark: str) -> Cue:
 
 @pytest.fixture(scope="session")
 def read_cues() -> Callable[[str, str], list[Cue]]:
-    """The cues of a file of a format, "srt" or "vtt"; fails where the file is not one."""
+    """Reads the cues of a file, given its format ("srt" or "vtt") and content; fails if it is malformed."""
     return lambda format, text: {"srt": _read_srt, "vtt": _read_vtt}[format](text)

@@ -95,8 +95,8 @@ def test_a_dropped_recording_is_taken_and_shows_how_far_it_is(page, samples):
     expect(page.locator("#start")).to_have_text("Start")
     assert on_screen(page, "text") == samples["en"]["text"]
     seen = page.evaluate("() => [...seen]")
-    assert "Sending" in seen
-    # how much of it is written
+    assert "Uploading" in seen
+    # how much of it has been transcribed
     assert any(f"of 0:{int(samples['en']['duration']):02}" in phase for phase in seen), seen
 
 
@@ -140,7 +140,7 @@ def test_a_recording_waits_until_the_microphone_that_was_asked_for_is_not_used(p
     page.keyboard.press("Space")
     expect(page.locator("#start")).to_have_text("Starting")
     page.set_input_files("#picker", samples["en"]["path"])
-    expect(page.get_by_role("alert")).to_contain_text("Stop what is going on first")
+    expect(page.get_by_role("alert")).to_contain_text("Stop first")
     expect(page.locator("#start")).to_have_text("Starting")
     page.evaluate("() => refuse(new DOMException('', 'NotAllowedError'))")
     expect(page.get_by_role("alert")).to_contain_text("may not use the microphone")

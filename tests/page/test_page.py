@@ -1,4 +1,4 @@
-"""What the page does with a server that behaves as the test says: captions, languages, keys."""
+"""Captions, languages and keys, with live captions played by the test."""
 
 from playwright.sync_api import expect
 
@@ -206,7 +206,7 @@ def test_keys_do_what_the_buttons_do(faked, stream):
 
 def test_single_keys_can_be_turned_off(faked, stream):
     faked.keyboard.press("?")
-    faked.get_by_label("Single keys work").uncheck()
+    faked.get_by_label("Use single-key shortcuts").uncheck()
     faked.keyboard.press("Escape")
     faked.keyboard.press("Space")
     faked.keyboard.press("?")

@@ -1,52 +1,66 @@
-"""What the page does when something goes wrong: lost connections, refusals, no microphone, a server not ready."""
-
-import re
+"""What the page does when something goes wrong: refusals, no microphone, a server that is not ready."""
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.page.acting import capabilities, start
 
 
-def test_after_a_lost_connection_the_sound_since_the_last_final_words_is_sent_again(faked, stream):
-    start(faked, stream)
-    expect(faked.locator("#elapsed")).to_have_text("0:01")
-    stream.result(0, "Safe.", start=0.0, end=0.3)
-    expect(faked.locator("#log .line")).to_have_count(1)
-    stream.result(1, "Never fin", stable=5)
-    expect(faked.locator("#interim .line")).to_have_count(1)
-    stream.sound.clear()
-    stream.connections[-1].close(code=1011, reason="oops")
-    expect(faked.locator("#interim .line")).to_have_count(0)
-    expect(faked.locator("#status")).to_have_text("Listening · English")
-    assert len(stream.connections) == 2
-
-    # from 0.3 s on: of two seconds, more than the second that came after the connection was lost
-    enough = 1.3 * 2 * stream.started[-1]["sample_rate"]
-    while sum(map(len, stream.sound)) <= enough:
-        expect(faked.locator("#elapsed")).to_have_text(re.compile("0:0[12]"))
-        faked.wait_for_timeout(20)
-    stream.result(0, "Said again.", start=0.9, end=1.5)
-    expect(faked.locator("#log .text")).to_have_text(["Safe.", "Said again."])
-    expect(faked.locator("#log time").nth(1)).to_have_text("0:01")
-
-
-def test_it_says_that_it_reconnects_for_as_long_as_it_must(faked, stream):
-    start(faked, stream)
-    stream.refuse = True
-    stream.connections[-1].close(code=1011)
-    expect(faked.locator("#status")).to_have_text("Reconnecting; what you say is kept")
-    stream.refuse = False
+def test_a_fatal_error_ends_listening_in_the_servers_words_and_can_be_tried_again(faked, stream):
+    for step in ("Dismiss", "Try again"):
+        start(faked, stream)
+        stream.say({"type": "error", "code": "too_many_sessions", "message": "All 8 sessions are used.", "fatal": True})
+        expect(faked.get_by_role("alert")).to_have_text("All 8 sessions are used.")
+        expect(faked.locator("#start")).to_have_text("Start")
+        faked.get_by_role("button", name=step).click()
+        expect(faked.locator("#notice")).to_be_hidden()
     expect(faked.locator("#status")).to_have_text("Listening")
 
 
-def test_a_fatal_error_ends_listening_in_the_servers_words(faked, stream):
+@pytest.mark.parametrize("code", ["model_loading", "stopping"])
+def test_an_error_that_passes_by_itself_is_waited_out(faked, stream, code):
     start(faked, stream)
-    stream.say({"type": "error", "code": "too_many_sessions", "message": "All 8 sessions are in use.", "fatal": True})
-    expect(faked.get_by_role("alert")).to_have_text("All 8 sessions are in use.")
-    expect(faked.locator("#start")).to_have_text("Start")
-    faked.get_by_role("button", name="Dismiss").click()
+    expect(faked.locator("#elapsed")).to_have_text("0:01")
+    stream.sound.clear()
+    stream.say({"type": "error", "code": code, "message": "Not now.", "fatal": True})
+    expect(faked.locator("#status")).to_have_text("Reconnecting; what you say is kept")
+    expect(faked.locator("#status")).to_have_text("Listening")
     expect(faked.locator("#notice")).to_be_hidden()
+    assert len(stream.connections) == 2
+
+
+def test_nothing_heard_is_told_until_something_is(visit, stream):
+    def prepare(page: Page) -> None:
+        stream.install(page)
+        page.add_init_script(
+            """
+            navigator.mediaDevices.getUserMedia = async () => {
+                const context = new AudioContext();
+                const tone = new OscillatorNode(context);
+                window.volume = new GainNode(context, { gain: 0 });
+                const microphone = new MediaStreamAudioDestinationNode(context);
+                tone.connect(volume).connect(microphone);
+                tone.start();
+                return microphone.stream;
+            };
+            """
+        )
+
+    page = visit(prepare=prepare)
+    page.locator("#start:enabled").wait_for()
+    start(page, stream)
+    notice = page.get_by_role("alert")
+    expect(notice).to_contain_text("Nothing can be heard.")
+    page.evaluate("() => { volume.gain.value = 0.5; }")
+    expect(notice).to_be_hidden()
+    page.evaluate("() => { volume.gain.value = 0; }")
+    expect(notice).to_contain_text("Nothing can be heard.")
+    # Another notice stays when something is heard.
+    stream.say({"type": "error", "code": "loop", "message": "A part was left out.", "fatal": False})
+    expect(notice).to_have_text("A part was left out.")
+    page.evaluate("() => { volume.gain.value = 0.5; }")
+    page.locator("#meter:not([aria-valuenow='0'])").wait_for()
+    expect(notice).to_have_text("A part was left out.")
 
 
 def test_a_problem_that_is_not_fatal_is_told_and_listening_goes_on(faked, stream):
@@ -71,20 +85,33 @@ def test_a_microphone_that_cannot_be_had_is_explained(page, name, words):
     page.keyboard.press("Space")
     expect(page.get_by_role("alert")).to_contain_text(words)
     expect(page.locator("#start")).to_be_enabled()
+    page.evaluate("() => { delete navigator.mediaDevices.getUserMedia; }")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#status")).to_have_text("Listening")
+    expect(page.locator("#notice")).to_be_hidden()
 
 
 def test_it_waits_for_the_model_and_for_the_server(visit):
     answers = [
         lambda route: route.abort(),
         lambda route: route.fulfill(status=503, body='{"error": {"code": "model_loading", "message": "m"}}'),
+        lambda route: route.fulfill(status=500, body="<h1>Oops</h1>"),
         lambda route: route.fulfill(
             status=503, body='{"error": {"code": "model_failed", "message": "No such model."}}'
         ),
         lambda route: route.fulfill(body=capabilities()),
     ]
     page = visit(prepare=lambda page: page.route("**/capabilities", lambda route: answers.pop(0)(route)))
-    for words in ("Waiting for the server", "Loading the model", "No such model.", "Ready"):
-        expect(page.locator("#status")).to_have_text(words)
+    notice = page.get_by_role("alert")
+    expect(notice).to_have_text("The server does not answer. The page keeps trying.")
+    expect(page.locator("#status")).to_have_text("Waiting for the server")
+    expect(page.locator("#status")).to_have_text("Loading the model")
+    expect(notice).to_be_hidden()
+    expect(notice).to_have_text("The server answered with status 500. The page keeps trying.")
+    expect(notice).to_have_text("No such model. The page keeps trying.")
+    page.get_by_role("button", name="Try now").click()
+    expect(page.locator("#status")).to_have_text("Ready")
+    expect(notice).to_be_hidden()
 
 
 def test_a_key_is_asked_for_and_sent(visit, stream):
@@ -108,3 +135,90 @@ def test_a_recording_that_is_too_large_is_not_sent(visit):
     page.locator("#start:enabled").wait_for()
     page.set_input_files("#picker", {"name": "long.wav", "mimeType": "audio/wav", "buffer": bytes(1_000_001)})
     expect(page.get_by_role("alert")).to_contain_text("larger than 1 MB")
+    with page.expect_file_chooser():
+        page.get_by_role("alert").locator("..").get_by_role("button", name="Open a file").click()
+
+
+def test_a_recording_that_failed_on_the_way_can_be_sent_again(page, samples):
+    page.route("**/transcribe", lambda route: route.abort())
+    page.set_input_files("#picker", samples["en"]["path"])
+    expect(page.get_by_role("alert")).to_have_text("en.flac: The connection was lost. Is the server still running?")
+    page.unroute("**/transcribe")
+    page.get_by_role("button", name="Try again").click()
+    page.locator("#log .line").filter(has_text=samples["en"]["text"].split()[-1]).wait_for()
+    expect(page.locator("#notice")).to_be_hidden()
+
+
+def test_a_recording_is_sent_again_with_another_key(page, samples):
+    refusal = '{"error": {"code": "invalid_api_key", "message": "This key is not known."}}'
+    page.route("**/transcribe", lambda route: route.fulfill(status=401, body=refusal))
+    page.set_input_files("#picker", samples["en"]["path"])
+    page.get_by_role("button", name="Enter a key").click()
+    page.get_by_role("textbox", name="API key").fill("another-key")
+    page.unroute("**/transcribe")
+    with page.expect_request("**/transcribe") as sent:
+        page.keyboard.press("Enter")
+    assert sent.value.headers["authorization"] == "Bearer another-key"
+    page.locator("#log .line").first.wait_for()
+
+
+# --- Escape
+
+
+@pytest.mark.parametrize("place", ["body", "#language", "#copy", "#notice-close"])
+def test_escape_ends_the_session_at_once_from_anywhere(faked, stream, place):
+    start(faked, stream)
+    stream.result(0, "Hello.")
+    stream.say({"type": "error", "code": "loop", "message": "A part was left out.", "fatal": False})
+    faked.locator("#notice").wait_for()
+    faked.focus(place)
+    faked.keyboard.press("Escape")
+    expect(faked.locator("#start")).to_have_text("Start")
+    expect(faked.locator("#status")).to_have_text("Ready")
+    expect(faked.locator("#notice")).to_be_hidden()
+    assert stream.stopped == 1
+
+
+def test_a_second_escape_does_not_wait_for_the_last_words(faked, stream):
+    start(faked, stream)
+    stream.result(0, "Half a sent", stable=4)
+    expect(faked.locator("#interim .line")).to_have_count(1)
+    stream.ignore_stop = True
+    faked.keyboard.press("Escape")
+    expect(faked.locator("#status")).to_have_text("Writing the last words")
+    faked.keyboard.press("Escape")
+    expect(faked.locator("#status")).to_have_text("Ready")
+    expect(faked.locator("#log .text")).to_have_text("Half a sent")
+
+
+def test_escape_ends_a_session_without_a_connection(faked, stream):
+    stream.refuse = True
+    faked.keyboard.press("Space")
+    faked.locator("#notice").wait_for()
+    faked.keyboard.press("Escape")
+    expect(faked.locator("#status")).to_have_text("Writing the last words")
+    faked.keyboard.press("Escape")
+    expect(faked.locator("#status")).to_have_text("Ready")
+    expect(faked.locator("#start")).to_have_text("Start")
+
+
+def test_escape_ends_waiting_for_the_microphone(faked, stream):
+    faked.evaluate(
+        """() => {
+            const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+            navigator.mediaDevices.getUserMedia = async (wanted) => {
+                await new Promise((resolve) => { window.allow = resolve; });
+                return window.opened = await open(wanted);
+            };
+        }"""
+    )
+    faked.keyboard.press("Space")
+    expect(faked.locator("#status")).to_have_text("Waiting for the microphone")
+    faked.wait_for_function("() => window.allow")
+    faked.keyboard.press("Escape")
+    expect(faked.locator("#status")).to_have_text("Ready")
+    # Allowed too late, the microphone is closed again.
+    faked.evaluate("() => allow()")
+    faked.wait_for_function("() => window.opened?.getTracks().every((track) => track.readyState === 'ended')")
+    expect(faked.locator("#start")).to_have_text("Start")
+    assert stream.connections == []

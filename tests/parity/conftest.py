@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from convert.convert import ConversionConfig, convert
-from model.canary.model import CanaryModel, Encoded
+from model.canary.model import CanaryModel
+from model.decoding import Encoded
 from tests.parity.compared import GOLDENS
 from tests.parity.sounds import LENGTHS, sound
 
@@ -50,7 +51,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
             folder,
             json.loads(path.with_suffix(".json").read_text(encoding="utf-8")),
             dict(arrays),
-            {name: canary.encodings([sound(name)])[0] for name in LENGTHS},
+            {name: canary.encoded_together([sound(name)])[0] for name in LENGTHS},
         )
 
 

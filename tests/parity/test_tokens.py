@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from model.canary.generate import DecodingOptions
-from model.canary.model import SAMPLE_RATE
-from model.canary.prompt import Task, prompt_tokens
+from model.canary.prompt import prompt_tokens
+from model.config import SAMPLE_RATE
+from model.decoding import DecodingOptions
+from model.task import Task
 from model.timestamps import plain_text
 from tests.parity.sounds import sound
 
@@ -44,9 +45,9 @@ def test_greedy_tokens_are_nemos_when_everything_is_decoded_side_by_side(case):
 def test_a_padded_batch_gives_the_tokens_of_nemos_batch(case):
     """NeMo lets a short sound in a batch run on to the longest one's limit; here each has its own."""
     for told in case.values["batches"]:
-        encoded = case.canary.encodings([sound(name) for name in told["sounds"]])
+        encoded = case.canary.encoded_together([sound(name) for name in told["sounds"]])
         prompts = [prompt(case, told["prompt"])] * len(encoded)
-        limits = [case.canary.utterance(0, e, p, GREEDY).limit for e, p in zip(encoded, prompts, strict=True)]
+        limits = [case.canary.prompted(0, e, p, GREEDY).limit for e, p in zip(encoded, prompts, strict=True)]
         ours = case.canary.generate(encoded, prompts, GREEDY)
         assert [one.tokens for one in ours] == [
             tokens[:limit] for tokens, limit in zip(told["tokens"], limits, strict=True)

@@ -1,13 +1,17 @@
 """A small Canary with random weights, loud enough that what it writes depends on sound, position and history."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_map_with_path
 
+from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
-from model.config import CanaryConfig, DecoderConfig, DecodingConfig, EncoderConfig, PreprocessorConfig, TokenizerConfig
-from model.weights import lay_out_for_cpu
+from model.canary.prompt import END, PAD
+from model.cpu.layout import lay_out
+from tests.configs import canary_config
 
 VOCAB = 64
 MAX_SEQUENCE = 128
@@ -16,12 +20,11 @@ MAX_SEQUENCE = 128
 class PlainTokenizer:
     """Text is ids written as numbers; special tokens get ids as they are asked for."""
 
-    begin_id, end_id, pad_id = 4, 3, 2
-    no_speech_id = None
+    special: dict[str, int] = {END: 3, PAD: 2}  # noqa: RUF012
     time_steps: dict[int, int] = {}  # noqa: RUF012
 
     def special_id(self, token: str) -> int:
-        return 5 + sum(token.encode()) % 50
+        return self.special.get(token, 5 + sum(token.encode()) % 50)
 
     def encode_prompt(self, text: str) -> list[int]:
         return [self.special_id(token) for token in text.split("<") if token]
@@ -40,20 +43,11 @@ class PlainTokenizer:
 
 
 def tiny_config(**encoder) -> CanaryConfig:
-    return CanaryConfig(
-        name="tiny",
-        dtype="float32",
-        prompt_format="canary2",
-        prompt_defaults=(),
-        languages=("en", "de"),
-        vocab_size=VOCAB,
-        preprocessor=PreprocessorConfig(features=encoder.get("feat_in", 80)),
-        encoder=EncoderConfig(
-            **{"feat_in": 80, "n_layers": 2, "d_model": 32, "n_heads": 4, "subsampling_conv_channels": 8, **encoder}
-        ),
-        decoder=DecoderConfig(48, 96, 2, 4, MAX_SEQUENCE),
-        decoding=DecodingConfig(max_generation_delta=20),
-        tokenizer=TokenizerConfig("agg", {}),
+    config = canary_config("tiny", longest=MAX_SEQUENCE)
+    return replace(
+        config,
+        preprocessor=replace(config.preprocessor, features=encoder.get("feat_in", 80)),
+        encoder=replace(config.encoder, **encoder),
     )
 
 
@@ -82,7 +76,7 @@ def canary(request) -> CanaryModel:
     """As a GPU computes, and as a CPU does."""
     canary = tiny_canary()
     if request.param == "of numpy's arrays":
-        lay_out_for_cpu(canary)
+        lay_out(canary)
     return canary
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from model.canary.generate import DecodingOptions
 from model.canary.model import CanaryModel
-from model.canary.prompt import Task
+from model.decoding import DecodingOptions
+from model.task import Task
 from server.engine.batching import Batcher, Pass, PassResult
 
 TASKS = (
@@ -98,14 +98,19 @@ def test_random_mixes_that_join_and_leave_at_random_times_change_nobodys_tokens(
 def test_what_a_cpu_remembers_of_an_audio_is_no_longer_than_it_and_is_let_go_with_its_rows(canary, passes, sounds):
     batcher = Batcher(canary, 16)
     batcher.join([(0, passes((7, 0, 0))), (1, passes((0, 0, 2)))])
-    keys, _ = batcher._batch._cross[0].read(batcher.rows, 0)
+
+    def remembered() -> list[np.ndarray]:
+        """The keys of each row's audio in the first layer."""
+        return [row[0][0] for row in batcher._batch._audio._rows]
+
+    keys = remembered()
     assert [k.shape[1] for k in keys] == [canary.encodings([sounds[i]])[0].vectors.shape[0] for i in (7, 0, 0, 0)]
     # The hypotheses of one beam share it.
     assert keys[1] is keys[2] is keys[3]
     # Nothing larger stays in memory for what is kept.
     assert keys[0].base is None
     batcher.cancel(0)
-    assert [k.shape[1] for k in batcher._batch._cross[0].read(batcher.rows, 0)[0]] == [13, 13, 13]
+    assert [k.shape[1] for k in remembered()] == [13, 13, 13]
 
 
 def test_a_text_and_its_translation_share_one_cross_memory(canary, passes, monkeypatch):

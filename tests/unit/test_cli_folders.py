@@ -1,4 +1,4 @@
-"""The command line: where it keeps models, and how a converted folder is asked for."""
+"""The command line: where it caches models, and how to use a converted folder."""
 
 from pathlib import Path
 
@@ -25,18 +25,19 @@ NOTHING_MEASURED = ("--seconds", "", "--rows", "", "--lengths", "", "--concurren
         (("convert", "canary-180m-flash.nemo", "out"), "locks"),
     ],
 )
-def test_the_cache_is_where_the_environments_file_says_it_is(monkeypatch, tmp_path, command, kept):
+def test_every_command_uses_the_cache_named_in_an_env_file(monkeypatch, tmp_path, command, kept):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CANARY_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     Path(".env").write_text("CANARY_CACHE=kept\n")
     archives.tiny_archive(tmp_path)
+    Path("a.wav").touch()
     run(*command)
     assert len(list(Path("kept", kept).iterdir())) == 1
     assert not Path("elsewhere").exists()
 
 
-def test_a_cache_that_is_said_to_be_nowhere_in_particular_is_the_platforms(monkeypatch):
+def test_an_empty_cache_setting_means_the_platforms_folder(monkeypatch):
     monkeypatch.setenv("CANARY_CACHE", "")
     assert Settings(_env_file=None).cache is None
     monkeypatch.setenv("CANARY_CACHE", "~/models")
@@ -54,7 +55,7 @@ def test_a_cache_that_is_said_to_be_nowhere_in_particular_is_the_platforms(monke
         (("parts", "--preserve-keys"), None),
     ],
 )
-def test_a_conversion_ends_with_the_folder_and_with_what_to_type_to_use_it(monkeypatch, tmp_path, out, typed):
+def test_a_conversion_prints_the_folder_and_how_to_use_it(monkeypatch, tmp_path, out, typed):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""A piece's text held against its speech."""
+"""Comparing a piece's text with its speech."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def segment(*words: tuple[str, float, float], log_prob: float = -0.1) -> Segment
     return Segment(words[0][1], words[-1][2], " ".join(text for text, _, _ in words), (1,) * len(words), placed)
 
 
-def test_only_words_in_the_midst_of_a_long_silence_were_not_said():
+def test_only_words_inside_a_long_silence_are_removed():
     written = [segment(("The", 13.6, 14.1), ("dog", 14.1, 14.4), ("runs.", 15.0, 15.4), ("Now", 16.8, 17.2))]
     (kept,) = without_invented_words(PIECE, written)
     assert (kept.text, kept.start, kept.end) == ("The Now", 13.6, 17.2)
@@ -26,7 +26,7 @@ def test_only_words_in_the_midst_of_a_long_silence_were_not_said():
     )
 
 
-def test_a_word_that_goes_through_a_long_silence_is_only_believed_if_it_is_probable():
+def test_a_word_across_a_long_silence_is_kept_only_if_it_is_probable():
     def written(probability: float | None) -> list[Segment]:
         words = (Word("One", 10.1, 10.5, 0.3), Word("dog", 13.8, 17.3, probability), Word("runs.", 17.4, 17.8, 0.3))
         return [Segment(10.1, 17.8, "One dog runs.", (), words)]
@@ -35,7 +35,7 @@ def test_a_word_that_goes_through_a_long_silence_is_only_believed_if_it_is_proba
         assert [segment.text for segment in without_invented_words(PIECE, written(probability))] == [text]
 
 
-def test_text_was_written_from_where_its_words_are_or_its_tokens_looked():
+def test_text_covers_its_words_times_or_else_its_tokens_peaks_of_attention():
     timed = segment(("a", 10.5, 11.0), ("b", 12.0, 12.5))
     assert written_at(PIECE, [timed], None) == ((10.5, 11.0), (12.0, 12.5))
     untimed = Segment(10.0, 20.0, "a b", (1, 2))
@@ -45,7 +45,7 @@ def test_text_was_written_from_where_its_words_are_or_its_tokens_looked():
     assert written_at(PIECE, [], attention) == ()
 
 
-def test_speech_that_no_word_is_near_to_was_passed_over():
+def test_speech_far_from_any_word_is_missed():
     def missed(*written: tuple[float, float]) -> list[tuple[float, float]]:
         return [(round(a, 2), round(b, 2)) for a, b in passed_over(SPEECH, written, 0.15, 0.7)]
 
@@ -55,23 +55,23 @@ def test_speech_that_no_word_is_near_to_was_passed_over():
     assert missed((10.0, 11.0), (11.9, 18.0)) == [(18.15, 19.0)]
 
 
-def test_what_was_found_is_put_among_the_words_at_its_place():
+def test_found_words_are_inserted_at_their_times():
     written = [segment(("One", 10.0, 10.4), ("four.", 12.6, 13.0)), segment(("Five.", 13.2, 13.6))]
     found = [segment(("One", 10.0, 10.4), ("two", 11.0, 11.4), ("three", 11.8, 12.2), ("four.", 12.6, 13.0))]
     assert [s.text for s in put_in(written, found, 10.5, 12.5)] == ["One", "two three", "four.", "Five."]
     assert put_in((), found, 10.5, 12.5)[0].text == "two three"
 
 
-def test_a_word_that_was_written_with_a_wrong_time_and_is_found_again_is_there_once():
+def test_a_word_with_a_wrong_time_that_is_found_again_is_not_duplicated():
     found = [segment(("Where", 11.0, 11.4), ("is", 11.5, 11.8), ("it?", 11.9, 12.2))]
-    for was in (("Where", 11.1, 11.1), ("where", 7.0, 11.2)):
-        written = [segment(("One", 6.0, 6.4), was, ("four.", 12.6, 13.0))]
+    for misplaced in (("Where", 11.1, 11.1), ("where", 7.0, 11.2)):
+        written = [segment(("One", 6.0, 6.4), misplaced, ("four.", 12.6, 13.0))]
         assert [s.text for s in put_in(written, found, 11.05, 12.5)] == ["One", "Where is it?", "four."]
     written = [segment(("Where?", 10.5, 11.0), ("four.", 12.6, 13.0))]
     assert [s.text for s in put_in(written, found, 11.05, 12.5)] == ["Where?", "Where is it?", "four."]
 
 
-def test_what_is_found_but_hardly_probable_is_left_out():
+def test_found_words_that_are_improbable_are_left_out():
     written = [segment(("One", 10.0, 10.4), ("four.", 12.6, 13.0))]
     cough = [segment(("Thank", 11.0, 11.4), ("you.", 11.8, 12.2), log_prob=-1.2)]
     assert put_in(written, cough, 10.5, 12.5) == tuple(written)

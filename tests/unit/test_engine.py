@@ -10,24 +10,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model.canary.generate import DecodingOptions, Generated
-from model.canary.prompt import Task, TaskError
+from model.canary.config import CanaryConfig
+from model.decoding import DecodingOptions, Generated
+from model.task import Task, TaskError
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass
 from server.engine.thread import Engine
 from server.errors import EngineStopped, ModelFailed, QueueFull, TranscriptionFailed
+from tests.configs import canary_config
 
-from .conftest import tiny_canary
-
-CONFIG = SimpleNamespace(name="mock", languages=("en", "de"), prompt_format="canary2")
+from .conftest import PlainTokenizer, tiny_canary
 
 
 @dataclass
 class MockCanary:
     """Writes the number a waveform begins with, one token a step. Waits at `gate`; fails on negative numbers."""
 
-    config: SimpleNamespace = field(default_factory=lambda: CONFIG)
+    config: CanaryConfig = field(default_factory=canary_config)
+    tokenizer: PlainTokenizer = field(default_factory=PlainTokenizer)
     dtype: str = "float32"
+    encodes_together: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     encoded: list[int] = field(default_factory=list)
@@ -48,10 +50,7 @@ class MockCanary:
     def running_batch(self):
         return MockBatch(self)
 
-    def prompt(self, task):
-        return []
-
-    def utterance(self, key, encoded, prompt, options):
+    def utterance(self, key, encoded, task, options, prefix):
         return SimpleNamespace(key=key, number=encoded.number, left=self.steps)
 
     def transcript(self, generated, waveform, task, encoded):

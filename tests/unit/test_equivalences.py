@@ -5,13 +5,15 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from model import kernels
+from model import arrays
+from model.arrays import mlx as mlx_arrays
+from model.arrays import numpy as numpy_arrays
 from model.canary.beam import _top
-from model.canary.generate import DecodingOptions, RunningBatch
-from model.canary.model import Encoded
+from model.canary.generate import RunningBatch
+from model.cpu.layout import lay_out
+from model.decoding import DecodingOptions, Encoded
 from model.encoder import subsampled
-from model.kernels import Linear
-from model.weights import lay_out_for_cpu
+from model.layers import Linear
 from tests.unit.conftest import MAX_SEQUENCE, tiny_canary
 
 FREE = DecodingOptions(max_new_tokens=40)
@@ -83,10 +85,10 @@ def test_greedy_and_beams_of_several_widths_share_a_batch_without_changing_each_
     ]
     batch = canary.running_batch()
     requests = list(enumerate(zip(encoded, prompts, options, strict=True)))
-    finished = batch.join([canary.utterance(i, e, p, o) for i, (e, p, o) in requests[:3]])
+    finished = batch.join([canary.prompted(i, e, p, o) for i, (e, p, o) in requests[:3]])
     # The others come in one by one, while the first are under way.
     for i, (e, p, o) in requests[3:]:
-        finished += batch.step() + batch.join([canary.utterance(i, e, p, o)])
+        finished += batch.step() + batch.join([canary.prompted(i, e, p, o)])
     while batch.rows:
         finished += batch.step()
     tokens = {g.key: g.tokens for g in finished}
@@ -98,7 +100,7 @@ def test_dropping_an_utterance_frees_its_rows_and_leaves_the_others_as_they_were
     encoded = canary.encodings(sounds[:4])
     batch = canary.running_batch()
     finished = batch.join(
-        [canary.utterance(i, e, p, FREE) for i, (e, p) in enumerate(zip(encoded, prompts[:4], strict=True))]
+        [canary.prompted(i, e, p, FREE) for i, (e, p) in enumerate(zip(encoded, prompts[:4], strict=True))]
     )
     finished += batch.step()
     rows = batch.rows
@@ -137,7 +139,7 @@ def test_looking_a_step_ahead_changes_no_tokens_whoever_joins_leaves_or_searches
     options = [
         DecodingOptions(beam_size=width, max_new_tokens=n) for width, n in ((1, 30), (1, 9), (3, 6), (1, 21)) * 2
     ]
-    requests = [canary.utterance(i, e, p, o) for i, (e, p, o) in enumerate(zip(encoded, prompts, options, strict=True))]
+    requests = [canary.prompted(i, e, p, o) for i, (e, p, o) in enumerate(zip(encoded, prompts, options, strict=True))]
 
     def run(look_ahead: bool) -> dict[int, list[int]]:
         batch = RunningBatch(canary.decoder, canary.head, 3, 2, look_ahead=look_ahead)
@@ -160,7 +162,7 @@ def test_a_row_that_ends_while_the_next_step_is_under_way_leaves_the_others_thei
     encoded = canary.encodings(sounds[:3])
     limits = (5, 30, 21)
     requests = [
-        canary.utterance(i, e, p, DecodingOptions(max_new_tokens=n))
+        canary.prompted(i, e, p, DecodingOptions(max_new_tokens=n))
         for i, (e, p, n) in enumerate(zip(encoded, prompts, limits, strict=False))
     ]
     tokens = {}
@@ -177,7 +179,7 @@ def test_a_row_that_ends_while_the_next_step_is_under_way_leaves_the_others_thei
 def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, prompts):
     (encoded,) = canary.encodings(sounds[7:])
     longest = Encoded(encoded.vectors, 10_000)
-    (request,) = [canary.utterance(0, longest, prompts[0], DecodingOptions())]
+    (request,) = [canary.prompted(0, longest, prompts[0], DecodingOptions())]
     assert request.limit == MAX_SEQUENCE - len(prompts[0]) + 1
     tokens = {}
     for look_ahead in (False, True):
@@ -193,7 +195,7 @@ def test_a_row_may_be_written_to_the_last_place_of_the_decoder(canary, sounds, p
 @pytest.mark.parametrize("layer_options", [{}, {"use_bias": False, "xscaling": True, "feat_in": 83}])
 def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_options, monkeypatch):
     as_on_gpu, as_on_cpu = tiny_canary(**layer_options), tiny_canary(**layer_options)
-    lay_out_for_cpu(as_on_cpu)
+    lay_out(as_on_cpu)
     (mel, lengths), (numpys_mel, numpys_lengths) = as_on_gpu.features(sounds), as_on_cpu.features(sounds)
     assert isinstance(mel, mx.array)
     assert isinstance(numpys_mel, np.ndarray)
@@ -207,14 +209,14 @@ def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_o
         assert difference(padded[row, :n], numpys_padded[row, :n]) < 2e-5
     encoded = as_on_gpu.encodings(sounds)
     multiplied = set()
-    product = kernels.product
+    linear = numpy_arrays.linear
 
-    def watched(x, weight):
+    def watched(x, weight, bias):
         multiplied.add((type(x), x.dtype, weight.dtype))
-        return product(x, weight)
+        return linear(x, weight, bias)
 
     texts = as_on_gpu.generate(encoded, prompts, FREE)
-    monkeypatch.setattr(kernels, "product", watched)
+    monkeypatch.setattr(numpy_arrays, "linear", watched)
     numpys_texts = as_on_cpu.generate(encoded, prompts, FREE)
     assert multiplied == {(np.ndarray, np.dtype(np.float32), np.dtype(np.float32))}
     assert [g.tokens for g in texts] == [g.tokens for g in numpys_texts]
@@ -228,7 +230,7 @@ def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_o
     assert difference(attention, numpys_attention) < 1e-5
 
 
-@pytest.mark.parametrize("lay_out", [lay_out_for_cpu, lambda _: None], ids=["numpy", "mlx"])
+@pytest.mark.parametrize("lay_out", [lay_out, lambda _: None], ids=["numpy", "mlx"])
 def test_audio_longer_than_positions_are_kept_for_is_encoded_alike_and_leaves_none_behind(sounds, lay_out, monkeypatch):
     fresh, other = tiny_canary(), tiny_canary()
     lay_out(fresh)
@@ -248,7 +250,7 @@ def test_what_is_multiplied_with_lies_by_inputs_in_one_block_on_a_cpu():
     module.first, module.second, module.embedding = Linear(32, 48), Linear(48, 16, bias=False), nn.Embedding(7, 32)
     x = mx.random.normal((2, 5, 32))
     before, found = module.second(module.first(x)), np.array(module.embedding.weight)
-    lay_out_for_cpu(module)
+    lay_out(module)
     block = module.first.weight.base
     assert block.flags.c_contiguous
     assert block.size == 32 * 48 + 48 * 16 + 7 * 32
@@ -263,11 +265,10 @@ def test_what_is_multiplied_with_lies_by_inputs_in_one_block_on_a_cpu():
         assert difference(module.second(module.first(rows[0, :count])), before[0, :count]) < 1e-5
 
 
-def test_a_model_in_16_bits_is_left_as_it_is_and_writes(sounds, prompts):
+def test_a_model_in_16_bits_computes_with_mlxs_arrays_and_writes(sounds, prompts):
     canary = tiny_canary()
     canary.set_dtype(mx.bfloat16)
-    lay_out_for_cpu(canary)
-    assert type(canary.encoder.layers[0].feed_forward1.linear1.weight) is mx.array
+    assert arrays.library_for("bfloat16") is canary.xp is mlx_arrays
     (encoded,) = canary.encodings(sounds[:1])
     assert encoded.vectors.dtype == mx.bfloat16
     assert canary.logits(prompts[:1], encoded.vectors[None], [len(encoded.vectors)]).dtype == mx.float32
@@ -275,7 +276,7 @@ def test_a_model_in_16_bits_is_left_as_it_is_and_writes(sounds, prompts):
     assert len(alone.tokens) == len(alone.log_probs) > 20
     for look_ahead in (False, True):
         batch = RunningBatch(canary.decoder, canary.head, 3, 2, look_ahead=look_ahead)
-        finished = batch.join([canary.utterance(0, encoded, prompts[0], FREE)])
+        finished = batch.join([canary.prompted(0, encoded, prompts[0], FREE)])
         while batch.rows:
             finished += batch.step()
         assert finished[0].tokens == alone.tokens

@@ -1,10 +1,10 @@
-"""A transcript as json, text, srt and vtt."""
+"""A transcript rendered as json, text, srt and vtt."""
 
 import json
 
 import pytest
 
-from model.canary.language import detection_from
+from model.decoding import detection_from
 from model.transcript import Segment, Transcript, Word
 from server.settings import Settings
 from server.text.formats import to_dict, to_srt, to_text, to_vtt
@@ -23,7 +23,7 @@ TWO = transcript(
 )
 
 
-def test_json_holds_every_value_with_times_to_the_millisecond():
+def test_json_has_every_value_with_times_rounded_to_milliseconds():
     assert to_dict(TWO, "request") == {
         "text": "One, two. Three & <four>",
         "language": "de",
@@ -44,13 +44,13 @@ def test_json_holds_every_value_with_times_to_the_millisecond():
     assert json.loads(json.dumps(to_dict(TWO, "request"))) == to_dict(TWO, "request")
 
 
-def test_the_words_of_a_segment_rejoin_to_its_text():
+def test_the_words_of_a_segment_add_up_to_its_text():
     for segment in to_dict(TWO, "request")["segments"]:
         if segment["words"]:
             assert " ".join(word["word"] for word in segment["words"]) == segment["text"]
 
 
-def test_text_is_the_text_and_a_line_end():
+def test_text_is_the_text_and_a_newline():
     assert to_text(TWO) == "One, two. Three & <four>\n"
 
 
@@ -60,7 +60,7 @@ def test_srt_numbers_its_cues_and_separates_them_with_a_blank_line():
     )
 
 
-def test_vtt_has_its_header_and_escapes_what_would_be_markup():
+def test_vtt_has_a_header_and_escapes_markup():
     assert to_vtt(TWO, RULES) == (
         "WEBVTT\n\n00:00:00.080 --> 00:00:01.200\nOne, two.\n"
         "\n00:00:01.200 --> 00:00:06.500\nThree &amp; &lt;four&gt;\n"
@@ -71,29 +71,29 @@ def test_vtt_has_its_header_and_escapes_what_would_be_markup():
     ("seconds", "clock"),
     [(0.0, "00:00:00.000"), (59.9996, "00:01:00.000"), (3599.9999, "01:00:00.000"), (360000.001, "100:00:00.001")],
 )
-def test_a_time_is_rounded_as_a_whole_so_that_60_seconds_are_a_minute(seconds, clock):
+def test_a_time_is_rounded_before_it_is_split_so_that_seconds_never_reach_60(seconds, clock):
     assert f"{clock} --> " in to_vtt(transcript(Segment(seconds, seconds + 1, "a", ())), RULES)
 
 
-def test_a_cue_ends_after_it_starts_even_where_the_next_begins_at_once():
+def test_a_cue_ends_after_it_starts_even_if_the_next_one_starts_at_the_same_time():
     assert "00:00:01.000 --> 00:00:02.000" in to_vtt(transcript(Segment(1.0, 1.0, "a", ())), RULES)
     long = "a" * 40
     crowded = to_vtt(transcript(Segment(1.0, 1.0, f"{long} {long}", ()), Segment(1.0, 2.0, long, ())), RULES)
     assert "00:00:01.000 --> 00:00:01.001" in crowded
 
 
-def test_json_says_how_sure_the_model_is_where_that_is_known():
+def test_json_has_the_models_probabilities_if_they_are_known():
     word = Word("Ja.", 0.0, 0.5, probability=0.91234)
     segment = Segment(0.0, 0.5, "Ja.", (1,), (word,), avg_logprob=-0.12345, no_speech_prob=0.00004, language="de")
-    told = to_dict(
+    body = to_dict(
         Transcript("Ja.", "de", "de", 1.0, (segment,), "aligner"),
         "detected",
         detection_from({"de": 0.9, "nl": 0.1}),
         ((0.7, 1.0),),
     )
-    assert (told["language_probability"], told["language_runner_up"]) == (0.9, "nl")
-    assert (told["timestamps_source"], told["uncovered"]) == ("aligner", [[0.7, 1.0]])
-    (segment,) = told["segments"]
+    assert (body["language_probability"], body["language_runner_up"]) == (0.9, "nl")
+    assert (body["timestamps_source"], body["uncovered"]) == ("aligner", [[0.7, 1.0]])
+    (segment,) = body["segments"]
     assert (segment["avg_logprob"], segment["no_speech_prob"], segment["language"]) == (-0.1235, 0.0, "de")
     assert segment["words"] == [{"word": "Ja.", "start": 0.0, "end": 0.5, "probability": 0.9123}]
 
@@ -103,6 +103,6 @@ def test_a_blank_line_in_the_text_does_not_end_the_cue():
     assert srt == "1\n00:00:00,000 --> 00:00:01,000\na b --> c\n"
 
 
-def test_silence_is_an_empty_file_of_its_format():
+def test_silence_gives_an_empty_file_in_each_format():
     silence = transcript(Segment(0, 1, "", ()))
     assert (to_text(silence), to_srt(silence, RULES), to_vtt(silence, RULES)) == ("\n", "", "WEBVTT\n")

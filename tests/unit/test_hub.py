@@ -1,4 +1,4 @@
-"""A name or a path becomes a converted folder, once. The Hub's own client talks to a server in this process."""
+"""A name or a path is resolved to a converted folder, once. The Hub's own client talks to a server in this process."""
 
 import json
 import logging
@@ -13,17 +13,19 @@ from convert.cache import default_cache_dir
 from convert.errors import ConversionError, HubError
 from convert.hub import MODELS, resolve
 from convert.upload import model_card
+from model.canary.config import CanaryConfig
 from model.config import QuantizationConfig, read_config
 from tests import archives
 from tests.hub_server import COMMIT, Hub, serving
 
 REPO, FILE = "nvidia/canary-180m-flash", "canary-180m-flash.nemo"
 URL = f"/{REPO}/resolve/main/{FILE}"
-PIECE = 10 * 2**20
+# The Hub's client writes to disk in chunks of this size.
+CHUNK = 10 * 2**20
 
 RESOLVE = """
 import json, logging, sys, time
-time.sleep = lambda seconds: None  # the Hub's client waits between its tries
+time.sleep = lambda seconds: None  # the Hub's client waits between retries
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 from convert.errors import ConversionError
 from convert.hub import resolve
@@ -54,7 +56,7 @@ def hub(archive):
 
 @pytest.fixture
 def large_hub(tmp_path):
-    """With an archive of several of the pieces, of 10 MiB, in which the Hub's client writes to disk."""
+    """A Hub whose archive is larger than one chunk."""
     files = archives.members("180m-flash") | {"padding": bytes(2**24)}
     with serving(Hub(REPO, {FILE: archives.write_archive(tmp_path / FILE, files)})) as hub:
         yield hub
@@ -62,7 +64,7 @@ def large_hub(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Resolve a model in a process of its own, as a first or second start does."""
+    """Resolve a model in its own process, as a first or later start does."""
 
     def resolved(name: str, url: str = "http://127.0.0.1:9", **environment: str) -> dict:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
@@ -91,7 +93,7 @@ def start(tmp_path):
 # ---- from the Hub ----
 
 
-def test_a_known_name_is_downloaded_and_converted_with_its_licence_told(start, hub):
+def test_a_known_model_is_downloaded_and_converted_and_its_licence_logged(start, hub):
     first = start("canary-180m-flash", hub.url)
     config = json.loads((Path(first["folder"]) / "config.json").read_text())
     assert (first["error"], config["name"]) == (None, "canary-180m-flash")
@@ -102,47 +104,50 @@ def test_a_known_name_is_downloaded_and_converted_with_its_licence_told(start, h
     assert "nvidia/canary-180m-flash is licensed CC-BY-4.0" in first["log"]
 
 
-def test_the_second_start_needs_no_network_and_no_torch(start, hub):
+def test_neither_start_needs_torch_and_the_second_no_network(start, hub):
     first = start("canary-180m-flash", hub.url)
-    asked = len(hub.requests)
+    request_count = len(hub.requests)
     second = start("canary-180m-flash")
     assert second["folder"] == first["folder"]
-    assert (first["torch"], second["torch"]) == (True, False)
-    assert (len(hub.requests), second["steps"]) == (asked, [])
+    assert (first["torch"], second["torch"]) == (False, False)
+    assert (len(hub.requests), second["steps"]) == (request_count, [])
 
 
-def test_a_broken_download_is_resumed_where_it_broke(start, large_hub):
-    large_hub.break_after = [PIECE + 1000]
+def test_a_broken_download_is_resumed_where_it_broke_off(start, large_hub):
+    large_hub.break_after = [CHUNK + 1000]
     assert start("canary-180m-flash", large_hub.url)["error"] is None
-    assert large_hub.requests[-2:] == [f"GET {URL}", f"GET {URL} bytes={PIECE}-"]
+    assert large_hub.requests[-2:] == [f"GET {URL}", f"GET {URL} bytes={CHUNK}-"]
 
 
-def test_a_download_that_keeps_breaking_is_one_line_and_the_next_start_tries_again(start, large_hub):
-    large_hub.break_after = [PIECE + 1000] + 20 * [0]
+def test_a_download_that_keeps_breaking_is_a_one_line_error_and_the_next_start_resumes_it(start, large_hub):
+    large_hub.break_after = [CHUNK + 1000] + 20 * [0]
     failed = start("canary-180m-flash", large_hub.url)
     assert failed["folder"] is None
     assert failed["error"].startswith(f"Hub repository {REPO} could not be downloaded (RemoteProtocolError: ")
-    assert failed["error"].endswith(f"check the network to {large_hub.url} and start again")
-    assert {asked.rpartition(" ")[2] for asked in large_hub.requests[2:]} == {f"bytes={PIECE}-"}
+    assert failed["error"].endswith(f"check the connection to {large_hub.url} and start again")
+    assert {request.rpartition(" ")[2] for request in large_hub.requests[2:]} == {f"bytes={CHUNK}-"}
     large_hub.break_after = []
     assert start("canary-180m-flash", large_hub.url)["error"] is None
 
 
-def test_a_repository_and_a_revision_are_found_by_listing(start, archive):
+def test_the_archive_of_any_repository_and_revision_is_found_by_listing_its_files(start, archive):
     with serving(Hub("someone/their-canary", {"README.md": archive, "weights/best.nemo": archive})) as hub:
-        found = start(f"someone/their-canary@{COMMIT}", hub.url)
-    assert Path(found["folder"]).name == f"someone--their-canary@{COMMIT}-float32"
-    assert json.loads((Path(found["folder"]) / "config.json").read_text())["name"] == "best"
+        resolved = start(f"someone/their-canary@{COMMIT}", hub.url)
+    assert Path(resolved["folder"]).name == f"someone--their-canary@{COMMIT}-float32"
+    assert json.loads((Path(resolved["folder"]) / "config.json").read_text())["name"] == "best"
 
 
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (["a.nemo", "b.nemo"], "holds several .nemo files (a.nemo, b.nemo): download one yourself and give its path"),
-        (["model.safetensors"], "holds no .nemo file: download one yourself and give its path"),
+        (
+            ["a.nemo", "b.nemo"],
+            "contains several .nemo files (a.nemo, b.nemo): download one yourself and give its path",
+        ),
+        (["model.safetensors"], "contains no .nemo file: download one yourself and give its path"),
     ],
 )
-def test_a_repository_without_exactly_one_archive_says_what_it_holds(start, archive, files, message):
+def test_a_repository_without_exactly_one_archive_is_an_error_that_names_those_it_has(start, archive, files, message):
     with serving(Hub("someone/other", dict.fromkeys(files, archive))) as hub:
         assert start("someone/other", hub.url)["error"] == f"Hub repository someone/other {message}"
 
@@ -151,22 +156,23 @@ def test_a_repository_without_exactly_one_archive_says_what_it_holds(start, arch
     ("status", "code", "message"),
     [
         (403, "GatedRepo", "is gated: accept its terms at {url}/nvidia/canary-180m-flash, then log in with"),
-        (401, "RepoNotFound", "does not exist, or needs permission: check the name, then `hf auth login` or HF_TOKEN"),
+        (401, "RepoNotFound", "does not exist or is private: check the name, then log in with `hf auth login` or set"),
         (401, "GatedRepo", "is gated: accept its terms at {url}/nvidia/canary-180m-flash, then log in with"),
-        (401, "", "refused access (401): log in with `hf auth login` or set HF_TOKEN to a token that may"),
-        (403, "", "refused access (403): log in with `hf auth login` or set HF_TOKEN to a token that may"),
-        (404, "RepoNotFound", "does not exist, or needs permission: check the name, then `hf auth login` or HF_TOKEN"),
+        (401, "", "refused access (401): log in with `hf auth login` or set HF_TOKEN"),
+        (403, "", "refused access (403): log in with `hf auth login` or set HF_TOKEN"),
+        (404, "RepoNotFound", "does not exist or is private: check the name, then log in with `hf auth login` or set"),
     ],
 )
-def test_a_refusal_of_the_hub_is_one_line_that_says_what_to_do(start, hub, status, code, message):
+def test_access_refused_by_the_hub_is_a_one_line_error_that_says_what_to_do(start, hub, status, code, message):
     hub.status, hub.error = status, code
     error = start("canary-180m-flash", hub.url)["error"]
     assert error.startswith(f"Hub repository {REPO} {message.format(url=hub.url)}")
 
 
-def test_an_unknown_revision_is_named(start, hub):
+def test_an_unknown_revision_is_an_error_that_names_it(start, hub):
     error = start("canary-180m-flash@v9", hub.url)["error"]
-    assert error == f"Hub repository {REPO} has no revision 'v9': leave out @v9 or name a branch, tag or commit it has"
+    advice = "leave out @v9 or name an existing branch, tag or commit"
+    assert error == f"Hub repository {REPO} has no revision 'v9': {advice}"
 
 
 def test_a_token_from_the_environment_is_sent(start, hub):
@@ -174,50 +180,48 @@ def test_a_token_from_the_environment_is_sent(start, hub):
     assert set(hub.tokens) == {"Bearer hf_test"}
 
 
-def test_no_network_is_one_line_that_says_so(start):
+def test_no_network_is_a_one_line_error(start):
     error = start("canary-180m-flash", "http://127.0.0.1:9")["error"]
     assert error.startswith(f"Hub repository {REPO} could not be downloaded (ConnectError")
-    assert error.endswith("check the network to http://127.0.0.1:9 and start again")
+    assert error.endswith("check the connection to http://127.0.0.1:9 and start again")
 
 
-def test_offline_without_a_copy_names_the_setting(start, hub):
+def test_a_missing_model_in_offline_mode_is_an_error_that_names_the_setting(start, hub):
     error = start("canary-180m-flash", hub.url, HF_HUB_OFFLINE="1")["error"]
-    assert "is not on this machine and HF_HUB_OFFLINE is set: unset it once" in error
+    assert "is not on this machine and HF_HUB_OFFLINE is set: unset it to download" in error
     assert hub.requests == []
 
 
-def test_offline_an_archive_downloaded_before_is_converted(start, hub, tmp_path):
+def test_offline_mode_converts_an_archive_that_was_downloaded_before(start, hub, tmp_path):
     first = start("canary-180m-flash", hub.url)
-    asked = len(hub.requests)
+    request_count = len(hub.requests)
     again = start("canary-180m-flash", hub.url, HF_HUB_OFFLINE="1", CANARY_CACHE=str(tmp_path / "elsewhere"))
     assert Path(again["folder"]).parent != Path(first["folder"]).parent
-    assert (again["error"], len(hub.requests)) == (None, asked)
+    assert (again["error"], len(hub.requests)) == (None, request_count)
 
 
 # ---- from this machine ----
 
 
-def test_an_archive_is_converted_once_for_each_precision_and_again_when_it_changes(tmp_path, archive):
+def test_an_archive_is_converted_once_per_precision_and_again_when_it_changes(tmp_path, archive):
     path = tmp_path / "mine.nemo"
     path.write_bytes(archive.read_bytes())
     first = resolve(path)
-    made = (first / "model.safetensors").stat().st_mtime_ns
+    written_at = (first / "model.safetensors").stat().st_mtime_ns
     assert resolve(str(path)) == first
-    assert (first / "model.safetensors").stat().st_mtime_ns == made
+    assert (first / "model.safetensors").stat().st_mtime_ns == written_at
     assert resolve(path, dtype="bfloat16") != first
     os.utime(path, (1, 1))
     assert resolve(path) != first
 
 
-def test_a_converted_folder_is_given_back_as_it_is(archive):
+def test_a_converted_folder_is_returned_as_it_is(archive):
     folder = resolve(archive)
     assert resolve(folder) == folder
     assert resolve(str(folder), dtype="bfloat16") == folder
 
 
-def test_of_a_folder_with_a_known_models_name_a_path_means_the_folder_and_the_bare_name_the_model(
-    archive, tmp_path, monkeypatch
-):
+def test_a_path_means_the_folder_and_a_bare_name_the_known_model_of_the_same_name(archive, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("convert.convert.nemo_file", lambda *_: archive)
     resolve(archive).rename("canary-1b-v2")
@@ -225,28 +229,28 @@ def test_of_a_folder_with_a_known_models_name_a_path_means_the_folder_and_the_ba
     assert resolve("canary-1b-v2").parent == tmp_path / "cache" / "models"
 
 
-def test_weights_are_packed_when_asked_and_that_is_another_folder(archive):
-    whole, packed = resolve(archive), resolve(archive, quantize=8)
-    assert resolve(archive, quantize=8) == packed != whole
-    assert read_config(packed).quantization == QuantizationConfig(8, 64)
-    assert read_config(whole).quantization is None
-    assert resolve(packed) == resolve(packed, quantize=8) == packed
+def test_quantized_weights_go_to_a_folder_of_their_own(archive):
+    plain, quantized = resolve(archive), resolve(archive, quantize=8)
+    assert resolve(archive, quantize=8) == quantized != plain
+    assert read_config(quantized, CanaryConfig).quantization == QuantizationConfig(8, 64)
+    assert read_config(plain, CanaryConfig).quantization is None
+    assert resolve(quantized) == resolve(quantized, quantize=8) == quantized
 
 
-def test_a_converted_folder_that_is_packed_otherwise_than_asked_is_refused(archive):
-    whole, packed = resolve(archive), resolve(archive, quantize=8)
-    with pytest.raises(ConversionError, match=r"converted already, and not packed: give the archive to have 4 bits"):
-        resolve(whole, quantize=4)
-    with pytest.raises(ConversionError, match=r"packed into 8 bits: give the archive to have 4 bits"):
-        resolve(packed, quantize=4)
+def test_a_converted_folder_with_another_quantization_is_an_error(archive):
+    plain, quantized = resolve(archive), resolve(archive, quantize=8)
+    with pytest.raises(ConversionError, match=r"already converted and not quantized; for 4 bits, convert the .nemo"):
+        resolve(plain, quantize=4)
+    with pytest.raises(ConversionError, match=r"quantized to 8 bits; for 4 bits, convert the .nemo"):
+        resolve(quantized, quantize=4)
 
 
-def test_bits_that_are_not_possible_are_answered_with_those_that_are(archive):
-    with pytest.raises(ConversionError, match="quantize 5 is not one of 4, 8"):
+def test_unsupported_bits_are_an_error_that_lists_the_supported_ones(archive):
+    with pytest.raises(ConversionError, match="quantize 5 is not supported; must be 4 or 8"):
         resolve(archive, quantize=5)
 
 
-def test_the_toy_is_the_archive_that_ships_with_the_package(archive, monkeypatch):
+def test_the_toy_is_the_archive_shipped_with_the_package(archive, monkeypatch):
     from dataclasses import replace
 
     assert MODELS["toy"].path is not None
@@ -255,7 +259,7 @@ def test_the_toy_is_the_archive_that_ships_with_the_package(archive, monkeypatch
     assert json.loads((resolve("toy") / "config.json").read_text())["name"] == "canary-180m-flash"
 
 
-def test_a_non_commercial_licence_is_a_warning(caplog, monkeypatch, archive):
+def test_a_non_commercial_licence_is_logged_as_a_warning(caplog, monkeypatch, archive):
     monkeypatch.setattr("convert.convert.nemo_file", lambda *_: archive)
     caplog.set_level(logging.INFO)
     resolve("canary-1b")
@@ -272,29 +276,29 @@ def test_a_non_commercial_licence_is_a_warning(caplog, monkeypatch, archive):
     [
         (
             "whisper",
-            "'whisper' is no model: give one of canary-180m-flash, canary-1b-flash, canary-1b, canary-1b-v2, toy",
+            "unknown model 'whisper': must be one of canary-180m-flash, canary-1b-flash, canary-1b, canary-1b-v2, toy",
         ),
-        ("", "'' is no model"),
-        ("no/such/model.nemo", "no/such/model.nemo: there is no such file"),
+        ("", "unknown model ''"),
+        ("no/such/model.nemo", "no/such/model.nemo: no such file"),
     ],
 )
-def test_a_name_that_leads_nowhere_is_answered_with_what_is_possible(name, message):
+def test_an_unknown_name_is_an_error_that_lists_what_is_supported(name, message):
     with pytest.raises(HubError) as error:
         resolve(name)
     assert str(error.value).startswith(message)
 
 
-def test_a_folder_that_holds_no_model_is_named(tmp_path):
-    with pytest.raises(HubError, match=r"holds no converted model: config\.json and model\.safetensors are not both"):
+def test_a_folder_without_a_model_is_an_error_that_says_what_it_must_contain(tmp_path):
+    with pytest.raises(HubError, match=r"not a converted model: it must contain config.json and model.safetensors"):
         resolve(tmp_path)
 
 
-def test_an_unknown_precision_is_answered_with_those_possible(archive):
-    with pytest.raises(ConversionError, match="dtype 'int4' is not one of float32, bfloat16, float16"):
+def test_an_unknown_precision_is_an_error_that_lists_the_supported_ones(archive):
+    with pytest.raises(ConversionError, match="'int4' is not supported; must be one of float32, bfloat16, float16"):
         resolve(archive, dtype="int4")
 
 
-def test_the_cache_lies_where_it_is_told_or_where_the_platform_keeps_such_things(monkeypatch, tmp_path):
+def test_the_cache_is_at_canary_cache_or_in_the_platforms_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", "/home/someone")
     assert default_cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("CANARY_CACHE")
@@ -307,10 +311,10 @@ def test_the_cache_lies_where_it_is_told_or_where_the_platform_keeps_such_things
     assert default_cache_dir() == Path("/home/someone/Library/Caches/canary-server")
 
 
-def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, archive, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_a_one_line_error(tmp_path, archive, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "file"))
-    with pytest.raises(ConversionError, match="set CANARY_CACHE to a folder that can"):
+    with pytest.raises(ConversionError, match="set CANARY_CACHE to a writable folder"):
         resolve(archive)
 
 
@@ -332,7 +336,7 @@ def test_a_model_card_names_the_licence_of_the_source(source, tag, licence):
     assert ("base_model: nvidia/" in card) == (source != "mine.nemo")
 
 
-def test_publishing_sends_the_folder_and_a_card_to_the_named_repository(archive, tmp_path, monkeypatch):
+def test_upload_sends_the_folder_and_a_model_card_to_the_repository(archive, tmp_path, monkeypatch):
     import huggingface_hub
 
     from convert.convert import ConversionConfig, convert
@@ -348,7 +352,7 @@ def test_publishing_sends_the_folder_and_a_card_to_the_named_repository(archive,
     assert calls[2][2]["folder_path"] == tmp_path / "out"
 
 
-def test_publishing_without_permission_keeps_the_folder_and_says_what_to_do(archive, tmp_path, monkeypatch):
+def test_upload_without_permission_keeps_the_folder_and_says_what_to_do(archive, tmp_path, monkeypatch):
     import huggingface_hub
 
     from convert.convert import ConversionConfig, convert
@@ -357,6 +361,6 @@ def test_publishing_without_permission_keeps_the_folder_and_says_what_to_do(arch
         raise huggingface_hub.errors.HfHubHTTPError("401 Unauthorized", response=None)
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(HubError, match="is converted, but could not be uploaded to someone/mine"):
+    with pytest.raises(HubError, match="was converted but could not be uploaded to someone/mine"):
         convert(ConversionConfig(source=archive, output=tmp_path / "out", upload_repo="someone/mine"))
     assert (tmp_path / "out" / "config.json").is_file()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.canary.language import detection_from
-from model.canary.prompt import Task
+from model.decoding import detection_from
+from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.engine.batching import Pass, PassResult, Timing
 from server.errors import QueueFull, TranscriptionFailed

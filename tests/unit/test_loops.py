@@ -1,4 +1,4 @@
-"""What counts as a loop."""
+"""Which texts count as loops."""
 
 import pytest
 
@@ -30,5 +30,5 @@ def test_repetitions_are_loops(text):
         "very very big and very very old",
     ],
 )
-def test_what_people_say_is_none(text):
+def test_repetitions_in_normal_speech_are_not_loops(text):
     assert not is_loop(text)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from convert.convert import ConversionConfig, convert
 from convert.quantize import is_large
+from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.config import ConfigError, QuantizationConfig, read_config
 from model.cpu import int8
@@ -26,7 +27,7 @@ PACKED = "encoder.layers.0.feed_forward1.linear1"
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
     # The small archives' tokenizers have no padding; nothing here writes text.
-    monkeypatch.setattr("model.canary.model.load_tokenizer", lambda folder, config: None)
+    monkeypatch.setattr("model.canary.model.load_tokenizer", lambda *_: None)
 
 
 def converted(folder: Path, **options) -> Path:
@@ -70,7 +71,7 @@ def test_a_packed_weight_is_whole_numbers_with_a_scale_and_an_offset_a_group(tmp
     groups = whole.reshape(outputs, -1, 32)
     step = (groups.max(-1) - groups.min(-1)).max() / (2**bits - 1)
     assert 0 < off.max() <= step
-    assert read_config(folder).quantization == QuantizationConfig(bits, 32)
+    assert read_config(folder, CanaryConfig).quantization == QuantizationConfig(bits, 32)
 
 
 def test_embedding_norms_subsampling_and_positions_are_never_packed():
@@ -161,7 +162,7 @@ def test_a_fast_cpu_computes_in_8_bits_what_the_packed_numbers_stand_for(packed,
 def test_a_gpu_computes_with_packed_numbers_and_gets_the_same(packed, monkeypatch, caplog):
     unpacked = CanaryModel.load(packed, "float32")
     caplog.clear()
-    monkeypatch.setattr("model.kernels.on_cpu", lambda: False)
+    monkeypatch.setattr("model.arrays.on_cpu", lambda: False)
     as_is = CanaryModel.load(packed, "float32")
     assert isinstance(as_is.encoder.layers[0].feed_forward1.linear1, nn.QuantizedLinear)
     assert isinstance(as_is.decoder.layers[0].self_attn.linear_qkv, nn.Linear)
@@ -188,8 +189,8 @@ def test_eight_bits_change_less_than_four(tmp_path):
 @pytest.mark.parametrize(
     ("quantization", "said"),
     [
-        ({"bits": 3, "group_size": 32}, "quantization.bits: 3 is not supported; possible: 4, 8"),
-        ({"bits": 8, "group_size": 16}, "quantization.group_size: 16 is not supported; possible: 32, 64, 128"),
+        ({"bits": 3, "group_size": 32}, "quantization.bits: 3 is not supported; must be one of 4, 8"),
+        ({"bits": 8, "group_size": 16}, "quantization.group_size: 16 is not supported; must be one of 32, 64, 128"),
         ({"bits": 8}, "quantization: missing 1 required positional argument: 'group_size'"),
         ("8 bits", "quantization: '8 bits' is not a section"),
     ],
@@ -270,5 +271,5 @@ def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
 )
 def test_8_bits_are_for_cpus_that_multiply_them_at_once(monkeypatch, instructions, gpu, fast):
     monkeypatch.setattr("model.cpu.int8._instructions", lambda: instructions)
-    monkeypatch.setattr("model.kernels.on_cpu", lambda: not gpu)
+    monkeypatch.setattr("model.arrays.on_cpu", lambda: not gpu)
     assert int8.is_fast() is fast

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from model.canary.prompt import Task
+from model.task import Task
 from server.audio.decode import Blocks
 from server.engine.batching import Pass, PassResult
 from server.errors import RequestError
@@ -13,6 +13,7 @@ from server.longform.recording import language_source, transcribe_recording
 from server.longform.transcribe import Transcription
 from server.settings import Settings
 from server.text.languages import language_pair
+from tests.configs import canary_config
 
 SETTINGS = Settings(_env_file=None)
 SILENCE = np.zeros(16_000, np.float32)
@@ -23,9 +24,7 @@ class Silent:
 
     def __init__(self, *languages: str):
         tokenizer = SimpleNamespace(encode=lambda text, language: text.split())
-        decoder = SimpleNamespace(max_sequence_length=40)
-        config = SimpleNamespace(name="mock", languages=languages, prompt_format="canary2", decoder=decoder)
-        self.info = SimpleNamespace(config=config, tokenizer=tokenizer)
+        self.info = SimpleNamespace(config=canary_config(languages=languages), tokenizer=tokenizer)
 
     def check(self, task: Task) -> None:
         pass
@@ -75,9 +74,9 @@ async def test_a_file_that_is_cut_off_gets_a_warning_and_says_truncated(monkeypa
 
 
 async def test_a_context_is_shortened_to_its_end_or_refused_before_anything_is_read():
-    words = " ".join(f"word{i}" for i in range(20))
+    words = " ".join(f"word{i}" for i in range(300))
     closed: list[bool] = []
-    with pytest.raises(RequestError, match="prompt has 20 tokens; at most 10 are supported"):
+    with pytest.raises(RequestError, match="prompt has 300 tokens; at most 256 are supported"):
         await transcribe(Silent("en"), Task("en", context=words), closed)
     assert closed == []
     await transcribe(Silent("en"), Task("en", context=words), closed, shorten_context=True)

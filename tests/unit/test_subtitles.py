@@ -1,4 +1,4 @@
-"""Subtitles: short lines, shown long enough, all of the text."""
+"""Subtitles: short lines, shown long enough, with all of the text."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def timed(words: list[str], gaps: list[float], start: float = 0.0) -> Segment:
 
 @given(st.lists(st.tuples(WORDS, st.booleans()), min_size=1, max_size=4), st.randoms(use_true_random=False))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_cues_keep_to_the_rules_and_their_words_are_the_text(parts, random):
+def test_cues_keep_to_the_limits_and_contain_every_word(parts, random):
     segments, at = [], 0.0
     for words, with_words in parts:
         segment = timed(words, [random.choice((0.0, 0.1, 2.0)) for _ in words], at)
@@ -39,16 +39,16 @@ def test_cues_keep_to_the_rules_and_their_words_are_the_text(parts, random):
         assert following is None or cue.end <= following.start + 1e-9
 
 
-def test_a_cue_stays_long_enough_to_be_read_where_nothing_follows_at_once():
+def test_a_cue_is_shown_long_enough_to_be_read_if_no_other_follows():
     short, long = timed(["Yes."], [0.0]), timed([*["sentence"] * 7, "ends."], [0.0] * 8, start=20.0)
     first, second = cues((short, long), RULES)
     assert (first.start, first.end) == (0.0, 1.0)
     assert second.end - second.start == max(2.4, len(second.text) / 17)
 
 
-def test_lines_are_broken_evenly_and_cues_rather_at_a_comma():
-    said = "the quick brown fox jumps over the lazy dogs, while all of the others look on and wonder what it means"
-    words = said.split()
+def test_lines_are_broken_evenly_and_cues_preferably_at_a_comma():
+    text = "the quick brown fox jumps over the lazy dogs, while all of the others look on and wonder what it means"
+    words = text.split()
     assert [cue.text for cue in cues((timed(words, [0.0] * len(words)),), RULES)] == [
         "the quick brown fox jumps\nover the lazy dogs,",
         "while all of the others look\non and wonder what it means",
@@ -61,6 +61,6 @@ def test_limits_can_be_set():
     assert all(len(cue.text) <= 9 and "\n" not in cue.text for cue in shown)
 
 
-def test_short_answers_in_a_row_share_a_cue_and_do_not_flash():
+def test_short_segments_in_a_row_share_one_cue():
     (cue,) = cues((timed(["No."], [0.0]), timed(["Yes."], [0.0], start=0.4)), RULES)
     assert cue.text.split() == ["No.", "Yes."]

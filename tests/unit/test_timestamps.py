@@ -11,9 +11,11 @@ import soundfile
 import server
 from convert.hub import resolve
 from model.alignment import attention_times, monotonic_path
-from model.canary.generate import Generated
+from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
-from model.canary.prompt import Task
+from model.canary.prompt import NO_SPEECH
+from model.decoding import Generated
+from model.task import Task
 from model.timestamps import WordTokens, timed_segments, whole_segment, written_words
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
@@ -119,8 +121,7 @@ def toy() -> CanaryModel:
 @pytest.mark.parametrize("source", ["model", "cross_attention"])
 def test_word_times_of_the_toys_recordings_are_the_known_ones(toy, monkeypatch, source):
     if source == "cross_attention":
-        for module in ("model.canary.model", "model.canary.prompt"):
-            monkeypatch.setattr(f"{module}.asks_for_times", lambda *_: False)
+        monkeypatch.setattr(CanaryConfig, "writes_times", False)
     errors = []
     for name, told in json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8")).items():
         waveform = soundfile.read(SAMPLES / name, dtype="float32")[0]
@@ -139,7 +140,7 @@ def test_word_times_of_the_toys_recordings_are_the_known_ones(toy, monkeypatch, 
 def test_a_text_that_begins_with_no_speech_is_empty(toy):
     waveform = np.zeros(32000, np.float32)
     (encoded,) = toy.encodings([waveform])
-    tokens = [toy.tokenizer.no_speech_id, *toy.tokenizer.encode("The dog", "en")]
+    tokens = [toy.tokenizer.special[NO_SPEECH], *toy.tokenizer.encode("The dog", "en")]
     generated = Generated(0, tokens, [-0.1] * len(tokens), 0.99)  # type: ignore[list-item]
     transcript = toy.transcript(generated, waveform, Task("en"), encoded)
     assert (transcript.text, transcript.segments) == ("", ())

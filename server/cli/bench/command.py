@@ -12,17 +12,15 @@ from typing import Any
 
 import typer
 
-from server.cli.failures import chosen_settings, fail, one_line_failures
+from server.cli.failures import chosen_settings, fail, log_to_stderr, one_line_failures
 from server.settings import Settings
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def bench(
+    given: dict[str, Any],
     *,
-    model: str | None,
-    dtype: str | None,
-    quantize: str | None,
     seconds: str,
     concurrency: str,
     rows: str,
@@ -34,7 +32,10 @@ def bench(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Measure, print tables, and write what is asked for. A list that is empty leaves its part out."""
+    """Measure, print tables, and write the files asked for. An empty list skips its part.
+
+    given: settings from the command line.
+    """
     asked = {
         "single": _numbers(seconds, "--seconds", float),
         "decode": _numbers(rows, "--rows", int),
@@ -44,9 +45,10 @@ def bench(
     if plot_file:
         _check_plotting()
     if threads:
-        # Read by the libraries when they are loaded, which has not happened yet; the server's process inherits them.
+        # The libraries read these when they are loaded, which has not happened yet. The server's process inherits them.
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-    settings = chosen_settings(model=(model,) if model else None, dtype=dtype, quantize=quantize)
+    settings = chosen_settings(**given)
+    log_to_stderr()
     with one_line_failures():
         result = _measured(settings, asked, requests, pace, repeats)
     result["system"]["threads"] = threads
@@ -65,8 +67,10 @@ def _measured(
     settings: Settings, asked: dict[str, list[Any]], requests: int, pace: float, repeats: int
 ) -> dict[str, Any]:
     from convert.hub import resolve
-    from model.canary.model import CanaryModel, default_dtype
+    from model.arrays import default_dtype
+    from model.canary.model import CanaryModel
     from model.config import WEIGHTS_FILE
+    from model.loading import device_name
     from server.cli.bench import stages
     from server.cli.bench.load import BenchError, measured_load, running_server
 
@@ -86,7 +90,7 @@ def _measured(
         "system": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
-            "device": _device(),
+            "device": device_name(),
             "blas": _blas(),
         },
         "load_s": load_s,
@@ -97,7 +101,7 @@ def _measured(
     decode = [stages.decode_costs(canary, asked["decode"], audio_s) for audio_s in asked["single"] or [10.0]]
     result["decode"] = [asdict(each) for costs in decode for each in costs]
     result["encode"] = [asdict(each) for each in stages.encode_costs(canary, asked["encode"], repeats)]
-    # The server has the memory and the cores to itself.
+    # Leave memory and cores to the server.
     del canary
     result["load"] = []
     for clients in asked["load"]:
@@ -111,7 +115,7 @@ def _measured(
 
 
 def _conversion_s(source: str, dtype: str, settings: Settings) -> float | None:
-    """How long an archive's conversion takes; None for what is no archive on this machine."""
+    """How long converting an archive takes; None if the source is not an archive on this machine."""
     from convert.convert import ConversionConfig, convert
     from convert.download import MODELS, nemo_file
 
@@ -126,17 +130,11 @@ def _conversion_s(source: str, dtype: str, settings: Settings) -> float | None:
 
 
 def _blas() -> str:
-    """What multiplies on a CPU."""
+    """The BLAS library that numpy uses."""
     import numpy as np
 
     built_with: Any = np.show_config(mode="dicts")
     return "{name} {version}".format_map(built_with["Build Dependencies"]["blas"])
-
-
-def _device() -> str:
-    import mlx.core as mx
-
-    return f"{mx.default_device().type.name} ({mx.device_info().get('device_name', 'unnamed')})"
 
 
 def _numbers(text: str, option: str, kind: type) -> list[Any]:
@@ -145,7 +143,7 @@ def _numbers(text: str, option: str, kind: type) -> list[Any]:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of numbers such as 1,4,16", param_hint=option) from None
     if any(number <= 0 for number in numbers):
-        raise typer.BadParameter(f"{text!r} holds a number that is not positive", param_hint=option)
+        raise typer.BadParameter(f"{text!r} contains a number that is not positive", param_hint=option)
     return numbers
 
 

@@ -8,26 +8,27 @@ Everything but the end of a text is what `canary serve` runs.
 import sys
 from dataclasses import replace
 
-from model.canary.generate import DecodingOptions, RunningBatch, Utterance
-from model.canary.model import CanaryModel, Encoded
+from model.canary.generate import RunningBatch, Utterance
+from model.canary.model import CanaryModel
+from model.decoding import DecodingOptions, Encoded
 from server.cli.bench.stages import EndlessBatch
 from server.cli.serve import serve
 
 
 def pace(tokens_per_s: float) -> None:
     """Make every Canary of this process write so many tokens for each second of audio."""
-    own_limit = CanaryModel.utterance
+    own_limit = CanaryModel.prompted
 
-    def utterance(
+    def prompted(
         canary: CanaryModel, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions
     ) -> Utterance:
-        tokens = max(1, round(tokens_per_s * encoded.vectors.shape[0] * canary.step_s))
+        tokens = max(1, round(tokens_per_s * encoded.vectors.shape[0] * canary.config.step_s))
         return replace(own_limit(canary, key, encoded, prompt, options), limit=tokens)
 
     def running_batch(canary: CanaryModel) -> RunningBatch:
         return EndlessBatch(canary)
 
-    CanaryModel.utterance, CanaryModel.running_batch = utterance, running_batch  # type: ignore[method-assign]
+    CanaryModel.prompted, CanaryModel.running_batch = prompted, running_batch  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ import mlx.core as mx
 import numpy as np
 
 from model.canary.generate import RunningBatch, Utterance
-from model.canary.model import SAMPLE_RATE, CanaryModel, Encoded
+from model.canary.model import CanaryModel
+from model.config import SAMPLE_RATE
+from model.decoding import Encoded
 
 TOKENS_PER_S = 4.0
 NO_TOKEN = -1

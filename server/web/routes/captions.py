@@ -30,7 +30,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.canary.prompt import TaskError
+from model.task import TaskError
 from server.audio.decode import AudioLimits
 from server.engine.thread import Engine
 from server.errors import AudioError, RequestError, invalid_field

@@ -1,4 +1,4 @@
-"""GET /health, /ready and /metrics: is it up, can it work, how does it do."""
+"""GET /health, /ready and /metrics: liveness, readiness and Prometheus metrics."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/health", response_model=Health)
 async def health(engines: EnginesDep) -> dict[str, Any]:
-    """Whether the process lives, and what it runs; whether it can work is `/ready`'s to say."""
+    """Whether the process is alive, and which model it serves. `/ready` tells whether it can take requests."""
     engine, info = engines.default.engine, engines.default.engine.info
     return {
         "status": "ok",
@@ -31,9 +31,11 @@ async def health(engines: EnginesDep) -> dict[str, Any]:
     }
 
 
-@router.get("/ready", response_model=Ready, responses={503: {"model": NotReady, "description": "Not yet, or no more."}})
+@router.get(
+    "/ready", response_model=Ready, responses={503: {"model": NotReady, "description": "The model is not loaded."}}
+)
 async def ready(engines: EnginesDep) -> Any:
-    """Whether the default model is loaded, or was and is only resting; until then, how far it is."""
+    """Whether the default model is loaded, or was unloaded only because it was idle; if not, the loading progress."""
     engines.retry()
     model = engines.default
     if model.state == "ready" or (model.state == "idle" and model.was_ready):
@@ -51,9 +53,9 @@ async def ready(engines: EnginesDep) -> Any:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """For Prometheus: requests, queue, batch, audio seconds, real-time factor, time at each stage."""
-    numbers: Metrics = request.app.state.metrics
-    return Response(numbers.text(), media_type=CONTENT_TYPE)
+    """Prometheus metrics: requests, queue, batch, audio seconds, real-time factor, time per stage."""
+    recorded: Metrics = request.app.state.metrics
+    return Response(recorded.text(), media_type=CONTENT_TYPE)
 
 
 def _states(engines: Engines) -> list[dict[str, str]]:

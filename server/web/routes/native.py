@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.canary.prompt import Task
+from model.task import Task
+from server.audio.file_types import SUPPORTED
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
 from server.longform.recording import language_source
@@ -109,7 +110,7 @@ def accepted(header: str) -> str | None:
 def _openapi() -> dict[str, Any]:
     """The fields for /docs. FastAPI cannot see them, since the body may be a form or the file itself."""
     fields = Fields.model_json_schema()["properties"]
-    file = {"type": "string", "format": "binary", "description": "wav, flac, mp3, m4a, mp4, ogg, webm, aac …"}
+    file = {"type": "string", "format": "binary", "description": SUPPORTED}
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
     content = {"multipart/form-data": {"schema": form}, "application/octet-stream": {"schema": file}}
     parameters = [

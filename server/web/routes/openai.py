@@ -12,7 +12,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from model.canary.prompt import Task
+from model.task import Task
+from server.audio.file_types import SUPPORTED
 from server.engine.registry import Engines, Served
 from server.errors import RequestError, invalid_field
 from server.longform.transcribe import Transcription
@@ -94,7 +95,7 @@ def _form(fields: type[Fields]) -> dict[str, Any]:
     properties = dict(fields.model_json_schema()["properties"])
     if granularities := properties.pop("timestamp_granularities", None):
         properties["timestamp_granularities[]"] = granularities
-    file = {"type": "string", "format": "binary", "description": "flac, mp3, mp4, mpeg, mpga, m4a, ogg, wav, webm …"}
+    file = {"type": "string", "format": "binary", "description": SUPPORTED}
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **properties}}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}}}
 

@@ -1,4 +1,4 @@
-"""GET /: the page for people, its files under /static, and GET /capabilities: what it may offer."""
+"""GET /, the page in the browser; its files under /static; and GET /capabilities, what the page can offer."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,20 +8,20 @@ from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse
 from starlette.staticfiles import StaticFiles
 
-from model.canary.prompt import Task, TaskError, check_task
-from model.config import CanaryConfig
+from model.family import ModelConfig
+from model.task import Task, TaskError
 from server.text.languages import NAMES
 from server.web.dependencies import EnginesDep, SettingsDep
 
 STATIC = Path(__file__).parents[1] / "static"
 
-# All that the page runs, shows and speaks to comes from this server; nothing of it may be framed or sent elsewhere.
+# Everything the page loads or connects to is on this server, and no other site may frame it.
 CONTENT_SECURITY_POLICY = "; ".join([
     "default-src 'none'",
     "script-src 'self'",
     "style-src 'self'",
     "img-src 'self'",
-    # how long a dropped recording is
+    # to find out how long an opened recording is
     "media-src blob:",
     "connect-src 'self'",
     "base-uri 'none'",
@@ -36,7 +36,7 @@ HEADERS = {
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    # Kept, but asked about each time: a new version of the server comes with a new page.
+    # Cached but revalidated each time, so that the page always matches the server.
     "cache-control": "no-cache",
 }
 
@@ -44,7 +44,7 @@ router = APIRouter(include_in_schema=False)
 
 
 class PageFiles(StaticFiles):
-    """The scripts, styles and pictures, with the page's own headers."""
+    """Scripts, styles and images, with the same headers as the page."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)
@@ -63,8 +63,8 @@ async def page() -> FileResponse:
 
 @router.get("/capabilities")
 async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, Any]:
-    """The default model's languages with their English names, and for each those that it is translated to; the largest
-    file, and how much a subtitle holds.
+    """The default model's languages with English names and the languages each can be translated to, the largest upload,
+    and the limits of a subtitle.
 
     Raises ModelLoading, ModelFailed.
     """
@@ -86,16 +86,16 @@ async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, 
     }
 
 
-def targets(language: str, config: CanaryConfig) -> list[str]:
+def targets(language: str, config: ModelConfig) -> list[str]:
     """The languages that `language` can be translated to."""
     task = Task(language)
     others = [code for code in config.languages if code != language]
     return [code for code in others if _is_possible(replace(task, target_language=code), config)]
 
 
-def _is_possible(task: Task, config: CanaryConfig) -> bool:
+def _is_possible(task: Task, config: ModelConfig) -> bool:
     try:
-        check_task(task, config)
+        config.check(task)
     except TaskError:
         return False
     return True

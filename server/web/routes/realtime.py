@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from model.canary.prompt import TaskError
+from model.task import TaskError
 from server.errors import (
     EngineStopped,
     ModelFailed,

@@ -1,9 +1,9 @@
-// Sound that the server may still need: what was not sent, and what no final text covers yet.
+// Sound that the server may still need: not sent yet, or not covered by a final text yet.
 
-// A long line, and what is said until a lost connection is given up; some 9 MB at 48 kHz.
+// Enough for a long line and for the time until a lost connection is given up; about 9 MB at 48 kHz.
 const KEPT_S = 90;
 
-/** Frames in order, each {at, samples}: `at` is in seconds from the start of the recording. */
+/** Frames of mono samples in order, bounded: the oldest are dropped. Times are in seconds from the start of the recording. */
 export class Backlog {
   #frames = [];
   #sent = 0;
@@ -18,12 +18,12 @@ export class Backlog {
     return this.#end;
   }
 
-  /** Where what is kept begins. */
+  /** Where the kept sound begins. */
   get start() {
     return this.#frames[0]?.at ?? this.#end;
   }
 
-  /** Seconds that wait to be sent. */
+  /** Seconds still to be sent. */
   get unsent() {
     return this.#sent < this.#frames.length ? this.#end - this.#frames[this.#sent].at : 0;
   }
@@ -44,7 +44,7 @@ export class Backlog {
     this.#forgetBefore(until);
   }
 
-  /** Begin again with what is kept, on a new connection. Returns where that is. */
+  /** Send all kept sound again, on a new connection. Returns where it begins. */
   rewind() {
     this.#sent = 0;
     return this.start;

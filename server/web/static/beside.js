@@ -1,10 +1,10 @@
-// A recording and its translation, line by line beside each other: it is written out in both languages at once.
+// A recording and its translation side by side: two requests at once, whose lines are paired by time.
 
 import { transcribe } from "./files.js";
 
 /**
- * onLine(line) is called for each line, and again when its translation grows; onTime(seconds) tells how far the spoken
- * text is; others as for `transcribe`. Rejects as that does.
+ * onLine(line) is called for each line, and again when its translation grows; onTime(seconds) reports how far the spoken
+ * text has come. The other options, and the errors, are those of `transcribe`.
  */
 export async function transcribeBeside(url, file, { targetLanguage, onUpload, onLine, onTime, ...options }) {
   const lines = [];
@@ -46,12 +46,12 @@ export async function transcribeBeside(url, file, { targetLanguage, onUpload, on
       onLine(line);
     }
   } finally {
-    // One without the other is not wanted.
+    // If one request failed, the other is of no use.
     failed.abort();
   }
 }
 
-/** The translated segments' texts, each put to the line that it shares most time with. There must be lines. */
+/** For each line, the texts of the translated segments that overlap it most. There must be lines. */
 export function pair(lines, translated) {
   const texts = lines.map(() => []);
   for (const segment of translated) {

@@ -1,9 +1,9 @@
-// The lines on the screen: finals in a log that is read out, what may still change beside it.
+// The lines on the screen: final ones in a log that is announced, unfinished ones below it.
 //
 // A line is {id, start, end, text, language, words?, translation: {text, language} | null}. An unfinished one has
 // stable_chars, and so has its translation.
 
-// So close to the end still counts as there.
+// This close to the end still counts as the end.
 const NEAR_PX = 80;
 
 /** Shows lines in `log` (role="log") and the unfinished one in `interim` (aria-hidden); follows the newest. */
@@ -40,14 +40,14 @@ export class Captions {
     return Math.max(0, ...[...this.#lines.values()].map((line) => line.end));
   }
 
-  /** A line that will not change, except that its translation and its language may still come. */
+  /** A final line. Only its language and its translation may still come, in a second call. */
   settle(line) {
     this.#unfinished.delete(line.id);
     this.#showUnfinished();
     const known = this.#lines.has(line.id);
     this.#lines.set(line.id, line);
     if (known) {
-      // Only what is new: all that is put into a log is read out.
+      // Only what is new, because everything added to a log is announced.
       const shown = this.#log.querySelector(`[data-id="${CSS.escape(line.id)}"]`);
       if (shown) complete(shown, line);
     } else if (line.text || line.translation?.text) {
@@ -56,7 +56,7 @@ export class Captions {
     this.#changed();
   }
 
-  /** A line that may still change; an empty one takes it away. */
+  /** An unfinished line; an empty one removes it. */
   revise(line) {
     if (line.text || line.translation?.text) this.#unfinished.set(line.id, line);
     else this.#unfinished.delete(line.id);
@@ -64,11 +64,18 @@ export class Captions {
     this.#changed();
   }
 
-  /** Take away what is unfinished: it will be written anew. */
+  /** Remove unfinished lines: they will be written anew. */
   forgetUnfinished() {
     this.#unfinished.clear();
     this.#showUnfinished();
     this.#changed();
+  }
+
+  /** Keep unfinished lines as they are: nothing more will come. */
+  settleUnfinished() {
+    for (const { stable_chars, translation, ...line } of this.#unfinished.values()) {
+      this.settle({ ...line, translation: translation && { text: translation.text, language: translation.language } });
+    }
   }
 
   /** Empty the screen. Returns the lines, for `restore`. */
@@ -109,7 +116,7 @@ export class Captions {
 
   #scrolled() {
     const below = document.documentElement.scrollHeight - innerHeight - scrollY;
-    // Up is a person's way; that more is below may only be that more was written.
+    // Only people scroll up; the distance to the end also grows when a line is added.
     if (below < NEAR_PX) this.#following = true;
     else if (scrollY < this.#scrollY) this.#following = false;
     this.#scrollY = scrollY;
@@ -127,7 +134,7 @@ function row(line) {
   return element;
 }
 
-/** Brings a shown line's language and translation up to date. */
+/** Update the language and the translation of a line on the screen. */
 function complete(element, line) {
   if (line.language) element.querySelector(".text").lang = line.language;
   const old = element.querySelector(".translation");
@@ -141,7 +148,7 @@ function paragraph(name, { text, language, stable_chars }) {
   const element = make("p", name);
   if (language) element.lang = language;
   let stable = text.slice(0, stable_chars ?? text.length);
-  // The space between the two is of neither's look.
+  // The space between the two parts is not underlined.
   if (text[stable.length] === " ") stable += " ";
   if (stable) element.append(stable);
   if (stable.length < text.length) element.append(make("span", "tail", text.slice(stable.length)));

@@ -8,7 +8,7 @@ class Capture extends AudioWorkletProcessor {
   #energy = 0;
 
   process([channels]) {
-    // No channels at all: the microphone is not there yet, or no longer.
+    // There are no channels before the microphone opens and after it closes.
     const length = channels.length ? channels[0].length : 0;
     for (let i = 0; i < length; i++) {
       let sample = 0;

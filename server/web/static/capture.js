@@ -1,7 +1,14 @@
-// The microphone as 16-bit mono frames at whatever rate the machine records.
+// The microphone as 16-bit mono frames, at the sample rate of the device.
 
-/** A microphone that cannot be had; the message is for people. */
-export class MicrophoneError extends Error {}
+const WORKLET = new URL("capture-worklet.js", import.meta.url);
+
+/** The microphone cannot be used. The message is for people; `needsFile` if only files will work here. */
+export class MicrophoneError extends Error {
+  constructor(message, { needsFile = false } = {}) {
+    super(message);
+    this.needsFile = needsFile;
+  }
+}
 
 /**
  * Opens the microphone. onFrame({samples: Int16Array, rms: 0…1}) is called about every 80 ms, and onLost(message)
@@ -9,54 +16,73 @@ export class MicrophoneError extends Error {}
  */
 export async function openMicrophone({ onFrame, onLost }) {
   if (!navigator.mediaDevices) {
-    throw new MicrophoneError("Browsers give the microphone only to https pages and to localhost. Files work here.");
+    throw new MicrophoneError(
+      "Browsers allow the microphone only on https pages and on localhost. You can still open a file.",
+      { needsFile: true },
+    );
   }
-  // Made to be heard by a model, not by people: what browsers do against echo and noise costs words.
-  const wanted = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true };
-  let media;
-  try {
-    media = await navigator.mediaDevices.getUserMedia({ audio: wanted });
-  } catch (error) {
-    throw new MicrophoneError(explanation(error));
-  }
-  // At the rate of the device: Firefox refuses to connect a microphone to a context of another rate.
+  // Loaded before the microphone opens, so that no sound is missed. At the rate of the device, because Firefox refuses
+  // to connect a microphone to a context of another rate.
   const context = new AudioContext({ latencyHint: "interactive" });
+  let media;
   const close = () => {
-    for (const track of media.getTracks()) track.stop();
+    for (const track of media?.getTracks() ?? []) track.stop();
     if (context.state !== "closed") context.close();
   };
   try {
-    await context.resume();
-    await context.audioWorklet.addModule(new URL("capture-worklet.js", import.meta.url));
-    const worklet = new AudioWorkletNode(context, "capture");
+    const worklet = await loadWorklet(context);
     worklet.port.onmessage = ({ data }) => onFrame(data);
-    // It is silent at its output, but only what leads to the speakers is sure to run.
+    media = await ask();
+    // The worklet outputs silence, but only what leads to the speakers is sure to run.
     context.createMediaStreamSource(media).connect(worklet).connect(context.destination);
-  } catch {
+  } catch (error) {
     close();
-    throw new MicrophoneError("The sound of the microphone cannot be read in this browser.");
+    if (error instanceof MicrophoneError) throw error;
+    throw new MicrophoneError("This browser cannot read the microphone's sound. You can still open a file.", {
+      needsFile: true,
+    });
   }
   for (const track of media.getTracks()) {
     track.onended = () => {
       close();
-      onLost("The microphone was unplugged or taken away.");
+      onLost("The microphone was disconnected.");
     };
   }
   return { sampleRate: context.sampleRate, close };
+}
+
+async function loadWorklet(context) {
+  try {
+    await context.audioWorklet.addModule(WORKLET);
+  } catch {
+    throw new MicrophoneError("A part of this page did not load (capture-worklet.js). Is the server still running?");
+  }
+  await context.resume();
+  return new AudioWorkletNode(context, "capture");
+}
+
+async function ask() {
+  // For a model, not for people: echo cancellation and noise suppression cost words.
+  const wanted = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true };
+  try {
+    return await navigator.mediaDevices.getUserMedia({ audio: wanted });
+  } catch (error) {
+    throw new MicrophoneError(explanation(error));
+  }
 }
 
 function explanation(error) {
   switch (error.name) {
     case "NotAllowedError":
     case "SecurityError":
-      return "This page may not use the microphone. Allow it in the site settings beside the address, then start again.";
+      return "This page may not use the microphone. Allow it in the browser's site settings, then try again.";
     case "NotFoundError":
     case "OverconstrainedError":
-      return "No microphone was found. Connect one and start again, or open a file.";
+      return "No microphone was found. Connect one and try again, or open a file.";
     case "NotReadableError":
     case "AbortError":
-      return "The microphone is in use by another program.";
+      return "The microphone is in use by another program. Close that program, then try again.";
     default:
-      return `The microphone cannot be opened: ${error.message}`;
+      return `The microphone could not be opened: ${error.message}`;
   }
 }

@@ -1,4 +1,4 @@
-// The menu that saves captions as a file.
+// The dialog that saves captions as a file.
 
 import { MEDIA_TYPES, write } from "./subtitles.js";
 
@@ -23,6 +23,6 @@ function save(text, name, mediaType) {
   link.href = URL.createObjectURL(new Blob([text], { type: `${mediaType};charset=utf-8` }));
   link.download = name;
   link.click();
-  // Revoked at once, some browsers save nothing.
+  // Not at once: some browsers would save nothing.
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }

@@ -1,10 +1,15 @@
 // A recording through POST /transcribe: how far the upload is, then segments as they are ready.
 
-/** What the server or the way to it made impossible; the message is for people. `status` is 0 without an answer. */
+/** The recording could not be transcribed. The message is for people; `status` is HTTP's, 0 without an answer. */
 export class FileError extends Error {
   constructor(message, status = 0) {
     super(message);
     this.status = status;
+  }
+
+  /** Whether the same recording may work another time. */
+  get canRetry() {
+    return this.status < 400 || this.status === 429 || this.status >= 500;
   }
 }
 
@@ -20,7 +25,7 @@ export function transcribe(url, file, { key, language, targetLanguage, signal, o
   form.append("stream", "true");
   form.append("file", file, file.name);
   return new Promise((resolve, reject) => {
-    // Not fetch: only this tells how far an upload is.
+    // Not fetch, which does not report the progress of an upload.
     const request = new XMLHttpRequest();
     request.open("POST", url);
     request.setRequestHeader("accept", "text/event-stream");
@@ -44,7 +49,7 @@ export function transcribe(url, file, { key, language, targetLanguage, signal, o
       reject(new FileError(refusal(request), request.status));
     };
     request.onerror = () => reject(new FileError("The connection was lost. Is the server still running?"));
-    request.onabort = () => reject(new DOMException("The recording was left.", "AbortError"));
+    request.onabort = () => reject(new DOMException("Cancelled.", "AbortError"));
     signal.addEventListener("abort", () => request.abort());
     request.send(form);
   });
@@ -85,6 +90,6 @@ function refusal(request) {
   try {
     return JSON.parse(request.responseText).error.message;
   } catch {
-    return request.status === 200 ? "The server broke off before the end." : `The server answered ${request.status}.`;
+    return request.status === 200 ? "The server stopped before the end." : `The server answered with status ${request.status}.`;
   }
 }

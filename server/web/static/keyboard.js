@@ -1,8 +1,8 @@
-// Single keys for what the buttons do. They can be turned off, for people whose speech or switches type.
+// Single keys for what the buttons do. They can be turned off: speech input and switches may type them by accident.
 
 const STORED = "canary.single-keys";
 
-/** keys: {" ": action, o: action, …}; Escape works always. `allowed` is a checkbox that turns the others off. */
+/** keys: {" ": action, o: action, …}. `allowed` is a checkbox that turns them off, except Escape. */
 export function listen(keys, allowed) {
   allowed.checked = recall();
   allowed.addEventListener("change", () => remember(allowed.checked));
@@ -17,7 +17,7 @@ export function listen(keys, allowed) {
   });
 }
 
-/** Whether the key already means something where it is pressed. */
+/** Whether the focused element uses the key itself. */
 function isTypedInto(element, key) {
   if (element.closest("input, select, textarea")) return key !== "Escape";
   return key === " " && Boolean(element.closest("button, a, summary"));
@@ -35,6 +35,6 @@ function remember(on) {
   try {
     localStorage.setItem(STORED, on ? "on" : "off");
   } catch {
-    // Then it is only not remembered.
+    // Private windows may refuse; then the choice is not remembered.
   }
 }

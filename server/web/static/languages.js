@@ -1,8 +1,8 @@
-// The two menus: what is spoken, and what it is translated to. They offer only what the model can do.
+// The two menus: the spoken language and the language to translate to. They offer only what the model supports.
 
 const STORED = "canary.languages";
 
-/** `capabilities` as GET /capabilities gives them. onChange() is called when a person chooses. */
+/** onChange() is called when a person chooses. */
 export class Languages {
   constructor({ spoken, target, onChange }) {
     this.spoken = spoken;
@@ -32,6 +32,7 @@ export class Languages {
     return this.languages.find((language) => language.code === code)?.name ?? "";
   }
 
+  /** capabilities: the answer to GET /capabilities. */
   offer(capabilities) {
     this.languages = capabilities.languages.toSorted((a, b) => a.name.localeCompare(b.name));
     const options = this.languages.map(({ code, name }) => new Option(withOwnName(name, code), code));
@@ -56,7 +57,7 @@ export class Languages {
     try {
       localStorage.setItem(STORED, JSON.stringify({ language: this.language, target: this.targetLanguage }));
     } catch {
-      // Private windows may refuse; then it is only not remembered.
+      // Private windows may refuse; then the choice is not remembered.
     }
   }
 }

@@ -8,25 +8,33 @@ import { listen } from "./keyboard.js";
 import { Languages } from "./languages.js";
 import { Listening } from "./listening.js";
 import { Meter } from "./meter.js";
-import { address, capabilities, key, setKey } from "./server.js";
+import { address, capabilities, key, setKey, whyUnreachable } from "./server.js";
 import { Status } from "./status.js";
 import { toText } from "./subtitles.js";
 
 const $ = (id) => document.getElementById(id);
 
 const status = new Status();
+addEventListener("error", ({ error, message }) => failed(error?.message ?? message));
+addEventListener("unhandledrejection", ({ reason }) => failed(reason?.message ?? String(reason)));
+
 const meter = new Meter($("meter"));
 const languages = new Languages({ spoken: $("language"), target: $("target"), onChange: languagesChanged });
 const captions = new Captions({ log: $("log"), interim: $("interim"), latest: $("latest"), onChange: showWhatCanBeDone });
 
-// What is going on: at most one of them.
+// What is going on, at most one of them: AbortControllers of a microphone and of a file that are being opened.
+let starting = null;
 let listening = null;
 let opening = null;
+
 let able = null;
 let awake = null;
 let restart = false;
 let heard = "";
 let count = 0;
+// Take back the notices that may be outlived by what they say.
+let withdrawSilent = () => {};
+let withdrawUnreachable = () => {};
 
 // --- the microphone
 
@@ -35,8 +43,8 @@ async function start() {
   status.dismiss();
   enter("starting");
   heard = "";
-  status.show("wait", "Asking for the microphone");
-  // Later recordings go on in time where the lines so far end.
+  status.show("wait", "Waiting for the microphone");
+  // Later recordings continue where the lines so far end.
   const [session, offset] = [++count, captions.end];
   const moved = (seconds) => offset + seconds;
   const line = (result) => ({
@@ -46,55 +54,84 @@ async function start() {
     end: moved(result.end),
     words: result.words?.map((word) => ({ ...word, start: moved(word.start), end: moved(word.end) })),
   });
+  const { signal } = (starting = new AbortController());
   try {
-    listening = await Listening.begin(
+    const begun = await Listening.begin(
       { language: languages.language, targetLanguage: languages.targetLanguage },
       {
         onState: liveState,
         onResult: (result) => {
-          tellLanguage(result.language);
+          showHeardLanguage(result.language);
           if (result.is_final) captions.settle(line(result));
           else captions.revise(line(result));
         },
         onForget: () => captions.forgetUnfinished(),
         onLag: (seconds) => liveState("live", seconds),
         onProblem: (message) => status.problem(message),
+        onUnreachable: unreachable,
         onClosed: stopped,
         onLevel: (rms) => meter.push(rms),
         onElapsed: (seconds) => ($("elapsed").textContent = clock(seconds)),
-        onSilent: () => status.problem("Nothing can be heard: the microphone may be muted, or another one chosen.", "hint"),
+        onSilent: () => (withdrawSilent = status.hint("Nothing can be heard. Is the microphone muted, or is another one selected?")),
+        onSound: () => withdrawSilent(),
       },
+      signal,
     );
+    starting = null;
+    listening = begun;
     enter("live");
     keepAwake();
   } catch (error) {
-    enter("idle");
-    ready();
-    status.problem(error.message);
+    // Nothing waits for it any more, and another one may have begun.
+    if (signal.aborted) return;
+    starting = null;
+    rest();
+    status.problem(error.message, error.needsFile ? openFile : tryAgain);
   }
 }
 
+/** End what is going on. While the last words are being written, a second call ends it without them. */
 function stop() {
-  restart = false;
-  if (opening) opening.abort();
-  listening?.stop();
+  if (starting) {
+    starting.abort();
+    starting = null;
+    rest();
+  }
+  opening?.abort();
+  if (restart) restart = false;
+  else listening?.stop();
 }
 
 function liveState(state, lag = 0) {
+  // The last words are still being written, however they come.
+  if (state === "live" && document.body.dataset.state === "stopping") return;
   if (state === "live" && lag) return status.show("slow", `${lag.toFixed(1)} s behind`, false);
   const [tone, words] = {
-    connecting: ["wait", "Connecting"],
+    connecting: ["wait", "Connecting; what you say is kept"],
     live: ["live", heard ? `Listening · ${heard}` : "Listening"],
     reconnecting: ["slow", "Reconnecting; what you say is kept"],
     stopping: ["wait", "Writing the last words"],
     closed: ["ready", "Ready"],
   }[state];
   status.show(tone, words);
+  if (state === "live" || state === "closed") withdrawUnreachable();
   if (state === "stopping") enter("stopping");
 }
 
-/** Which language is heard, where that was left to the model. */
-function tellLanguage(code) {
+/** The live connection failed more than once; the session goes on trying. */
+async function unreachable() {
+  const session = listening;
+  const { message, needsKey } = await whyUnreachable();
+  if (!session || session !== listening || !session.isUnreachable) return;
+  const retry = () => session.retry();
+  withdrawUnreachable = status.problem(
+    `${message} What you said is kept while the page tries again.`,
+    needsKey ? { label: "Enter a key", action: () => askForKey().then(retry) } : { label: "Try now", action: retry },
+  );
+}
+
+/** Show which language is heard, where that was left to the model. */
+function showHeardLanguage(code) {
   if (languages.language !== "auto" || !code || languages.name(code) === heard) return;
   heard = languages.name(code);
   liveState("live");
@@ -104,18 +141,18 @@ function stopped(message) {
   listening = null;
   awake?.release();
   awake = null;
-  captions.forgetUnfinished();
+  withdrawSilent();
+  captions.settleUnfinished();
   meter.reset();
-  enter("idle");
-  ready();
-  if (message) status.problem(message);
+  rest();
+  if (message) status.problem(message, tryAgain);
   else if (restart) start();
   restart = false;
 }
 
 // --- languages
 
-/** While listening, the words so far are finished in the old languages and the next ones come in the new. */
+/** While listening, the words so far are finished in the old languages, and the next ones come in the new. */
 function languagesChanged() {
   showColumns();
   if (!listening) return;
@@ -123,7 +160,7 @@ function languagesChanged() {
   listening.stop();
 }
 
-/** Two columns where a translation is wanted or there. */
+/** Two columns if a translation is wanted or there. */
 function showColumns() {
   const both = Boolean(languages.targetLanguage) || captions.lines.some((line) => line.translation?.text);
   document.body.classList.toggle("translated", both);
@@ -134,19 +171,19 @@ function showColumns() {
 async function open(files) {
   if (!files.length || !able) return;
   if (document.body.dataset.state !== "idle") {
-    return status.problem("Stop what is going on first, then open the recording.", "hint");
+    return void status.hint("Stop first, then open the recording.", { label: "Stop", action: stop });
   }
   const [file] = files;
   status.dismiss();
   if (file.size > able.max_upload_mb * 1e6) {
-    return status.problem(`${file.name} is larger than ${Math.round(able.max_upload_mb)} MB, the most that this server takes.`);
+    return void status.problem(`${file.name} is larger than ${Math.round(able.max_upload_mb)} MB, this server's limit.`, openFile);
   }
   const before = captions.clear();
   opening = new AbortController();
   enter("file");
-  showFile(file.name, null, "Sending");
+  showFile(file.name, null, "Uploading");
   status.show("wait", "Transcribing");
-  // Nobody waits for that: it may take long, and only the progress needs it.
+  // Not awaited: it may take long, and only the progress needs it.
   let duration = null;
   durationOf(file).then((seconds) => (duration = seconds));
   const session = ++count;
@@ -156,20 +193,26 @@ async function open(files) {
       language: languages.language,
       targetLanguage: languages.targetLanguage,
       signal: opening.signal,
-      onUpload: (share) => showFile(file.name, share < 1 ? share : null, share < 1 ? "Sending" : "Listening to it"),
+      onUpload: (share) => showFile(file.name, share < 1 ? share : null, share < 1 ? "Uploading" : "Transcribing"),
       onLine: (line) => captions.settle({ ...line, id: `${session}.${line.id}` }),
       onTime: (s) => duration && showFile(file.name, Math.min(1, s / duration), `${clock(s)} of ${clock(duration)}`),
     });
-    if (!captions.lines.length) status.problem(`No words were heard in ${file.name}.`, "hint");
+    if (!captions.lines.length) status.hint(`No speech was found in ${file.name}.`, openFile);
+    else if (files.length > 1) status.hint(`Only ${file.name} was opened: the page takes one recording at a time.`, openFile);
   } catch (error) {
-    if (error.name !== "AbortError") status.problem(`${file.name}: ${error.message}`);
+    if (error.name !== "AbortError") status.problem(`${file.name}: ${error.message}`, afterFailure(error, file));
     if (captions.isEmpty) captions.restore(before);
   }
   opening = null;
   $("file").hidden = true;
-  enter("idle");
-  ready();
-  if (files.length > 1) status.problem(`One recording at a time: this was ${file.name}.`, "hint");
+  rest();
+}
+
+/** The next step after a FileError. */
+function afterFailure({ status, canRetry }, file) {
+  const again = () => open([file]);
+  if (status === 401) return { label: "Enter a key", action: () => askForKey().then(again) };
+  return canRetry ? { label: "Try again", action: again } : openFile;
 }
 
 function showFile(name, share, phase) {
@@ -189,7 +232,7 @@ async function copy() {
     await navigator.clipboard.writeText(toText(captions.lines, which));
     status.confirm("Copied.");
   } catch {
-    status.problem("The browser does not let this page copy. Download the text instead.");
+    status.problem("The browser does not allow this page to copy.", { label: "Download", action: actions.download });
   }
 }
 
@@ -197,7 +240,7 @@ function clear() {
   if (listening || opening || !captions.lines.length) return;
   const lines = captions.clear();
   if (document.activeElement === document.body) $("start").focus();
-  status.offer("Cleared.", "Undo", () => captions.restore(lines));
+  status.undoable("Cleared.", () => captions.restore(lines));
 }
 
 // --- what the page looks like
@@ -207,7 +250,7 @@ function enter(state) {
   const busy = state !== "idle";
   const label = { starting: "Starting", live: "Stop", stopping: "Stopping", file: "Cancel" }[state] ?? "Start";
   $("start").lastElementChild.textContent = label;
-  // Never disabled while in use: the focus would be lost.
+  // Never disabled while in use, or it would lose the focus.
   $("start").disabled = !able;
   document.title = state === "live" ? "● Canary" : "Canary";
   for (const select of [$("language"), $("target")]) select.disabled = !able || (busy && state !== "live");
@@ -220,12 +263,18 @@ function showWhatCanBeDone() {
   for (const id of ["copy", "download"]) $(id).disabled = !written;
   $("clear").disabled = !written || !idle;
   $("open").disabled = !able || !idle;
-  $("welcome").hidden = !idle || !captions.isEmpty;
+  $("welcome").hidden = !["waiting", "idle"].includes(document.body.dataset.state) || !captions.isEmpty;
   showColumns();
 }
 
-function ready() {
+function rest() {
+  enter("idle");
   status.show("ready", "Ready");
+}
+
+/** Something that should not happen. */
+function failed(message) {
+  status.problem(`Something on this page failed: ${message}. Save your text, then reload the page.`, reload);
 }
 
 function resize(by) {
@@ -241,7 +290,7 @@ async function keepAwake() {
     if (listening && !awake) awake = lock;
     else lock?.release();
   } catch {
-    // A dark screen is no reason not to listen.
+    // Listening works without it.
   }
 }
 
@@ -255,9 +304,14 @@ function askForKey() {
   });
 }
 
-// --- hands
+// --- buttons and keys
 
-const toggle = () => (listening || opening ? stop() : start());
+const openFile = { label: "Open a file", action: () => actions.open() };
+const tryAgain = { label: "Try again", action: start };
+const reload = { label: "Reload", action: () => location.reload() };
+
+const isBusy = () => Boolean(starting || listening || opening);
+const toggle = () => (isBusy() ? stop() : start());
 const actions = {
   copy,
   clear,
@@ -285,7 +339,10 @@ listen(
     "=": actions.larger,
     "-": actions.smaller,
     End: () => captions.follow(),
-    Escape: () => status.dismiss() || stop(),
+    Escape: () => {
+      status.dismiss();
+      stop();
+    },
   },
   $("single-keys"),
 );
@@ -309,11 +366,22 @@ addEventListener("beforeunload", (event) => listening && event.preventDefault())
 
 // --- begin
 
+enter("waiting");
+$("help").disabled = false;
+status.show("wait", "Connecting");
+let withdrawTrouble = () => {};
 able = await capabilities({
-  onWait: (reason) => status.show("wait", reason),
+  onLoading: () => {
+    withdrawTrouble();
+    status.show("wait", "Loading the model");
+  },
+  onTrouble: (sentence, retry) => {
+    status.show("wait", "Waiting for the server");
+    withdrawTrouble = status.problem(`${sentence} The page keeps trying.`, { label: "Try now", action: retry });
+  },
   askForKey,
 });
+withdrawTrouble();
 languages.offer(able);
 $("model").textContent = `Model: ${able.model}`;
-enter("idle");
-ready();
+rest();

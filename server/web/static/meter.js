@@ -1,6 +1,6 @@
 // The last seconds of the microphone's level, as bars.
 
-// Of full scale: quieter is drawn as silence.
+// Relative to full scale. Anything quieter is drawn as silence.
 const FLOOR_DB = -60;
 const BARS = 24;
 
@@ -14,7 +14,7 @@ export class Meter {
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
-  /** rms: 0…1 of one frame. */
+  /** Add the level of one frame: its root mean square, 0…1. */
   push(rms) {
     this.#levels.push(level(rms));
     this.#levels.shift();
@@ -44,7 +44,7 @@ export class Meter {
   }
 }
 
-/** 0…1 of a level between the floor and full scale. */
+/** 0…1 between the floor and full scale, in decibels. */
 export function level(rms) {
   return rms > 0 ? Math.max(0, Math.min(1, 1 - (20 * Math.log10(rms)) / FLOOR_DB)) : 0;
 }

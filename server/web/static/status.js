@@ -1,63 +1,74 @@
-// What the page is doing, in a few words above; what went wrong, in a sentence below.
+// What the page is doing, in a few words at the top; what went wrong, in a sentence at the bottom.
 
-const ACTION_S = 12;
+const UNDO_S = 12;
 const CONFIRMATION_S = 2.5;
 
 export class Status {
   #line = document.getElementById("status");
   #announcer = document.getElementById("announcer");
   #notice = document.getElementById("notice");
+  #sentence = document.querySelector("#notice [role=alert]");
   #action = document.getElementById("notice-action");
   #timer = 0;
+  #shown = 0;
 
   constructor() {
     document.getElementById("notice-close").addEventListener("click", () => this.dismiss());
   }
 
-  /** tone: "wait", "ready", "live", "slow" or "error". Read out only where `aloud`: numbers that run are not. */
+  /** tone: "wait", "ready", "live" or "slow". Announced only where `aloud`: running numbers are not. */
   show(tone, words, aloud = true) {
     this.#line.dataset.tone = tone;
     this.#line.lastElementChild.textContent = words;
     if (aloud && this.#announcer.textContent !== words) this.#announcer.textContent = words;
   }
 
-  /** A sentence that stays until it is dismissed. kind: "error" or "hint". */
-  problem(sentence, kind = "error") {
-    this.#tell(sentence, kind);
+  /**
+   * What went wrong, until it is dismissed. `next` is the next step: {label, action}. Returns a function that takes the
+   * notice away if it is still there.
+   */
+  problem(sentence, next = null) {
+    return this.#tell("error", sentence, next);
+  }
+
+  /** Something to know, until it is dismissed. Returns as `problem` does. */
+  hint(sentence, next = null) {
+    return this.#tell("hint", sentence, next);
   }
 
   /** Something done, said in passing. */
   confirm(sentence) {
-    this.#tell(sentence, "hint");
+    this.#tell("hint", sentence, null);
     this.#timer = setTimeout(() => this.dismiss(), CONFIRMATION_S * 1000);
   }
 
   /** Something done that can be undone for a while. */
-  offer(sentence, label, action) {
-    this.#tell(sentence, "hint");
-    this.#action.textContent = label;
-    this.#action.hidden = false;
-    this.#action.onclick = () => {
-      this.dismiss();
-      action();
-    };
-    this.#timer = setTimeout(() => this.dismiss(), ACTION_S * 1000);
+  undoable(sentence, undo) {
+    this.#tell("hint", sentence, { label: "Undo", action: undo });
+    this.#timer = setTimeout(() => this.dismiss(), UNDO_S * 1000);
   }
 
-  /** Returns whether there was something to dismiss. */
   dismiss() {
     clearTimeout(this.#timer);
-    const shown = !this.#notice.hidden;
     this.#notice.hidden = true;
-    this.#notice.firstElementChild.textContent = "";
+    this.#sentence.textContent = "";
     this.#action.hidden = true;
-    return shown;
   }
 
-  #tell(sentence, kind) {
+  #tell(kind, sentence, next) {
     this.dismiss();
     this.#notice.dataset.kind = kind;
     this.#notice.hidden = false;
-    this.#notice.firstElementChild.textContent = sentence;
+    this.#sentence.textContent = sentence;
+    this.#action.hidden = !next;
+    this.#action.textContent = next?.label ?? "";
+    this.#action.onclick = () => {
+      this.dismiss();
+      next.action();
+    };
+    const shown = ++this.#shown;
+    return () => {
+      if (shown === this.#shown) this.dismiss();
+    };
   }
 }

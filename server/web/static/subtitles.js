@@ -1,11 +1,11 @@
-// Captions as txt, srt and vtt. Pure: lines in, text out.
+// Captions as txt, srt and vtt.
 //
-// A line is {start, end, text, words?, translation?: {text, words?}}; times in seconds. A cue's limits are
-// {max_characters, max_s}: how much is in one, and about how long it stands.
+// A line is {start, end, text, words?, translation?: {text}}; times in seconds. A cue's limits are {max_characters, max_s}:
+// how long its text may be, and about how long it is shown.
 
 export const MEDIA_TYPES = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt" };
 
-/** The file of a format ("txt", "srt", "vtt"), with "text", "translation" or "both" in it. */
+/** The content of a file. format: "txt", "srt" or "vtt"; which: "text", "translation" or "both". */
 export function write(format, lines, which, limits) {
   return { txt: toText, srt: toSrt, vtt: toVtt }[format](lines, which, limits);
 }
@@ -39,7 +39,7 @@ function texts(line, which) {
   return { text: [spoken], translation: [translated], both: [spoken, translated] }[which].filter(Boolean);
 }
 
-/** Cues never overlap, and each ends after it starts. */
+/** {start, end, text} of each cue. Cues never overlap, and each ends after it starts. */
 function allCues(lines, which, limits) {
   const cues = lines.flatMap((line) => lineCues(line, texts(line, which), limits));
   cues.forEach((cue, i) => {
@@ -49,10 +49,10 @@ function allCues(lines, which, limits) {
   return cues;
 }
 
-/** One line as one cue or, when it is long, several: at words, and at their times where those are known. */
+/** One line as one cue, or as several if it is long. It is cut between words, at their times where those are known. */
 function lineCues({ start, end, words }, rows, limits) {
   if (!rows.length) return [];
-  // A word that is too long alone cannot be helped.
+  // A single word may be too long; it stays whole.
   const isTooLong = (part) => part.length > limits.max_characters && part.includes(" ");
   let count = Math.max(Math.ceil((end - start) / limits.max_s), 1);
   while (rows.some((row) => split(row, count).some(isTooLong))) count++;
@@ -68,7 +68,7 @@ function lineCues({ start, end, words }, rows, limits) {
   return cues;
 }
 
-/** `count` parts of about the same length, cut between words; some may be empty. */
+/** The row in `count` parts of about the same length, cut between words. Parts may be empty. */
 function split(row, count) {
   const parts = Array.from({ length: count }, () => []);
   let written = 0;
@@ -79,7 +79,7 @@ function split(row, count) {
   return parts.map((part) => part.join(" "));
 }
 
-/** When this share of the characters has been said. */
+/** The time at which this share of the row's characters has been spoken. */
 function timeAt(share, { start, end, words }, row) {
   if (share <= 0) return start;
   if (share >= 1) return end;
@@ -94,7 +94,7 @@ function timeAt(share, { start, end, words }, row) {
 }
 
 function oneRow(text) {
-  // A blank row would end a cue, and "-->" would begin one.
+  // A blank row would end a cue, and "-->" would start one.
   return text.split(/\s+/).filter(Boolean).join(" ").replaceAll("-->", "→");
 }
 

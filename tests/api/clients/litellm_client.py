@@ -1,4 +1,4 @@
-"""litellm's transcription on a file: python litellm_client.py BASE_URL FILE → its answers, a JSON line each."""
+"""Transcribe a file with litellm and print each answer as a line of JSON: python litellm_client.py BASE_URL FILE"""
 
 import json
 import sys

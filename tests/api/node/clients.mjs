@@ -1,5 +1,5 @@
-// What JavaScript clients get from a server, as JSON: node clients.mjs URL FILE TARGET
-// With the packages of package.json beside it these are openai-node and the AI SDK; without, the requests they send.
+// Prints what JavaScript clients get from a server as JSON: node clients.mjs URL FILE
+// With the packages of package.json installed, uses openai-node and the AI SDK; otherwise sends the same requests.
 
 import { openAsBlob } from "node:fs";
 import { readFile } from "node:fs/promises";
@@ -8,10 +8,10 @@ const [base, path] = process.argv.slice(2);
 const openai = await import("openai").catch(() => null);
 const file = async () => new File([await openAsBlob(path)], "sample.flac");
 
-// The server says when to come back; a test need not wait as long.
-const hurried = (statuses) => async (url, options) => {
+// fetch that records each status and shortens the server's retry-after, so that tests do not wait as long.
+const impatientFetch = (statuses) => async (url, options) => {
   const response = await fetch(url, options);
-  // openai-node also asks for a data: URL, to see what fetch can do
+  // openai-node also fetches a data: URL to find out what fetch supports.
   if (String(url).startsWith(base)) statuses.push(response.status);
   const headers = new Headers(response.headers);
   if (response.status === 503 && headers.has("retry-after")) headers.set("retry-after-ms", "500");
@@ -20,7 +20,7 @@ const hurried = (statuses) => async (url, options) => {
 
 async function withSdk() {
   const statuses = [];
-  const client = new openai.OpenAI({ baseURL: base, apiKey: "none", maxRetries: 30, fetch: hurried(statuses) });
+  const client = new openai.OpenAI({ baseURL: base, apiKey: "none", maxRetries: 30, fetch: impatientFetch(statuses) });
   const ask = async (options) =>
     client.audio.transcriptions.create({ model: "whisper-1", file: await file(), language: "en", ...options });
   const raised = async (work) =>
@@ -64,7 +64,7 @@ async function withoutSdk() {
     }
     const headers = { authorization: "Bearer none", "user-agent": "OpenAI/JS 7.55.0", accept: "application/json" };
     for (;;) {
-      const response = await hurried(statuses)(`${base}${route}`, { method: "POST", body: form, headers });
+      const response = await impatientFetch(statuses)(`${base}${route}`, { method: "POST", body: form, headers });
       if (response.status !== 503) return response;
       await new Promise((resolve) => setTimeout(resolve, Number(response.headers.get("retry-after-ms"))));
     }
@@ -100,7 +100,7 @@ async function withoutSdk() {
 async function withAiSdk() {
   const ai = await import("ai").catch(() => null);
   if (!ai) {
-    // its request, and what its schema asks of the answer
+    // Send the SDK's request, and read the fields that its schema requires.
     const form = new FormData();
     form.append("model", "whisper-1");
     form.append("file", new File([await readFile(path)], "audio.flac", { type: "audio/flac" }));
@@ -121,5 +121,5 @@ async function withAiSdk() {
   return { text, language, durationInSeconds, segments };
 }
 
-const told = { sdk: openai ? await withSdk() : await withoutSdk(), ai: await withAiSdk() };
-console.log(JSON.stringify({ installed: Boolean(openai), ...told }));
+const answers = { sdk: openai ? await withSdk() : await withoutSdk(), ai: await withAiSdk() };
+console.log(JSON.stringify({ installed: Boolean(openai), ...answers }));

@@ -1,0 +1,304 @@
+"""numpy's arrays: what models compute with on a CPU in float32.
+
+The names, arguments and results are those of `model.arrays.mlx`, whose shapes are written in the same letters. Where
+speed asks for it, work is done in place, on rows one by one, or laid out for the cache and for BLAS.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy import (
+    arange,
+    asarray,
+    concatenate,
+    fft,
+    imag,
+    log,
+    maximum,
+    pad,
+    real,
+    sqrt,
+    square,
+    stack,
+    take_along_axis,
+    where,
+)
+from numpy.lib.stride_tricks import as_strided, sliding_window_view
+
+__all__ = [
+    "CONCURRENT",
+    "FixedSlots",
+    "GrowingSlots",
+    "arange",
+    "asarray",
+    "attention",
+    "concatenate",
+    "contiguous",
+    "conv_2d",
+    "depthwise_1d",
+    "depthwise_2d",
+    "evaluate",
+    "fft",
+    "frames",
+    "glu",
+    "imag",
+    "layer_norm",
+    "linear",
+    "log",
+    "log_softmax",
+    "maximum",
+    "pad",
+    "real",
+    "relative_shift",
+    "relu",
+    "silu",
+    "softmax",
+    "sqrt",
+    "square",
+    "stack",
+    "start",
+    "take_along_axis",
+    "to_numpy",
+    "where",
+]
+
+# A CPU computes rows one after the other, so padding would only cost time, and a result is there when its call returns.
+CONCURRENT = False
+
+# A row's slots grow by so many positions at a time.
+TIME_STEP = 64
+
+
+def to_numpy(x: np.ndarray) -> np.ndarray:
+    """The values themselves. Do not write to them."""
+    return x
+
+
+def contiguous(x: np.ndarray) -> np.ndarray:
+    """As it is: BLAS reads rows of any stride as fast."""
+    return x
+
+
+def evaluate(*arrays: np.ndarray) -> None:
+    """Nothing to wait for."""
+
+
+def start(*arrays: np.ndarray) -> None:
+    """Nothing to begin."""
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    """(…, I) with weight (O, I) and bias (O,) → (…, O)"""
+    rows, columns = x.reshape(-1, x.shape[-1]), weight.T
+    # For more than one row BLAS packs the weights first, which takes as long as four rows do without.
+    few = len(rows) in (2, 3, 4)
+    found = np.stack([row @ columns for row in rows]) if few else rows @ columns
+    if bias is not None:
+        found += bias
+    return found.reshape(*x.shape[:-1], -1)
+
+
+def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """Over the last axis."""
+    # np.mean and np.var do more in Python than in their loops where there is one row.
+    n = x.shape[-1]
+    values = x - np.add.reduce(x, axis=-1, keepdims=True) / n
+    variance = np.einsum("...d,...d->...", values, values)[..., None] / n
+    values *= 1 / np.sqrt(variance + eps)
+    values *= weight
+    values += bias
+    return values
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return _gated(x, x)
+
+
+def glu(x: np.ndarray) -> np.ndarray:
+    """The first half of the last axis, gated by the second."""
+    half = x.shape[-1] // 2
+    return _gated(x[..., :half], x[..., half:])
+
+
+def _gated(value: np.ndarray, gate: np.ndarray) -> np.ndarray:
+    """value · sigmoid(gate)"""
+    divisor = np.negative(gate)
+    np.exp(divisor, out=divisor)
+    divisor += 1
+    return np.divide(value, divisor, out=divisor)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    return np.exp(log_softmax(x))
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    values = x - x.max(axis=-1, keepdims=True)
+    values -= np.log(np.exp(values).sum(axis=-1, keepdims=True))
+    return values
+
+
+def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Scaled dot-product attention.
+
+    q: (…, S, d); k, v: (…, T, d); mask: true where to attend, or a bias to add, broadcast to (…, S, T).
+    Returns (…, S, d).
+    """
+    weights = (q * np.float32(q.shape[-1] ** -0.5)) @ k.swapaxes(-1, -2)
+    if mask is not None:
+        weights += np.where(mask, np.float32(0), np.float32(-np.inf)) if mask.dtype == bool else mask
+    weights -= weights.max(axis=-1, keepdims=True)
+    np.exp(weights, out=weights)
+    attended = weights @ v
+    # After the product, so d columns are divided instead of T.
+    attended /= weights.sum(axis=-1, keepdims=True)
+    return attended
+
+
+def frames(x: np.ndarray, length: int, hop: int) -> np.ndarray:
+    """(B, N) → a view (B, (N - length) // hop + 1, length) of frames that begin `hop` apart."""
+    return sliding_window_view(x, length, axis=1)[:, ::hop]
+
+
+def relative_shift(by_distance: np.ndarray) -> np.ndarray:
+    """(B, H, T, 2T - 1), each row from distance T-1 down → a view (B, H, T, T) whose place (i, j) is of distance i - j.
+
+    Each row begins one place to the left of the one above: a row stride one short of the width.
+    """
+    B, H, T, width = by_distance.shape
+    first = by_distance.reshape(-1)[T - 1 :]
+    strides = [first.itemsize * n for n in (H * T * width, T * width, width - 1, 1)]
+    return as_strided(first, (B, H, T, T), strides, writeable=False)
+
+
+def depthwise_1d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Depthwise convolution over time that keeps the length: x (B, T, D), weight (D, K, 1), K odd."""
+    T, K = x.shape[1], weight.shape[1]
+    half = K // 2
+    total, scratch = np.full(x.shape, bias, np.float32), np.empty_like(x)
+    # Each channel's neighbour beside it: strided taps would be read one by one.
+    for i, tap in enumerate(weight[..., 0].T.copy()):
+        # Places first … last of the result have an input at this tap; the others meet the padding.
+        first, last = max(0, half - i), min(T, T + half - i)
+        if first < last:
+            heard = x[:, first + i - half : last + i - half]
+            total[:, first:last] += np.multiply(heard, tap, out=scratch[:, first:last])
+    return total
+
+
+def conv_2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """3x3 convolution of stride 2 from one channel, padded by one in frequency and not in time.
+
+    x: (B, T, F, 1); weight: (C, 3, 3, 1). Returns (B, (T - 3) // 2 + 1, ceil(F / 2), C).
+    """
+    padded = np.pad(x[..., 0], [(0, 0), (0, 0), (1, 1)])
+    windows = sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
+    found = windows.reshape(*windows.shape[:3], 9) @ weight.reshape(-1, 9).T
+    found += bias
+    return found
+
+
+def depthwise_2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Depthwise 3x3 convolution of stride 2, padded by one in frequency and not in time.
+
+    x: (B, T, F, C); weight: (C, 3, 3, 1). Returns (B, (T - 3) // 2 + 1, ceil(F / 2), C).
+    """
+    T, F = (x.shape[1] - 3) // 2 + 1, (x.shape[2] - 1) // 2 + 1
+    total = np.full((x.shape[0], T, F, x.shape[3]), bias, np.float32)
+    scratch = np.empty_like(total)
+    taps = weight[..., 0].transpose(1, 2, 0).copy()
+    for t in range(3):
+        rows = x[:, t : t + 2 * T - 1 : 2]
+        for f in range(3):
+            # The first column's left neighbour is padding, and an odd width's last one's right neighbour.
+            first = int(f == 0)
+            heard = rows[:, :, 2 * first + f - 1 :: 2][:, :, : F - first]
+            last = first + heard.shape[2]
+            total[:, :, first:last] += np.multiply(heard, taps[t, f], out=scratch[:, :, first:last])
+    return total
+
+
+# Keys and values (H, T, d) of one row in one layer.
+_Pair = tuple[np.ndarray, np.ndarray]
+
+
+class FixedSlots:
+    """Keys and values of a decoder's attention layers, for the rows of a running batch. A row keeps its length.
+
+    Each row has arrays of its own, so nothing is padded, and rows that begin alike share them.
+    Rows join at the end, and the last row takes the place of one that leaves.
+    """
+
+    def __init__(self, layers: int, n_heads: int, d_head: int, dtype: Any):
+        # By row, then by layer.
+        self._rows: list[list[_Pair]] = []
+
+    def join(self, pairs: list[_Pair], copies: int) -> None:
+        """Add `copies` rows that begin with these keys and values (1, H, T, d), one pair for each layer."""
+        self._rows += [[(keys[0].copy(), values[0].copy()) for keys, values in pairs]] * copies
+
+    def attend(self, layer: int, q: np.ndarray) -> np.ndarray:
+        """What the queries (R, H, 1, d) find in their rows: (R, H, 1, d)."""
+        return np.stack([attention(queries, *row[layer], None) for queries, row in zip(q, self._rows, strict=True)])
+
+    def leave(self, row: int) -> None:
+        """Row `row` leaves, and the last row takes its place."""
+        self._rows[row] = self._rows[-1]
+        self._rows.pop()
+
+    def clear(self) -> None:
+        """Give the memory back."""
+        self._rows.clear()
+
+
+class GrowingSlots(FixedSlots):
+    """Rows that get longer by one position in each step. Each has room for its own length, in steps of TIME_STEP."""
+
+    def __init__(self, layers: int, n_heads: int, d_head: int, dtype: Any):
+        super().__init__(layers, n_heads, d_head, dtype)
+        self._positions: list[int] = []
+
+    def join(self, pairs: list[_Pair], copies: int) -> None:
+        T = pairs[0][0].shape[2]
+        self._rows += [[(_grown(k[0], T), _grown(v[0], T)) for k, v in pairs] for _ in range(copies)]
+
+    def begin_step(self, positions: list[int]) -> None:
+        """Where each row's next keys and values go. Until the next step a row attends to itself up to there."""
+        self._positions = positions
+        for row, position in zip(self._rows, positions, strict=True):
+            if position == row[0][0].shape[1]:
+                row[:] = [(_grown(keys, position + 1), _grown(values, position + 1)) for keys, values in row]
+
+    def write(self, layer: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """The new position of each row: keys and values (R, H, 1, d)."""
+        for i, (row, position) in enumerate(zip(self._rows, self._positions, strict=True)):
+            row_keys, row_values = row[layer]
+            row_keys[:, position] = keys[i, :, 0]
+            row_values[:, position] = values[i, :, 0]
+
+    def attend(self, layer: int, q: np.ndarray) -> np.ndarray:
+        attended = []
+        for queries, row, position in zip(q, self._rows, self._positions, strict=True):
+            keys, values = row[layer]
+            attended.append(attention(queries, keys[:, : position + 1], values[:, : position + 1], None))
+        return np.stack(attended)
+
+    def reorder(self, rows: list[int], sources: list[int]) -> None:
+        """Row rows[i] becomes what row sources[i] was."""
+        moved = [[(keys.copy(), values.copy()) for keys, values in self._rows[source]] for source in sources]
+        for row, pairs in zip(rows, moved, strict=True):
+            self._rows[row] = pairs
+
+
+def _grown(x: np.ndarray, positions: int) -> np.ndarray:
+    """(H, T, d) → a copy with room for so many positions."""
+    H, T, d = x.shape
+    grown = np.zeros((H, -(-positions // TIME_STEP) * TIME_STEP, d), np.float32)
+    grown[:, :T] = x
+    return grown

@@ -1,0 +1,66 @@
+"""What passes between the stages of a model, for every family: search options, encodings, tokens, languages."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from model.arrays import Array
+
+MAX_BEAM = 32
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """How to search. None takes the model's own setting."""
+
+    beam_size: int | None = None
+    length_penalty: float | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:
+            raise ValueError(f"beam_size {self.beam_size} is not between 1 and {MAX_BEAM}")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens {self.max_new_tokens} is less than 1")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An encoded audio: vectors (T, M), and the number of encoder steps that NeMo's length limit counts.
+
+    features_s, encode_s: seconds that each stage took for the whole batch.
+    """
+
+    vectors: "Array"
+    total_steps: int
+    features_s: float = 0.0
+    encode_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The new tokens of one text without the end token, and the log-probability of each.
+
+    key: the caller's name for the text; nothing: the probability, before the first token, that there is no speech.
+    """
+
+    key: int
+    tokens: list[int]
+    log_probs: list[float]
+    nothing: float | None = None
+
+
+@dataclass(frozen=True)
+class Detection:
+    """The most probable spoken language. `probabilities` covers the model's languages and sums to 1."""
+
+    language: str
+    probability: float
+    runner_up: str | None
+    probabilities: dict[str, float]
+
+
+def detection_from(probabilities: dict[str, float]) -> Detection:
+    """The winner and the runner-up of `probabilities`, which sum to 1."""
+    ranked = sorted(probabilities, key=lambda language: -probabilities[language])
+    return Detection(ranked[0], probabilities[ranked[0]], ranked[1] if len(ranked) > 1 else None, probabilities)

@@ -1,0 +1,114 @@
+"""What every family of models offers the rest of the program.
+
+A family is a package beside this file (`model.canary`). `server` knows these protocols, never a family by name;
+`model.loading` picks the family of a converted folder.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from model.decoding import DecodingOptions, Detection, Encoded, Generated
+from model.task import Task
+from model.tokenizer import Tokenizer
+from model.transcript import Transcript
+
+
+class ModelConfig(Protocol):
+    """Facts about a model. Unlike the model they may be used in any thread."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """ISO 639-1."""
+        ...
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of audio in one encoder step."""
+        ...
+
+    @property
+    def longest_s(self) -> float:
+        """The longest audio, in seconds, that one pass transcribes well."""
+        ...
+
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens that a task's context may have; 0 if the model takes no context."""
+        ...
+
+    def check(self, task: Task) -> None:
+        """Raise TaskError, naming the value and what is supported, if the model cannot do `task`."""
+        ...
+
+
+class RunningBatch(Protocol):
+    """Texts that are decoded side by side, one step at a time. A text's tokens do not depend on the others."""
+
+    @property
+    def rows(self) -> int:
+        """Rows in use: one for each text, or for each hypothesis of a beam."""
+        ...
+
+    def join(self, utterances: list[Any]) -> list[Generated]:
+        """Add texts, made by `Model.utterance`; returns those that are finished already."""
+        ...
+
+    def step(self) -> list[Generated]:
+        """One step for every row; returns the texts that it finished."""
+        ...
+
+    def drop(self, key: int) -> None:
+        """Free the rows of the text `key`, if it has any."""
+        ...
+
+
+class Model(Protocol):
+    """A loaded model. It belongs to the thread that loaded it."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """May be used in any thread."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """What it computes in: "float32", "bfloat16" or "float16"."""
+        ...
+
+    @property
+    def encodes_together(self) -> bool:
+        """Whether `encodings` pads audios to one length and encodes them in one batch, or one after the other."""
+        ...
+
+    def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
+        """The encoding of each waveform, (N,) float32 at 16 kHz."""
+        ...
+
+    def detect_language(self, encoded: Encoded) -> Detection:
+        """The spoken language. A model that cannot tell refuses the language AUTO in `ModelConfig.check`."""
+        ...
+
+    def utterance(
+        self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
+    ) -> Any:
+        """One text, for `RunningBatch.join`. prefix: tokens that the text is known to begin with. Raises TaskError."""
+        ...
+
+    def running_batch(self) -> RunningBatch:
+        """An empty batch."""
+        ...
+
+    def transcript(self, generated: Generated, waveform: np.ndarray, task: Task, encoded: Encoded) -> Transcript:
+        """Tokens, prefix included, as text with the times that `task` asks for."""
+        ...
+
+    def attention(self, encoded: Encoded, task: Task, tokens: list[int]) -> np.ndarray:
+        """Which encoder steps each of `tokens` was written from: (len(tokens), T), rows summing to 1."""
+        ...

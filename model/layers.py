@@ -1,0 +1,30 @@
+"""What the networks are made of. A layer computes with the array library that it holds, `xp`."""
+
+import mlx.nn as nn
+
+from model.arrays import Array, mlx
+
+
+class Layer(nn.Module):
+    """A module that computes with MLX's arrays, or with numpy's once `model.cpu.layout.lay_out` has said so."""
+
+    xp = mlx
+
+
+class Linear(Layer, nn.Linear):
+    """(…, I) → (…, O)"""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = True):
+        super().__init__(inputs, outputs, bias)
+        if not bias:
+            self.bias = None
+
+    def __call__(self, x: Array) -> Array:
+        return self.xp.linear(x, self.weight, self.bias)
+
+
+class LayerNorm(Layer, nn.LayerNorm):
+    """Over the last axis, float32 inside."""
+
+    def __call__(self, x: Array) -> Array:
+        return self.xp.layer_norm(x, self.weight, self.bias, self.eps)
