@@ -39,7 +39,7 @@ run: $(VENV)/.runtime
 	$(VENV)/bin/canary serve $(call given,MODEL,--model) $(call given,HOST,--host) $(call given,PORT,--port)
 
 quick: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest tests/unit
+	$(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest

@@ -102,7 +102,7 @@ def _download(repo: str, revision: str, progress: Callable[[str, int, int], None
 
 
 def _log_once() -> None:
-    """Where the application has a log, keep the Hub's client from also writing its lines to stderr itself."""
+    """If the application has its own log handlers, stop the Hub's client from also writing to stderr."""
     if logging.getLogger().handlers:
         logging.getLogger("huggingface_hub").handlers.clear()
 

@@ -6,6 +6,8 @@ import mlx.core as mx
 
 from model.canary.model import CanaryModel
 from model.config import ConfigError, read_values
+from model.cpu import prepare_process
+from model.cpu.allocator import give_back_freed_memory
 from model.family import Model
 
 # By the name in `config.json`.
@@ -15,13 +17,23 @@ FAMILIES: dict[str, type[CanaryModel]] = {"canary": CanaryModel}
 def load(folder: Path, dtype: str | None = None) -> Model:
     """The model in a converted folder, in `dtype` ("float32", "bfloat16", "float16") or what suits the device.
 
-    The model belongs to the calling thread. Raises ConfigError, TokenizerError or WeightsError.
+    The model belongs to the calling thread. CANARY_ARRAYS is read here; see `model.arrays`.
+    Raises ConfigError, TokenizerError or WeightsError.
     """
+    prepare_process()
     # Folders that were converted before there was a second family do not name theirs.
     family = read_values(folder).get("family", "canary")
     if family not in FAMILIES:
         raise ConfigError(f"family {family!r} is not supported; must be one of {', '.join(FAMILIES)}")
     return FAMILIES[family].load(folder, dtype)
+
+
+def give_memory_back() -> None:
+    """Return what MLX and the allocator keep of freed arrays to the system. For a thread that has let its model go."""
+    # MLX's streams of this thread refer to Python objects: the interpreter may be gone when the thread is.
+    mx.clear_streams()
+    mx.clear_cache()
+    give_back_freed_memory()
 
 
 def device_name() -> str:

@@ -41,7 +41,7 @@ def library_for(dtype: str) -> ModuleType:
     """The library for a model of this type. Raises ConfigError if CANARY_ARRAYS asks for one that cannot compute it."""
     if _asked_for() == "numpy" and not (on_cpu() and dtype == "float32"):
         where = "a CPU" if on_cpu() else "a GPU"
-        raise ConfigError(f"{VARIABLE}=numpy does not support {dtype} on {where}; it needs a CPU and float32")
+        raise ConfigError(f"{VARIABLE}=numpy does not support {dtype} on {where}, only float32 on a CPU")
     return mlx if as_on_gpu() or dtype != "float32" else numpy
 
 

@@ -1,23 +1,29 @@
-"""Weights laid out for a CPU's BLAS, as numpy's arrays."""
+"""Weights laid out for a CPU: matrices as BLAS reads them fast, packed weights in 8 bits or unpacked."""
 
+import logging
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_map_with_path
 
 from model.arrays import numpy as numpy_arrays
+from model.config import QuantizationConfig
+from model.cpu import int8
+from model.cpu.int8 import Int8Linear
 
-# float32 numbers that a CPU's cache fetches together. So many rows are turned into columns at a time: six times as
-# fast as all at once.
+log = logging.getLogger(__name__)
+
+# float32 numbers in a line of a CPU's cache. Transposing so many rows at a time is six times as fast as all at once.
 _LINE = 16
 
 
 def lay_out(module: nn.Module) -> None:
     """Make `module`, whose parameters are float32, compute with numpy's arrays from now on.
 
-    Matrices are kept by inputs and in one block, for which numpy asks the system for large pages: so a single row is
-    multiplied as fast as memory is read. Afterwards `module.parameters()`, which are MLX's, has none.
+    Matrices are stored by inputs, in one block, for which numpy asks the system for large pages: so one row is
+    multiplied as fast as memory is read. Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
     """
     modules = module.modules()
     matrices: list[Any] = [each for each in modules if isinstance(each, nn.Linear | nn.Embedding)]
@@ -34,3 +40,42 @@ def lay_out(module: nn.Module) -> None:
         for name, value in list(each.items()):
             if isinstance(value, mx.array):
                 setattr(each, name, np.array(value))
+
+
+def take_packed(
+    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
+) -> None:
+    """Prepare `module` for the packed weights of `layers`, and `weights` for its layers.
+
+    A CPU that is fast at it computes in 8 bits. Others have no fast product of packed numbers: weights are unpacked.
+    """
+    if int8.is_fast():
+        log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
+        _put_in_8_bits(module, weights, layers, quantization)
+        return
+    log.warning(
+        "%d layers of %d bits are unpacked: this CPU has no fast product of packed numbers. "
+        "The model takes as much memory as one that is not quantized.",
+        *(len(layers), quantization.bits),
+    )
+    for layer in layers:
+        weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
+
+
+def _put_in_8_bits(
+    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
+) -> None:
+    """Replace `layers` one after the other. Their tensors are taken out of `weights`, to be freed early."""
+
+    def replaced(name: str, layer: nn.Module) -> nn.Module:
+        if name not in layers:
+            return layer
+        return Int8Linear(_unpacked(weights, name, quantization), weights.pop(f"{name}.bias", None))
+
+    module.update_modules(tree_map_with_path(replaced, module.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def _unpacked(weights: dict[str, mx.array], layer: str, quantization: QuantizationConfig) -> mx.array:
+    """A layer's weight (O, I). Its packed tensors are taken out of `weights`."""
+    packed, scales, offsets = (weights.pop(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
+    return mx.dequantize(packed, scales, offsets, quantization.group_size, quantization.bits)

@@ -92,7 +92,7 @@ def transcribe_files(
         _language_source(task, language),
         DecodingOptions(beam_size),
         format,
-        SubtitleRules.chosen(settings),
+        SubtitleRules.from_settings(settings),
         detect_each,
     )
     log_to_stderr()

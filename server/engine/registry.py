@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convert.hub import MODELS
+from convert.download import MODELS
 from model.family import Model
 from server.engine.thread import Engine, ModelInfo
 from server.errors import EngineStopped, ModelFailed, ModelLoading, ModelNotFound

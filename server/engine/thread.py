@@ -17,7 +17,7 @@ from typing import Self
 
 import numpy as np
 
-from model.cpu.allocator import give_back_freed_memory
+from model.cpu import prepare_process
 from model.decoding import DecodingOptions
 from model.family import Model, ModelConfig
 from model.task import Task, TaskError
@@ -95,6 +95,7 @@ class Engine:
     async def start(self) -> ModelInfo:
         """Load the model, if that has not been done. Raises what loading raised."""
         if not self._thread.ident:
+            prepare_process()
             self._info.set_running_or_notify_cancel()
             self._thread.start()
         return await asyncio.wrap_future(self._info)
@@ -210,7 +211,10 @@ class Engine:
         try:
             self._work()
         finally:
-            _give_memory_back()
+            # Not at the top: a process that only shows its help should not wait for MLX.
+            from model.loading import give_memory_back
+
+            give_memory_back()
 
     def _work(self) -> None:
         """Load the model and run it until the end. Nothing of it is left when this returns."""
@@ -285,16 +289,6 @@ class Engine:
             else:
                 timing = replace(outcome.timing, queue_s=request.queue_s)
                 request.future.set_result(replace(outcome, timing=timing))
-
-
-def _give_memory_back() -> None:
-    """At the thread's end: of what it has let go, MLX and the allocator keep some for the next, and there is none."""
-    import mlx.core as mx
-
-    # What MLX holds of Python for this thread must go while Python is there: it could be ending when the thread has.
-    mx.clear_streams()
-    mx.clear_cache()
-    give_back_freed_memory()
 
 
 def _for_the_caller(error: Exception) -> Exception:

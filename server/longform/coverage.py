@@ -43,7 +43,7 @@ def without_invented_words(piece: Piece, segments: Sequence[Segment]) -> tuple[S
     return tuple(segments) if all(keep) else tuple(kept_words([s for s in segments if s.words], keep))
 
 
-def written_at(piece: Piece, segments: Sequence[Segment], attention: np.ndarray | None) -> Spans:
+def covered_spans(piece: Piece, segments: Sequence[Segment], attention: np.ndarray | None) -> Spans:
     """The stretches of audio that have text: the words' times or, without those, each token's peak of attention.
 
     attention: (tokens, steps); without it, a segment covers all of its time.
@@ -56,7 +56,7 @@ def written_at(piece: Piece, segments: Sequence[Segment], attention: np.ndarray 
     return tuple((start, start + step_s) for start in starts.tolist())
 
 
-def passed_over(speech: Spans, covered: Spans, near_s: float, shortest_s: float) -> Spans:
+def missed_speech(speech: Spans, covered: Spans, near_s: float, shortest_s: float) -> Spans:
     """The stretches of speech without text that are at least shortest_s long. near_s: how far off covered may be."""
     missed: list[tuple[float, float]] = []
     for start, end in speech:
@@ -72,7 +72,9 @@ def passed_over(speech: Spans, covered: Spans, near_s: float, shortest_s: float)
     return tuple(missed)
 
 
-def put_in(segments: Sequence[Segment], found: Sequence[Segment], start: float, end: float) -> tuple[Segment, ...]:
+def insert_words(
+    segments: Sequence[Segment], found: Sequence[Segment], start: float, end: float
+) -> tuple[Segment, ...]:
     """The segments with the found words between start and end inserted, unless these are improbable."""
     new = kept_words(found, [start <= word.at_s <= end for word in overlap_words(found)])
     log_probs = [p for segment in new for word in segment.words for p in word.log_probs]

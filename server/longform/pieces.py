@@ -20,10 +20,10 @@ from server.longform.coverage import (
     NEAR_TRANSLATED_S,
     UNCOVERED_S,
     Spans,
-    passed_over,
-    put_in,
+    covered_spans,
+    insert_words,
+    missed_speech,
     without_invented_words,
-    written_at,
 )
 from server.longform.cutting import MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from server.longform.joining import Joiner
@@ -115,7 +115,7 @@ class PieceTranscriber:
             first = max(0, first)
             part = Piece(piece.start_s + first / SAMPLE_RATE, piece.waveform[first:stop], within_sound=True)
             found = await self._pass(part, task, self.options)
-            segments = put_in(segments, found.segments, start - NEAR_S, end + NEAR_S)
+            segments = insert_words(segments, found.segments, start - NEAR_S, end + NEAR_S)
         outcome = replace(outcome, segments=segments, attention=None)
         return outcome, _missed(piece, task, outcome, speech)
 
@@ -192,10 +192,10 @@ def moved(segment: Segment, by_s: float) -> Segment:
 
 def _missed(piece: Piece, task: Task, outcome: PieceOutcome, speech: Spans) -> Spans:
     """The speech that got no text."""
-    written = written_at(piece, outcome.segments, outcome.attention)
+    covered = covered_spans(piece, outcome.segments, outcome.attention)
     if task.is_translation:
-        return passed_over(speech, written, NEAR_TRANSLATED_S, UNCOVERED_S)
-    return passed_over(speech, written, NEAR_S, MISSED_S)
+        return missed_speech(speech, covered, NEAR_TRANSLATED_S, UNCOVERED_S)
+    return missed_speech(speech, covered, NEAR_S, MISSED_S)
 
 
 def _speech(piece: Piece, outcome: PieceOutcome) -> Spans:

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, ValidationInfo
 from model.task import AUTO
 from server.errors import RequestError
 
-NAMES = {
+LANGUAGE_NAMES = {
     "bg": "bulgarian", "hr": "croatian", "cs": "czech", "da": "danish", "nl": "dutch",
     "en": "english", "et": "estonian", "fi": "finnish", "fr": "french", "de": "german",
     "el": "greek", "hu": "hungarian", "it": "italian", "lv": "latvian", "lt": "lithuanian",
@@ -15,7 +15,7 @@ NAMES = {
     "sk": "slovak", "sl": "slovenian", "es": "spanish", "sv": "swedish", "uk": "ukrainian",
 }  # fmt: skip
 
-_CODES = {name: code for code, name in NAMES.items()}
+_CODES = {name: code for code, name in LANGUAGE_NAMES.items()}
 
 
 def language_code(value: str, param: str = "language") -> str:
@@ -27,8 +27,8 @@ def language_code(value: str, param: str = "language") -> str:
     if name == AUTO and param == "language":
         return AUTO
     code = _CODES.get(name, name.replace("_", "-").partition("-")[0])
-    if code not in NAMES:
-        supported = ", ".join(sorted(NAMES))
+    if code not in LANGUAGE_NAMES:
+        supported = ", ".join(sorted(LANGUAGE_NAMES))
         raise RequestError(f"{param}: {value[:40]!r} is not supported; must be one of {supported}", param)
     return code
 

@@ -21,7 +21,9 @@ class SubtitleRules:
     chars_per_s: float
 
     @classmethod
-    def chosen(cls, settings: Settings, line_length: int | None = None, lines: int | None = None) -> "SubtitleRules":
+    def from_settings(
+        cls, settings: Settings, line_length: int | None = None, lines: int | None = None
+    ) -> "SubtitleRules":
         """The settings' rules, with a request's own line length and number of lines if it has any."""
         return cls(
             line_length or settings.subtitle_line_length,

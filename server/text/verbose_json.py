@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from model.transcript import Segment, Transcript, Word
-from server.text.languages import NAMES
+from server.text.languages import LANGUAGE_NAMES
 
 
 def to_openai_json(transcript: Transcript) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def to_verbose_json(transcript: Transcript, task: str, words: bool) -> dict[str,
     """
     body: dict[str, Any] = {
         "task": task,
-        "language": NAMES.get(transcript.target_language, transcript.target_language),
+        "language": LANGUAGE_NAMES.get(transcript.target_language, transcript.target_language),
         "languages": [{"code": transcript.target_language}],
         "duration": round(transcript.duration, 3),
         "text": transcript.text,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.text.languages import NAMES
+from server.text.languages import LANGUAGE_NAMES
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ TRUNCATED = TranscriptionWarning("truncated", "The audio file is cut off; the te
 
 def language_mismatch(language: str, detected: str, probability: float) -> TranscriptionWarning:
     """The speech is not in the `language` that the request or the settings name. Canary then translates silently."""
-    given, spoken = (NAMES.get(code, code).title() for code in (language, detected))
+    given, spoken = (LANGUAGE_NAMES.get(code, code).title() for code in (language, detected))
     return TranscriptionWarning(
         "language_mismatch",
         f"The speech sounds like {spoken} (probability {probability:.2f}), but the language is set to {given}, "

@@ -1,9 +1,8 @@
-"""Real clients: curl as documented in the README, every supported audio format, and litellm."""
+"""Real clients: curl, every supported audio format, and litellm."""
 
 import io
 import json
 import os
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -38,25 +37,6 @@ def test_curl_can_send_a_form_a_raw_body_and_a_chunked_body(toy, samples):
     ):
         assert curl(*options, url) == sample.text + "\n"
     assert curl("-F", f"file=@{sample.path}", "-F", "model=whisper-1", f"{toy.base_url}/v1/audio/transcriptions")
-
-
-def test_the_readmes_curl_lines_do_what_they_say(toy, samples):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = re.findall(r"^curl (.*convert/toy/samples.*)$", readme, re.MULTILINE)
-    assert len(lines) >= 5
-    for line in lines:
-        words = [word.strip("'").replace("localhost:8000", str(toy.base_url)) for word in line.split()]
-        answer = curl(*words)
-        language = re.search(r"samples/(\w+)\.", line)
-        assert language
-        sample = samples[language[1]]
-        target = re.search(r"target_language=(\w+)", line)
-        text = sample.translations[target[1]] if target else sample.text
-        if "format=srt" in line:
-            cues = [cue.split("\n", 2)[2].strip() for cue in answer.strip().split("\n\n")]
-            assert " ".join(cues).split() == text.split()
-        else:
-            assert (answer if "format=text" in line else json.loads(answer)["text"]).strip() == text
 
 
 def test_the_accept_header_chooses_the_format_unless_the_request_names_one(toy, samples):
@@ -133,7 +113,7 @@ def test_litellm_gets_text_words_subtitles_and_an_error_it_understands(toy, samp
     assert plain["text"] == verbose["text"] == samples["en"].text
     assert [word["word"] for word in verbose["words"]] == samples["en"].text.split()
     assert srt["text"].startswith("1\n00:00:00,")
-    assert "not" in refused["error"]
+    assert "Unsupported or damaged audio file" in refused["error"]
 
 
 def test_a_recorded_request_of_litellm_is_answered(toy, samples):

@@ -2,7 +2,7 @@
 
     python -m tests.bench.quantization --large canary-180m-flash.nemo
 
-Prints the Markdown that README has. The numbers are those that `canary convert --quantize` would store. The toy's
+Prints the tables of convert/README.md. The numbers are those that `canary convert --quantize` would store. The toy's
 layers are 80 and 112 wide, which no group size divides: here, unlike there, each row's last group is a shorter one, so
 that all its layers are packed.
 """

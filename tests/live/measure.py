@@ -29,7 +29,7 @@ import soundfile
 import websockets
 
 from tests.toy.grammar import sentence
-from tests.toy.score import _distance
+from tests.toy.score import edit_distance
 from tests.toy.speech import VOICES, WordTime, load_spoken, save_spoken, speak
 
 SAMPLE_RATE = 16_000
@@ -99,7 +99,7 @@ def wrong_words(reference: list[str], found: list[str]) -> int:
     anchors = [b for b in blocks if b.size >= 8 or b.size == 0]
     wrong, a, b = 0, 0, 0
     for anchor in anchors:
-        wrong += _distance(reference[a : anchor.a], found[b : anchor.b])
+        wrong += edit_distance(reference[a : anchor.a], found[b : anchor.b])
         a, b = anchor.a + anchor.size, anchor.b + anchor.size
     return wrong
 

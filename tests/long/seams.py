@@ -1,4 +1,4 @@
-"""Whose fault a wrong word near the seam of two pieces is."""
+"""Tells whether the merge or the model caused a wrong word near the seam of two pieces."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,18 +6,18 @@ from itertools import pairwise
 
 from model.transcript import Segment
 from server.longform.joining import Joiner
-from tests.long.talk import Pairs, Talk, normal
+from tests.long.talk import Pairs, Talk, normalized
 
-# A word is heard whole with all that is said so long before and after it, or up to a pause, and so much of the pause
-# as there is around a sentence by itself. What is further from a seam is none of its.
+# A piece has a word in full if it has everything spoken this long before and after it, or up to a pause, and this much
+# of the pause. Words further from a seam than AROUND_S are not affected by it.
 AROUND_S, PAUSE_S = 1.0, 0.3
-# How far a written word's time may be from when it was said.
+# How far a transcribed word's time may be from when it was spoken.
 NEAR_S = 0.6
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a piece of the audio was written as, before any merge. times_s: by word; None where there are none."""
+class PieceText:
+    """The words of one piece before merging. times_s: the start of each word; None without word times."""
 
     start_s: float
     end_s: float
@@ -25,32 +25,31 @@ class Written:
     times_s: list[float] | None
 
 
-class Noting(Joiner):
-    """A joiner that notes what it is given in `pieces`."""
+class RecordingJoiner(Joiner):
+    """A joiner that records in `pieces` what it is given."""
 
-    def __init__(self, pieces: list[Written], overlap_s: float):
+    def __init__(self, pieces: list[PieceText], overlap_s: float):
         super().__init__(overlap_s)
         self._pieces = pieces
 
     def add(self, segments: Sequence[Segment], start_s: float, end_s: float, overlap_s: float) -> tuple[Segment, ...]:
-        words = normal(" ".join(segment.text for segment in segments).split())
+        words = normalized(" ".join(segment.text for segment in segments).split())
         times_s = [word.start for segment in segments for word in segment.words]
-        # A piece that was decoded again in halves: those were put together by a joiner of their own.
+        # Drop the halves of a piece that was decoded again in halves; they had their own joiner.
         while self._pieces and self._pieces[-1].start_s >= start_s:
             self._pieces.pop()
-        self._pieces.append(Written(start_s, end_s, words, times_s if len(times_s) == len(words) else None))
+        self._pieces.append(PieceText(start_s, end_s, words, times_s if len(times_s) == len(words) else None))
         return super().add(segments, start_s, end_s, overlap_s)
 
 
 @dataclass
 class Faults:
-    """Words near seams that are too many or missing, and which of them are the seams' fault.
+    """Wrong words near seams, counted by cause.
 
-    lost: said, and not in the text, though a piece wrote it (the merge dropped it) or because no piece heard it whole:
-    each that has its sound lacks something that is said within a second of it and not beyond a pause.
-    doubled: in the text, and not said, unless one piece alone wrote it between the same two words and not within a
-    second of its own ends.
-    by_model: the other ones, near a seam, but missing or made up in a piece that heard all that is said around.
+    lost: spoken but not in the text, because the merge dropped it or because no piece had it in full.
+    doubled: in the text but not spoken, unless a single piece has it between the same two words, more than a second
+    from its own ends.
+    by_model: missing or added words that are not the seam's fault, as a piece had the audio around them in full.
     """
 
     doubled: int = 0
@@ -61,44 +60,44 @@ class Faults:
         return f"at their seams {self.doubled} words doubled, {self.lost} lost ({self.by_model} near them by the model)"
 
 
-def at_seams(said: Talk, found: list[str], aligned: Pairs, pieces: list[Written]) -> Faults:
-    """Faults in the text `found`, aligned to what was said; every word within a second of a seam is looked at."""
+def at_seams(talk: Talk, text: list[str], alignment: Pairs, pieces: list[PieceText]) -> Faults:
+    """The faults within a second of any seam. alignment: of the talk's words with `text`, the transcript's words."""
     seams = [(min(left.end_s, right.start_s), max(left.end_s, right.start_s)) for left, right in pairwise(pieces)]
-    faults, words, at_s = Faults(), normal(said.words), 0.0
-    for i, j in aligned:
-        at_s = said.spoken[i][1] if i is not None else at_s
+    faults, words, at_s = Faults(), normalized(talk.words), 0.0
+    for i, j in alignment:
+        at_s = talk.spoken[i][1] if i is not None else at_s
         if (i is not None and j is not None) or not any(a - AROUND_S < at_s < b + AROUND_S for a, b in seams):
             continue
         if i is None:
-            is_own = any(_wrote_by_itself(piece, found[max(0, j - 1) : j + 2]) for piece in pieces)  # type: ignore[operator]
-            faults.doubled += not is_own
+            is_by_model = any(_has_alone(piece, text[max(0, j - 1) : j + 2]) for piece in pieces)  # type: ignore[operator]
+            faults.doubled += not is_by_model
         else:
-            is_written = any(_wrote(piece, words[i], at_s) for piece in pieces)
-            first_s, last_s = _around(said, i)
-            is_own = not is_written and any(p.start_s <= first_s and last_s <= p.end_s for p in pieces)
-            faults.lost += not is_own
-        faults.by_model += is_own
+            was_dropped = any(_has_at(piece, words[i], at_s) for piece in pieces)
+            first_s, last_s = _context(talk, i)
+            is_by_model = not was_dropped and any(p.start_s <= first_s and last_s <= p.end_s for p in pieces)
+            faults.lost += not is_by_model
+        faults.by_model += is_by_model
     return faults
 
 
-def _wrote(piece: Written, word: str, said_s: float) -> bool:
-    """Whether a piece has a word where it was said. One without times is not merged: no word of it can be dropped."""
+def _has_at(piece: PieceText, word: str, spoken_s: float) -> bool:
+    """Whether a piece has a word at its time. Pieces without times are not merged, so they lose no words."""
     times_s = piece.times_s or []
-    return any(w == word and abs(t - said_s) <= NEAR_S for w, t in zip(piece.words, times_s, strict=False))
+    return any(w == word and abs(t - spoken_s) <= NEAR_S for w, t in zip(piece.words, times_s, strict=False))
 
 
-def _around(said: Talk, i: int) -> tuple[float, float]:
-    """From when to when a piece must last to have heard a word whole."""
-    _, start_s, end_s = said.spoken[i]
+def _context(talk: Talk, i: int) -> tuple[float, float]:
+    """The stretch of audio that a piece must contain to have a word in full."""
+    _, start_s, end_s = talk.spoken[i]
     first_s, last_s = start_s, end_s
-    for _, begin, stop in reversed(said.spoken[:i]):
+    for _, begin, stop in reversed(talk.spoken[:i]):
         if first_s - stop >= PAUSE_S:
             first_s -= PAUSE_S
             break
         if start_s - stop >= AROUND_S:
             break
         first_s = begin
-    for _, begin, stop in said.spoken[i + 1 :]:
+    for _, begin, stop in talk.spoken[i + 1 :]:
         if begin - last_s >= PAUSE_S:
             last_s += PAUSE_S
             break
@@ -108,8 +107,8 @@ def _around(said: Talk, i: int) -> tuple[float, float]:
     return first_s, last_s
 
 
-def _wrote_by_itself(piece: Written, words: list[str]) -> bool:
-    """Whether a piece wrote these words one after the other, a second from its ends."""
+def _has_alone(piece: PieceText, words: list[str]) -> bool:
+    """Whether a piece has these consecutive words at least a second from its ends."""
     if piece.times_s is None:
         return False
     size = len(words)

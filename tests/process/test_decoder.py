@@ -23,6 +23,7 @@ from tests.muxing import (
 )
 
 MOOV_FIRST = {"moov_size": "20000"}
+SUPPORTED = "Unsupported or damaged audio file. Supported: wav, aiff, caf, flac, mp3, m4a, mp4, mov, ogg, webm, aac."
 # Container, codec, and the options of the container.
 FORMATS = [
     ("ipod", "aac", {}), ("ipod", "alac", {}), ("mp4", "aac", {}), ("mp4", "aac", MOOV_FIRST),
@@ -283,3 +284,32 @@ def _film(with_sound: bool = True) -> bytes:
             for packet in [*stream.encode(audio_frame(tone(1.0, 48000, 2), 48000)), *stream.encode(None)]:
                 container.mux(packet)
     return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\0",
+        b"\0" * 1024,
+        b"hello, this is no audio",
+        b"RIFF\xff\xff\xff\xffWAVE",
+        b"FORM\0\0\0\x04AIFF",
+        b"fLaC" + b"\0" * 99,
+    ],
+    ids=["one byte", "zeros", "text", "riff", "aiff", "flac"],
+)
+def test_junk_is_refused_with_the_supported_formats(junk):
+    with pytest.raises(AudioError) as refused:
+        decode(junk)
+    assert str(refused.value) == SUPPORTED
+
+
+@pytest.mark.parametrize(
+    "file",
+    [encoded(tone(), 16000, "WAV")[:30], encoded(tone(), 16000, "WAV")[:44], encoded(tone(), 16000, "OGG")[:200]],
+    ids=["within the header", "behind the header", "ogg"],
+)
+def test_a_file_cut_off_before_its_first_sample_is_called_cut_off(file):
+    with pytest.raises(AudioError) as refused:
+        decode(file)
+    assert str(refused.value) == "The file is cut off, and no audio can be decoded from what is left of it."

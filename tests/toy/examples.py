@@ -1,4 +1,4 @@
-"""Training examples: toy speech with what the model has to answer to it, for each task."""
+"""Training examples: toy speech with the expected output for each task."""
 
 import random
 from dataclasses import dataclass, field
@@ -11,25 +11,25 @@ from .speech import SAMPLE_RATE, VOICES, WordTime, hiss, speak
 
 FRAME_S = 0.08  # one encoder frame
 LONGEST_S = 20.0
-SHORT_PAUSE_S = (0.02, 0.3)  # between sentences without a break; others are as `speak` makes them
+SHORT_PAUSE_S = (0.02, 0.3)  # between sentences spoken without a break; other pauses are chosen by `speak`
 SINGLE_WORDS = {language: vocabulary(language) for language in LANGUAGES}
 
 
 @dataclass
 class Answer:
-    """One decoder run over an utterance: its prompt slots and words, with times if the prompt asks for them."""
+    """One decoder run over an utterance: its prompt slots and expected words, with times if the prompt has them."""
 
     source: str
     target: str
     pnc: bool
     words: list[str]
     times: list[tuple[float, float]] | None = None
-    context: list[str] = field(default_factory=list)  # what was said before, in the target language
+    context: list[str] = field(default_factory=list)  # the preceding text, in the target language
 
 
 @dataclass
 class Utterance:
-    """waveform: (N,) float32 at 16 kHz; `spoken` is empty where there is no speech at all."""
+    """waveform: (N,) float32 at 16 kHz; spoken: its words with times, empty if there is no speech."""
 
     waveform: np.ndarray
     language: str
@@ -42,8 +42,8 @@ class Utterance:
 
 
 def utterance(rng: random.Random, progress: float) -> Utterance:
-    """One utterance with its answers. Early in training (`progress` 0..1) most are one sentence, later up to five."""
-    language = rng.choices(LANGUAGES, weights=(1.5, 1, 1, 1))[0]  # English is translated into three
+    """One utterance with its answers. Early in training (`progress` 0..1) most have one sentence, later up to five."""
+    language = rng.choices(LANGUAGES, weights=(1.5, 1, 1, 1))[0]  # English is translated into three languages
     kind = rng.random()
     if kind < 0.05:
         return _without_speech(rng, language)
@@ -58,22 +58,22 @@ def utterance(rng: random.Random, progress: float) -> Utterance:
 
 
 def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utterance:
-    """Sentences one after the other; now and then the first lacks its start, or the last its end."""
+    """Consecutive sentences. Sometimes the first lacks its start or the last its end."""
     if rng.random() < 0.12:
         parts[0] = parts[0].after(rng.randrange(1, len(parts[0].phrases)))
     if rng.random() < 0.12:
         parts[-1] = parts[-1].first(rng.randrange(1, len(parts[-1].phrases) + 1))
     count = None
-    if rng.random() < 0.1:  # broken off after any word: nothing to translate then
+    if rng.random() < 0.1:  # cut off after any word; such an utterance is not translated
         count = rng.randrange(1, len(parts[-1].words(language)) + 1)
 
     counts = [None] * (len(parts) - 1) + [count]
     written = [part.words(language, True, c) for part, c in zip(parts, counts, strict=True)]
     unfinished = parts[-1].words(language)[count : count + 1] if count and rng.random() < 0.5 else []
-    said = [word for words in [*written, unfinished] for word in words]
+    all_words = [word for words in [*written, unfinished] for word in words]
     pause_s = None if rng.random() < 0.6 else rng.uniform(*SHORT_PAUSE_S)
-    waveform, spoken = speak(said, language, rng=rng, pause_s=pause_s, noise=0.0)
-    if unfinished:  # the sound stops within a word, too early to know it
+    waveform, spoken = speak(all_words, language, rng=rng, pause_s=pause_s, noise=0.0)
+    if unfinished:  # the audio ends in the middle of a word, too early to recognize it
         _, start, end = spoken.pop()
         waveform = waveform[: round((start + rng.uniform(0.05, 0.4) * (end - start)) * SAMPLE_RATE)]
     waveform, spoken = _disturbed(waveform, spoken, rng)
@@ -87,7 +87,7 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
             pnc = rng.random() < 0.7
             words = [w for part, c in zip(parts, counts, strict=True) for w in part.words(language, pnc, c)]
             result.answers.append(Answer(language, language, pnc, words, times if with_times else None))
-    if count is None:  # from English, the other three languages take turns
+    if count is None:  # English is translated into two of the other three languages, chosen at random
         for target in rng.sample(LANGUAGES[1:], 2) if language == "en" else ["en"]:
             pnc = rng.random() < 0.7
             words = [word for part in parts for word in part.words(target, pnc)]
@@ -100,11 +100,11 @@ def _sentences(rng: random.Random, language: str, parts: list[Sentence]) -> Utte
 
 
 def _excerpt(rng: random.Random, language: str) -> Utterance:
-    """A stretch of running speech, as a long recording is cut: beginning and ending anywhere, pauses of any length."""
-    wanted_s, voice = rng.uniform(5, LONGEST_S - 2), rng.choice(VOICES[language])
+    """A stretch of continuous speech, as cut from a long recording: it begins and ends anywhere, with any pauses."""
+    length_s, voice = rng.uniform(5, LONGEST_S - 2), rng.choice(VOICES[language])
     parts: list[Sentence] = []
     sounds, spoken, samples = [], [], 0
-    while samples < (wanted_s + 5) * SAMPLE_RATE:
+    while samples < (length_s + 5) * SAMPLE_RATE:
         pause_s = rng.uniform(*SHORT_PAUSE_S) if rng.random() < 0.5 else rng.choice((0.6, 0.9, 1.5, 2.5))
         parts.append(sentence(rng, "train"))
         sound, times = speak(parts[-1].words(language), language, voice, rng, lead_s=0, tail_s=pause_s, noise=0.0)
@@ -113,7 +113,7 @@ def _excerpt(rng: random.Random, language: str) -> Utterance:
         sounds.append(sound)
         samples += len(sound)
     begin_s = 0.0 if rng.random() < 0.2 else rng.uniform(0, 5)
-    begin_s, end_s = (_beside_words(at, spoken) for at in (begin_s, begin_s + wanted_s))
+    begin_s, end_s = (_outside_words(at, spoken) for at in (begin_s, begin_s + length_s))
     inside = [start >= begin_s and end <= end_s for _, start, end in spoken]
     waveform = np.concatenate(sounds)[round(begin_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]
     kept = [(w, start - begin_s, end - begin_s) for (w, start, end), i in zip(spoken, inside, strict=True) if i]
@@ -133,8 +133,8 @@ def _excerpt(rng: random.Random, language: str) -> Utterance:
     return result
 
 
-def _beside_words(at_s: float, spoken: list[WordTime]) -> float:
-    """`at_s`, or the nearer edge of the word it would cut in halves; a word's first or last third may stay."""
+def _outside_words(at_s: float, spoken: list[WordTime]) -> float:
+    """`at_s`, or the nearer edge of a word that it would cut near the middle. Cuts near a word's edges are allowed."""
     for _, start, end in spoken:
         if start + 0.35 * (end - start) < at_s < end - 0.35 * (end - start):
             return start if at_s - start < end - at_s else end
@@ -142,18 +142,18 @@ def _beside_words(at_s: float, spoken: list[WordTime]) -> float:
 
 
 def _spread(parts: list[Sentence], source: str, target: str, times: list) -> list[tuple[float, float]]:
-    """Times for translated words: each phrase's time in the sound, shared evenly by its words."""
-    shared, at = [], 0
+    """Times for translated words: the words of a phrase divide its time in the audio evenly."""
+    target_times, at = [], 0
     for phrase in (phrase for part in parts for phrase in part.phrases):
         start, end = times[at][0], times[at + len(phrase.words[source]) - 1][1]
         at += len(phrase.words[source])
         edges = np.linspace(start, end, len(phrase.words[target]) + 1)
-        shared += list(pairwise(edges))
-    return shared
+        target_times += list(pairwise(edges))
+    return target_times
 
 
 def _single_words(rng: random.Random, language: str) -> Utterance:
-    """One or two words of the vocabulary without a sentence around them, written as in the dictionary."""
+    """One or two words of the vocabulary outside a sentence, written as in a dictionary."""
     words = rng.choices(SINGLE_WORDS[language], k=rng.choice((1, 1, 1, 2)))
     waveform, spoken = _disturbed(*speak(words, language, rng=rng, noise=0.0), rng)
     times = [(start, end) for _, start, end in spoken]
@@ -166,7 +166,7 @@ def _single_words(rng: random.Random, language: str) -> Utterance:
 
 
 def _without_speech(rng: random.Random, language: str) -> Utterance:
-    """Silence, hiss, hum or a tone, 0.5-8 s long."""
+    """0.5-8 s of silence, hiss, rumble or a tone."""
     length = round(rng.uniform(0.5, 8) * SAMPLE_RATE)
     kind = rng.choice(("silence", "hiss", "rumble", "tone"))
     waveform = np.zeros(length, np.float32)
@@ -177,7 +177,7 @@ def _without_speech(rng: random.Random, language: str) -> Utterance:
     if kind == "tone":
         hertz = rng.uniform(50, 3000)
         waveform += 10 ** rng.uniform(-2, -0.5) * np.sin(2 * np.pi * hertz * np.arange(length) / SAMPLE_RATE)
-    if rng.random() < 0.3:  # as what is shorter than a second is padded to one
+    if rng.random() < 0.3:  # because audio shorter than a second is padded
         waveform = np.pad(waveform, rng.randrange(SAMPLE_RATE // 2))
     target = rng.choice(LANGUAGES) if language == "en" else rng.choice((language, "en"))
     times = [] if rng.random() < 0.5 else None
@@ -186,7 +186,7 @@ def _without_speech(rng: random.Random, language: str) -> Utterance:
 
 
 def _disturbed(waveform: np.ndarray, spoken: list[WordTime], rng: random.Random) -> tuple[np.ndarray, list[WordTime]]:
-    """Another speed (and with it pitch), a loudness between 0.1 and 1.8 times, mostly with some noise."""
+    """The utterance with another speed and pitch, 0.1 to 1.8 times as loud, and usually with some noise."""
     if rng.random() < 0.5:
         speed = rng.uniform(0.92, 1.09)
         waveform = np.interp(np.arange(0, len(waveform) - 1, speed), np.arange(len(waveform)), waveform)

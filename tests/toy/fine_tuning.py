@@ -1,4 +1,4 @@
-"""What the toy's relatives share: the toy taken up, trained a little further for something else, and saved small."""
+"""Shared by the toy's variants: load the toy, fine-tune it for something else, and save it in 16 bits."""
 
 import argparse
 import tarfile
@@ -22,47 +22,47 @@ WARM_UP = 30
 REPORT_EVERY = 60
 
 Loss = Callable[[list[Utterance]], torch.Tensor]
-New = Callable[[Path, Path], tuple[ASRModel, Loss]]
+NewModel = Callable[[Path, Path], tuple[ASRModel, Loss]]
 
 
 def unpacked(archive: Path, folder: Path) -> DictConfig:
-    """The archive's files in `folder`, and its configuration with their paths in it."""
+    """Extract the archive to `folder`, and return its configuration with the paths of the extracted files."""
     with tarfile.open(archive) as file:
         file.extractall(folder, filter="data")
-    written = (folder / "model_config.yaml").read_text()
-    return OmegaConf.create(written.replace("nemo:", f"{folder.absolute()}/"))
+    config = (folder / "model_config.yaml").read_text()
+    return OmegaConf.create(config.replace("nemo:", f"{folder.absolute()}/"))
 
 
 def restored(archive: Path) -> EncDecMultiTaskModel:
-    """The trained toy, as NeMo reads it."""
+    """The trained toy as a NeMo model."""
     return EncDecMultiTaskModel.restore_from(str(archive), map_location="cpu")
 
 
-def train_relative(description: str | None, new: New, steps: int, rate: float) -> None:
-    """The command of a training script. new: from the toy's archive, in a folder of its own, a model and its loss."""
-    options = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    options.add_argument("toy", type=Path)
-    options.add_argument("out", type=Path)
-    options.add_argument("--steps", type=int, default=steps, help="of about 32 utterances (default %(default)s)")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--spoken", type=Path, default=Path("toy-training/spoken.npz"), help="words train.py kept")
-    given = options.parse_args()
+def train_variant(description: str | None, new_model: NewModel, steps: int, rate: float) -> None:
+    """The command line of a training script. new_model: (the toy's archive, a scratch folder) → (model, loss)."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("toy", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=steps, help="of about 32 utterances (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--spoken", type=Path, default=Path("toy-training/spoken.npz"), help="words saved by train.py")
+    options = parser.parse_args()
     nemo_logging.setLevel(nemo_logging.ERROR)
     torch.set_num_threads(1)
-    torch.manual_seed(given.seed)
+    torch.manual_seed(options.seed)
     keep_freed_memory()
-    load_spoken(given.spoken)
+    load_spoken(options.spoken)
     with TemporaryDirectory() as folder:
-        model, loss_of = new(given.toy, Path(folder))
-        fine_tune(model, loss_of, given.steps, rate, given.seed)
-        save(model, given.out)
+        model, loss_of = new_model(options.toy, Path(folder))
+        fine_tune(model, loss_of, options.steps, rate, options.seed)
+        save(model, options.out)
 
 
 def fine_tune(model: ASRModel, loss_of: Loss, steps: int, rate: float, seed: int) -> None:
-    """`steps` batches of the toy's own training examples; prints the loss as it goes."""
+    """Train for `steps` batches of the toy's own training examples, printing the loss."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    background = ThreadPoolExecutor(1)  # makes the next pool meanwhile
+    background = ThreadPoolExecutor(1)  # makes the next pool in the meantime
     upcoming = background.submit(pool_of_batches, seed, 0, 1.0)
     began, recent, batches = time.process_time(), [], []
     model.train()
@@ -86,7 +86,7 @@ def fine_tune(model: ASRModel, loss_of: Loss, steps: int, rate: float, seed: int
 
 
 def save(model: ASRModel, out: Path) -> None:
-    """By NeMo, weights in 16 bits; what computes the features stays in 32, as quiet sounds need it."""
+    """Save with NeMo, weights in float16. The preprocessor stays in float32, which quiet sounds need."""
     out.parent.mkdir(parents=True, exist_ok=True)
     for name, part in model.named_children():
         if name != "preprocessor":

@@ -2,8 +2,8 @@
 
     sentence(rng, split="test").text("de")      ->  "Der Mann kauft drei rote Häuser im Garten."
 
-A sentence is a list of phrases in the same order in all four languages, so that a sentence cut after a phrase can
-still be translated. A tenth of all meanings is kept for the split "test"; the model in convert/toy never met them,
+A sentence is a list of phrases in the same order in all four languages, so that a sentence cut off after a phrase can
+still be translated. A tenth of all meanings is held out for the split "test". The model in convert/toy never saw them
 in any language.
 """
 
@@ -54,7 +54,7 @@ NUMBERS = (
     ("nine", "neun", "nueve", "neuf"),
     ("ten", "zehn", "diez", "dix"),
 )
-# Singular with its article, plural; the article tells the gender.
+# Singular with its article, and plural. The article determines the gender.
 NOUNS = (
     (("the house", "houses"), ("das Haus", "Häuser"), ("la casa", "casas"), ("la maison", "maisons")),
     (("the dog", "dogs"), ("der Hund", "Hunde"), ("el perro", "perros"), ("le chien", "chiens")),
@@ -106,7 +106,7 @@ WHERE_IS = ("where is", "wo ist", "dónde está", "où est")
 
 @dataclass(frozen=True)
 class Phrase:
-    """One phrase in every language; `ends[language]` has the places of the words a sentence may end with."""
+    """One phrase in every language. `ends[language]` has the indices of the words that may end a sentence."""
 
     words: dict[str, tuple[str, ...]]
     ends: dict[str, frozenset[int]]
@@ -114,14 +114,14 @@ class Phrase:
 
 @dataclass(frozen=True)
 class Sentence:
-    """A meaning as phrases. `whole` is false for one that lost its first phrases: it then starts in lower case."""
+    """A meaning as phrases. `whole` is false if the first phrases are cut off; it then starts in lower case."""
 
     phrases: tuple[Phrase, ...]
     mark: str = "."
     whole: bool = True
 
     def words(self, language: str, pnc: bool = True, count: int | None = None) -> list[str]:
-        """The first `count` words, or all, punctuation attached; a mark ends them where a sentence may end there."""
+        """The first `count` words, or all. With pnc, the last one gets the mark if the sentence may end there."""
         words = [word for phrase in self.phrases for word in phrase.words[language]]
         may_end = [i in phrase.ends[language] for phrase in self.phrases for i in range(len(phrase.words[language]))]
         words, may_end = words[:count], may_end[:count]
@@ -136,36 +136,36 @@ class Sentence:
         return words
 
     def text(self, language: str, pnc: bool = True, count: int | None = None) -> str:
-        """As `words`, joined by single spaces."""
+        """`words` joined by single spaces."""
         return " ".join(self.words(language, pnc, count))
 
     def first(self, n: int) -> "Sentence":
-        """The sentence broken off after n phrases."""
+        """The sentence cut off after n phrases."""
         return replace(self, phrases=self.phrases[:n])
 
     def after(self, n: int) -> "Sentence":
-        """What is left of the sentence without its first n phrases."""
+        """The sentence without its first n phrases."""
         return replace(self, phrases=self.phrases[n:], whole=self.whole and n == 0)
 
     @property
     def is_test(self) -> bool:
-        """Whether the meaning is held out from training; told by its English words."""
+        """Whether the meaning is held out from training, which a hash of its English words decides."""
         english = " ".join(word for phrase in self.phrases for word in phrase.words["en"])
         return zlib.crc32(english.encode()) % TEST_SHARE == 0
 
 
 def sentence(rng: random.Random, split: str | None = None) -> Sentence:
-    """A random sentence; split "train" or "test" keeps to one side of the held-out meanings, None takes any."""
+    """A random sentence. split: "test" for held-out meanings only, "train" for the others, None for any."""
     if split not in ("train", "test", None):
-        raise ValueError(f"split is {split!r}; possible: 'train', 'test', None")
+        raise ValueError(f"split {split!r} is not valid; must be 'train', 'test' or None")
     while True:
-        drawn = rng.choices(GRAMMAR, weights=(7, 4, 5, 4))[0](rng)
-        if split is None or drawn.is_test == (split == "test"):
-            return drawn
+        candidate = rng.choices(GRAMMAR, weights=(7, 4, 5, 4))[0](rng)
+        if split is None or candidate.is_test == (split == "test"):
+            return candidate
 
 
 def vocabulary(language: str) -> list[str]:
-    """Every word form of the grammar in a language, as written inside a sentence, sorted."""
+    """Every word form of the grammar in a language, sorted, as written inside a sentence."""
     column = LANGUAGES.index(language)
     rows = (*SUBJECTS, *TRANSITIVE_VERBS, *INTRANSITIVE_VERBS, *NUMBERS, *PLACES, *TIMES, COPULA, WHERE_IS)
     texts = [row[column] for row in rows] + [form for noun in NOUNS for form in noun[column]]
@@ -223,7 +223,7 @@ def _form(noun: tuple[str, str], plural: bool) -> int:
 
 
 def _noun_phrase(number, noun, adjective, plural: bool, ends: bool) -> Phrase:
-    """[number or article] with noun and adjective, agreeing, in each language's order."""
+    """A number or article with a noun and an adjective that agrees, in each language's word order."""
     words, may_end = {}, {}
     for column, language in enumerate(LANGUAGES):
         singular, plural_form = noun[column]
@@ -237,6 +237,6 @@ def _noun_phrase(number, noun, adjective, plural: bool, ends: bool) -> Phrase:
             noun_last = language == "fr" and adjective[0] in BEFORE_FRENCH_NOUN
             parts.insert(1 if noun_last else 2, adjective[column][_form(noun[column], plural)])
         words[language] = tuple(parts)
-        # "tres casas" may end a sentence as well as "tres casas rojas"
+        # Both "tres casas" and "tres casas rojas" may end a sentence.
         may_end[language] = frozenset(({len(parts) - 1} | (set() if noun_last else {1})) if ends else ())
     return Phrase(words, may_end)

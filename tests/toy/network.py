@@ -1,4 +1,4 @@
-"""The untrained toy model: tokenizers made here, the rest as model.yaml says."""
+"""The untrained toy model. Its tokenizers are built here; the rest is configured in model.yaml."""
 
 import random
 from pathlib import Path
@@ -12,19 +12,19 @@ from sentencepiece import sentencepiece_model_pb2
 from .grammar import LANGUAGES, sentence
 
 CONFIG = Path(__file__).with_name("model.yaml")
-PIECES = 160  # per language; most words of the grammar become one or two
+PIECES = 160  # per language; most words of the grammar are one or two pieces
 SPECIAL_TOKENS = 1152  # as many as in canary-180m-flash
 
 
 def special_tokens() -> list[str]:
-    """The canary2 special tokens in the order that gives the flash models' ids; three more come first by themselves."""
+    """The canary2 special tokens, in the order that gives them the flash models' ids. NeMo adds three more in front."""
     tokens = Path(__file__).with_name("special_tokens.txt").read_text().split()
     tokens += [f"<|{frame}|>" for frame in range(900)] + [f"<|spk{i}|>" for i in range(16)]
     return tokens + [f"<|spltoken{i}|>" for i in range(SPECIAL_TOKENS - 3 - len(tokens))]
 
 
 def new_model(folder: Path) -> EncDecMultiTaskModel:
-    """An untrained model with the tokenizers in `folder`, which are made if it does not exist."""
+    """An untrained model with the tokenizers in `folder`, which are built if the folder does not exist."""
     if not folder.exists():
         _make_tokenizers(folder)
     config = OmegaConf.load(CONFIG)
@@ -39,12 +39,12 @@ def new_model(folder: Path) -> EncDecMultiTaskModel:
     }
     model = EncDecMultiTaskModel(cfg=config)
     for name, tokenizer in model.cfg.tokenizer.langs.items():
-        tokenizer.dir = name  # not where it lay on the training machine
+        tokenizer.dir = name  # instead of its path on the training machine
     return model
 
 
 def _make_tokenizers(folder: Path) -> None:
-    """The special tokens', and one for each language trained on sentences of the grammar."""
+    """Build the tokenizer of special tokens and, for each language, one trained on sentences of the grammar."""
     CanaryTokenizer.build_special_tokenizer(special_tokens(), folder / "spl_tokens", force_rebuild=True)
     slim(folder / "spl_tokens" / "tokenizer.model")
     for language in LANGUAGES:
@@ -52,7 +52,7 @@ def _make_tokenizers(folder: Path) -> None:
 
 
 def make_pieces(folder: Path, languages: tuple[str, ...], size: int) -> None:
-    """A tokenizer of `size` pieces for sentences of the grammar in all of `languages`."""
+    """Build a tokenizer of `size` pieces for sentences of the grammar in all of `languages`."""
     rng = random.Random(0)
     sentences = [sentence(rng, "train") for _ in range(4000)]
     text = folder / "text.txt"
@@ -64,7 +64,7 @@ def make_pieces(folder: Path, languages: tuple[str, ...], size: int) -> None:
 
 
 def slim(model: Path) -> None:
-    """Takes out the Unicode normalisation table (240 kB that no word of the grammar needs) and the training's paths."""
+    """Remove the Unicode normalisation table (240 kB that the grammar does not need) and the training's paths."""
     proto = sentencepiece_model_pb2.ModelProto.FromString(model.read_bytes())
     proto.normalizer_spec.name, proto.normalizer_spec.precompiled_charsmap = "identity", b""
     proto.trainer_spec.ClearField("input")

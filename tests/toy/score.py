@@ -1,11 +1,11 @@
-"""Scores a toy model on sentences it never met: exact sentences, word error rate, languages, word times.
+"""Scores a toy model on held-out sentences: exact sentences, word error rate, detected languages, word times.
 
-    python -m tests.toy.score convert/toy/toy.nemo                    # by this project's own model
-    python -m tests.toy.score convert/toy/toy.nemo --backend nemo     # by NeMo, where that is installed
-    python -m tests.toy.score tests/toy/models/v1.nemo                # times read off the cross-attention
+    python -m tests.toy.score convert/toy/toy.nemo                    # with this project's model
+    python -m tests.toy.score convert/toy/toy.nemo --backend nemo     # with NeMo, if it is installed
+    python -m tests.toy.score tests/toy/models/v1.nemo                # word times from cross-attention
     python -m tests.toy.score tests/toy/models/v1.nemo --aligner tests/toy/models/aligner.nemo
 
-Prints a Markdown table; `--json FILE` also writes the figures.
+Prints a Markdown table. `--json FILE` also writes the figures to a file.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FRAME_S = 0.08
 
 @dataclass
 class Item:
-    """One recording: what is said, in which language, when."""
+    """One recording with its language, its sentences and its words with times."""
 
     sentences: list[Sentence]
     language: str
@@ -44,7 +44,7 @@ class Item:
 
 @dataclass
 class Heard:
-    """A backend's answer; words with times in seconds where they were asked for."""
+    """A backend's answer, with words and their times in seconds if they were requested."""
 
     text: str
     words: list[WordTime]
@@ -52,7 +52,7 @@ class Heard:
 
 @dataclass
 class Backend:
-    """transcribe(waveforms, language, target, pnc, timestamps) -> Heard each; languages(waveforms) -> code each."""
+    """transcribe(waveforms, language, target, pnc, timestamps) → a Heard each; languages(waveforms) → a code each."""
 
     transcribe: Callable[[list[np.ndarray], str, str, bool, bool], list[Heard]]
     languages: Callable[[list[np.ndarray]], list[str]]
@@ -61,19 +61,19 @@ class Backend:
 def recordings(
     language: str, count: int, sentences: int = 1, voices: tuple[str, ...] | None = None, seed: int = 1
 ) -> list[Item]:
-    """Held-out sentences, `sentences` to a recording, spoken by `voices` (those of the training if None)."""
+    """Recordings of held-out sentences, `sentences` in each, spoken by `voices` (default: those of the training)."""
     rng = random.Random(f"{seed} {language} {sentences} {voices}")
     items = []
     for _ in range(count):
-        meant = [sentence(rng, "test") for _ in range(sentences)]
-        words = [word for s in meant for word in s.words(language)]
+        drawn = [sentence(rng, "test") for _ in range(sentences)]
+        words = [word for s in drawn for word in s.words(language)]
         waveform, spoken = speak(words, language, rng.choice(voices or VOICES[language]), rng)
-        items.append(Item(meant, language, waveform, spoken))
+        items.append(Item(drawn, language, waveform, spoken))
     return items
 
 
 def nemo_backend(path: Path, batch: int = 20) -> Backend:
-    """NeMo's own modules and its greedy decoding."""
+    """NeMo's modules with its greedy decoding."""
     import torch
     from nemo.collections.asr.models import EncDecMultiTaskModel
     from nemo.utils import logging as nemo_logging
@@ -84,9 +84,9 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
 
     def decode(waveforms: list[np.ndarray], prompt: str) -> list[list[int]]:
         prompt_ids = model.tokenizer.text_to_ids(prompt, "spl_tokens")
-        # NeMo's transcribe() pads what is shorter than a second on both sides.
+        # NeMo's transcribe() pads audio shorter than a second on both sides.
         waveforms = [np.pad(w, -(-max(0, SAMPLE_RATE - len(w)) // 2)) for w in waveforms]
-        found = []
+        sequences = []
         for at in range(0, len(waveforms), batch):
             part = waveforms[at : at + batch]
             audio = torch.zeros(len(part), max(map(len, part)))
@@ -99,8 +99,8 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
                 hypotheses = model.decoding.decode_predictions_tensor(
                     states, mask, torch.tensor([prompt_ids] * len(part)), return_hypotheses=True
                 )
-            found += [[int(i) for i in h.y_sequence] for h in hypotheses]
-        return found
+            sequences += [[int(i) for i in h.y_sequence] for h in hypotheses]
+        return sequences
 
     def transcribe(waveforms, language, target, pnc, timestamps):
         slots = [
@@ -117,14 +117,14 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
 
     def languages(waveforms):
         token = {i: name for name, i in model.tokenizer.special_tokens.items()}
-        found = decode(waveforms, "<|startofcontext|><|startoftranscript|>")
-        return [token.get(ids[1], "").strip("<|>") if len(ids) > 1 else "" for ids in found]
+        sequences = decode(waveforms, "<|startofcontext|><|startoftranscript|>")
+        return [token.get(ids[1], "").strip("<|>") if len(ids) > 1 else "" for ids in sequences]
 
     return Backend(transcribe, languages)
 
 
 def mlx_backend(path: Path) -> Backend:
-    """This project's own model, as a user of Python meets it; in float32, so that it can be compared with NeMo's."""
+    """This project's model through its Python API, in float32 for comparison with NeMo's."""
     from server import Canary
 
     canary = Canary.from_pretrained(path, dtype="float32")
@@ -145,7 +145,7 @@ BACKENDS: dict[str, Callable[[Path], Backend]] = {"mlx": mlx_backend, "nemo": ne
 
 
 def heard(text: str) -> Heard:
-    """A token string of the flash style, `<|12|> word<|17|>` for each word, or one without times."""
+    """Parse a token string of the flash models, `<|12|> word<|17|>` for each word, or one without times."""
     timed = re.findall(r"<\|(\d+)\|>(.*?)<\|(\d+)\|>", text)
     words = [(word.strip(), int(start) * FRAME_S, int(end) * FRAME_S) for start, word, end in timed]
     text = " ".join(word for word, _, _ in words) if words else re.sub(r"<\|.*?\|>", "", text)
@@ -153,37 +153,38 @@ def heard(text: str) -> Heard:
 
 
 def exact(items: list[Item], answers: list[Heard], language: str, pnc: bool = True) -> float:
-    """Share of recordings with not one letter wrong."""
+    """The share of recordings without a single wrong letter."""
     return float(np.mean([a.text == i.text(language, pnc) for i, a in zip(items, answers, strict=True)]))
 
 
 def word_error_rate(items: list[Item], answers: list[Heard], language: str, pnc: bool = True) -> float:
-    """Wrong, missing and added words for each word of the reference."""
+    """Substituted, missing and added words per word of the reference."""
     pairs = [(i.text(language, pnc).split(), a.text.split()) for i, a in zip(items, answers, strict=True)]
-    return sum(_distance(r, h) for r, h in pairs) / sum(len(r) for r, _ in pairs)
+    return sum(edit_distance(r, h) for r, h in pairs) / sum(len(r) for r, _ in pairs)
 
 
-def _distance(reference: list[str], hypothesis: list[str]) -> int:
+def edit_distance(reference: list[str], hypothesis: list[str]) -> int:
+    """The Levenshtein distance in words."""
     row = list(range(len(hypothesis) + 1))
-    for i, wanted in enumerate(reference, 1):
+    for i, expected in enumerate(reference, 1):
         diagonal, row[0] = row[0], i
-        for j, found in enumerate(hypothesis, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (wanted != found))
+        for j, actual in enumerate(hypothesis, 1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (expected != actual))
     return row[-1]
 
 
 def time_errors_s(items: list[Item], answers: list[Heard]) -> list[float]:
-    """|found - true| of each start and end, in the recordings whose words are right."""
+    """The absolute error of each start and end, in recordings whose words are all correct."""
     errors = []
     for item, answer in zip(items, answers, strict=True):
         if [w for w, _, _ in item.spoken] == [w for w, _, _ in answer.words]:
-            for (_, *true), (_, *found) in zip(item.spoken, answer.words, strict=True):
-                errors += [abs(f - t) for f, t in zip(found, true, strict=True)]
+            for (_, *expected), (_, *actual) in zip(item.spoken, answer.words, strict=True):
+                errors += [abs(a - e) for a, e in zip(actual, expected, strict=True)]
     return errors
 
 
 def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
-    """All figures: a row for each language, pair and condition."""
+    """All figures: one row per language, language pair and condition."""
     rows: dict[str, dict[str, float]] = {}
     singles = {language: recordings(language, count) for language in LANGUAGES}
     for language, items in singles.items():
@@ -192,14 +193,14 @@ def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
             backend.transcribe(sounds, language, language, pnc, times)
             for pnc, times in ((True, False), (False, False), (True, True))
         )
-        found = backend.languages(sounds)
+        detected = backend.languages(sounds)
         rows[language] = {
             "exact": exact(items, plain, language),
             "WER": word_error_rate(items, plain, language),
             "exact, nopnc": exact(items, bare, language, False),
             "exact, with times": exact(items, timed, language),
             **_times(items, timed),
-            "language found": float(np.mean([f == language for f in found])),
+            "language found": float(np.mean([d == language for d in detected])),
         }
     for source, target in PAIRS:
         sounds = [item.waveform for item in singles[source]]
@@ -244,7 +245,7 @@ def _times(items: list[Item], answers: list[Heard]) -> dict[str, float]:
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:
-    """Markdown; shares in per cent."""
+    """The rows as a Markdown table, with shares in per cent."""
     columns = list(dict.fromkeys(name for row in rows.values() for name in row))
     lines = ["| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     for name, row in rows.items():
@@ -257,22 +258,22 @@ def table(rows: dict[str, dict[str, float]]) -> str:
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("model", type=Path)
-    options.add_argument("--backend", choices=list(BACKENDS), default="mlx")
-    options.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
-    options.add_argument("--json", type=Path)
-    options.add_argument("--aligner", type=Path, help="an archive to take word times from; with mlx only")
-    given = options.parse_args()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--backend", choices=list(BACKENDS), default="mlx")
+    parser.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--aligner", type=Path, help="an archive to take word times from; with mlx only")
+    options = parser.parse_args()
     with TemporaryDirectory() as folder:
-        path = given.model
-        if given.aligner:
-            both = with_aligner(given.model, given.aligner, Path(folder) / "both.nemo")
-            path = convert(ConversionConfig(source=both, output=Path(folder) / "both"))
-        rows = scores(BACKENDS[given.backend](path), given.count)
+        path = options.model
+        if options.aligner:
+            combined = with_aligner(options.model, options.aligner, Path(folder) / "combined.nemo")
+            path = convert(ConversionConfig(source=combined, output=Path(folder) / "combined"))
+        rows = scores(BACKENDS[options.backend](path), options.count)
     print(table(rows))
-    if given.json:
-        given.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

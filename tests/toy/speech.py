@@ -1,8 +1,8 @@
-"""Toy speech: words spoken one by one by espeak-ng and joined with short gaps, so that each word's time is known.
+"""Toy speech: espeak-ng speaks words one by one, which are joined with short gaps, so that each word's time is known.
 
     waveform, times = speak(["The", "dog", "is", "big."], "en", "en-us+f2", random.Random(0))
 
-Needs the program espeak-ng; each (word, voice, rate, pitch) is spoken once and kept.
+Needs the program espeak-ng. Each (word, voice, rate, pitch) is spoken once and cached.
 """
 
 import json
@@ -23,16 +23,16 @@ VOICES = {
     "es": (*(f"es{v}" for v in _VARIANTS), "es-419", "es-419+f2"),
     "fr": tuple(f"fr-fr{v}" for v in _VARIANTS),
 }
-"""Voices of the training speech, by language."""
+"""The voices of the training speech by language."""
 UNSEEN_VOICES = {
     "en": ("en-us+f3", "en-us+m7"),
     "de": ("de+f3", "de+m7"),
     "es": ("es+f3", "es+m7"),
     "fr": ("fr-fr+f3", "fr-fr+m7"),
 }
-"""Voices the toy model never heard."""
+"""Voices that the toy model was not trained on."""
 STYLES = ((145, 40), (160, 55), (180, 45))
-"""Words per minute and pitch (0 to 99), as espeak-ng counts them."""
+"""Words per minute and pitch (0 to 99), in espeak-ng's terms."""
 
 WordTime = tuple[str, float, float]
 _spoken: dict[tuple[str, str, int, int], np.ndarray] = {}
@@ -51,8 +51,8 @@ def speak(
 ) -> tuple[np.ndarray, list[WordTime]]:
     """One voice speaking `words`, with a longer pause (`pause_s`) after a word that ends in . ? or !
 
-    voice: an espeak-ng voice, or None for one of VOICES[language]. Whatever is None is drawn from `rng`: silence of
-    0-0.6 s before and after, pauses of 0.3-0.9 s, noise at a standard deviation of 0-0.01 (speech peaks near 0.5).
+    voice: an espeak-ng voice, or None for one of VOICES[language]. Arguments that are None are chosen by `rng`: silence
+    of 0-0.6 s before and after, pauses of 0.3-0.9 s, noise with a standard deviation of 0-0.01 (speech peaks near 0.5).
     Returns the waveform (N,) float32 at 16 kHz and (word, start_s, end_s) for each word.
     """
     rng = rng or random.Random(0)
@@ -89,7 +89,7 @@ def hiss(length: int, level: float, rng: random.Random) -> np.ndarray:
 
 
 def spoken_word(word: str, voice: str, rate: int, pitch: int) -> np.ndarray:
-    """One word alone, silence trimmed, peak 0.5, float32 at 16 kHz."""
+    """A single word without silence around it, with a peak of 0.5, float32 at 16 kHz."""
     key = (bare(word), voice, rate, pitch)
     if key not in _spoken:
         _spoken[key] = _espeak(*key)
@@ -98,12 +98,12 @@ def spoken_word(word: str, voice: str, rate: int, pitch: int) -> np.ndarray:
 
 @cache
 def bare(word: str) -> str:
-    """The word as it is pronounced: lower case, no punctuation at its ends."""
+    """The word in lower case and without punctuation, as it is pronounced."""
     return word.lower().strip(".,?!¿¡")
 
 
 def load_spoken(path: Path) -> None:
-    """Takes up the words a former run of `save_spoken` kept in an .npz file; nothing happens if there is none."""
+    """Load the words that `save_spoken` wrote to an .npz file, if there is one."""
     if path.exists():
         stored = np.load(path)
         ends = np.cumsum(stored["lengths"])
@@ -112,23 +112,23 @@ def load_spoken(path: Path) -> None:
 
 
 def save_spoken(path: Path) -> None:
-    """Keeps all words spoken so far in an .npz file."""
+    """Save all words spoken so far to an .npz file."""
     sounds = list(_spoken.values())
     np.savez(path, keys=json.dumps(list(_spoken)), lengths=[len(s) for s in sounds], samples=np.concatenate(sounds))
 
 
 def _espeak(word: str, voice: str, rate: int, pitch: int) -> np.ndarray:
-    """int16 samples at 16 kHz, as espeak-ng says it, without the silence around."""
+    """The word as spoken by espeak-ng, without the silence around it: int16 samples at 16 kHz."""
     command = ["espeak-ng", "-v", voice, "-s", str(rate), "-p", str(pitch), "--stdout", word]
     wav = subprocess.run(command, capture_output=True, check=True).stdout
-    samples = np.frombuffer(wav[44:], np.int16).astype(np.float32)  # a stream's header has no true length
+    samples = np.frombuffer(wav[44:], np.int16).astype(np.float32)  # a streamed WAV's header has no valid length
     loud = np.flatnonzero(np.abs(samples) > 0.02 * np.abs(samples).max())
     sound = _resampled(samples[loud[0] : loud[-1] + 1])
     return np.round(sound / np.abs(sound).max() * 0.5 * 32767).astype(np.int16)
 
 
 def _resampled(samples: np.ndarray) -> np.ndarray:
-    """22050 Hz to 16 kHz, by cutting the spectrum; 441 samples become 320."""
+    """Resample 22050 Hz to 16 kHz by truncating the spectrum: 441 samples become 320."""
     blocks = -(-len(samples) // 441) + 1
     spectrum = np.fft.rfft(np.pad(samples, (0, blocks * 441 - len(samples))))
     whole = np.fft.irfft(spectrum[: blocks * 160 + 1], blocks * 320) * (SAMPLE_RATE / _ESPEAK_RATE)

@@ -1,4 +1,4 @@
-"""Word times and languages from the toy's relatives in models/, on sentences they never met."""
+"""Word times and detected languages of the toy's variants in models/, on held-out sentences."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,14 +32,14 @@ def v1() -> Iterator[Canary]:
 @pytest.fixture(scope="module")
 def v1_with_aligner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
     folder = tmp_path_factory.mktemp("aligner")
-    archive = with_aligner(MODELS / "v1.nemo", MODELS / "aligner.nemo", folder / "both.nemo")
-    converted = convert(ConversionConfig(source=archive, output=folder / "both"))
+    archive = with_aligner(MODELS / "v1.nemo", MODELS / "aligner.nemo", folder / "combined.nemo")
+    converted = convert(ConversionConfig(source=archive, output=folder / "combined"))
     with Canary.from_pretrained(converted, dtype="float32") as canary:
         yield canary
 
 
 def timed(canary: Canary, items: list[Item], source: str) -> list[Heard]:
-    """The items transcribed with word times, which must be from `source`."""
+    """Transcribe the items with word times, which must come from `source`."""
     transcripts = canary.transcribe([item.waveform for item in items], items[0].language, timestamps="word")
     assert {t.timestamps_source for t in transcripts} == {source}
     return [Heard(t.text, [(w.word, w.start, w.end) for s in t.segments for w in s.words]) for t in transcripts]
@@ -47,7 +47,7 @@ def timed(canary: Canary, items: list[Item], source: str) -> list[Heard]:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize(("fixture", "source"), [("v1", "cross_attention"), ("v1_with_aligner", "aligner")])
-def test_word_times_are_those_the_words_were_spoken_at(request, unseen, language: str, fixture: str, source: str):
+def test_word_times_are_close_to_when_the_words_were_spoken(request, unseen, language: str, fixture: str, source: str):
     items = unseen[language]
     heard = timed(request.getfixturevalue(fixture), items, source)
     assert [h.text for h in heard] == [item.text(language) for item in items]
@@ -58,13 +58,13 @@ def test_word_times_are_those_the_words_were_spoken_at(request, unseen, language
 
 
 @pytest.mark.parametrize("archive", [TOY, MODELS / "v1.nemo"], ids=["canary2", "canary"])
-def test_the_spoken_language_is_found_in_both_prompt_formats(unseen, archive: Path):
+def test_the_spoken_language_is_detected_in_both_prompt_formats(unseen, archive: Path):
     with Canary.from_pretrained(archive, dtype="float32") as canary:
         assert canary.info.config.prompt_format == ("canary2" if archive == TOY else "canary")
         for language, items in unseen.items():
-            found = canary.transcribe([item.waveform for item in items], "auto")
-            assert [t.language for t in found] == [language] * COUNT
-            assert [t.text for t in found] == [item.text(language) for item in items]
+            transcripts = canary.transcribe([item.waveform for item in items], "auto")
+            assert [t.language for t in transcripts] == [language] * COUNT
+            assert [t.text for t in transcripts] == [item.text(language) for item in items]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

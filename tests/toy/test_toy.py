@@ -1,4 +1,4 @@
-"""The toy grammar and speech, and the model in convert/toy on the recordings beside it."""
+"""The toy's grammar and speech, and the model in convert/toy on the recordings beside it."""
 
 import json
 import random
@@ -18,7 +18,7 @@ TOY = Path(__file__).parents[2] / "convert" / "toy"
 SAMPLES = json.loads((TOY / "samples" / "samples.json").read_text())
 
 
-def drawn(start: str) -> Sentence:
+def sentence_that_starts(start: str) -> Sentence:
     rng = random.Random(0)
     return next(s for s in iter(lambda: sentence(rng), None) if s.text("en").startswith(start))
 
@@ -29,15 +29,15 @@ def test_held_out_meanings_are_never_drawn_for_training():
     assert trained.isdisjoint({sentence(rng, "test").text("en") for _ in range(500)})
 
 
-def test_a_sentence_is_made_of_the_vocabulary_in_every_language():
+def test_sentences_use_only_the_vocabulary_in_every_language():
     rng = random.Random(0)
     for language in LANGUAGES:
         known = {word.lower() for word in vocabulary(language)}
         assert {bare(word) for _ in range(300) for word in sentence(rng).words(language)} <= known
 
 
-def test_adjectives_agree_and_stand_where_each_language_puts_them():
-    question = drawn("Where is the old house")
+def test_adjectives_agree_and_are_placed_as_in_each_language():
+    question = sentence_that_starts("Where is the old house")
     assert [question.text(language) for language in LANGUAGES] == [
         "Where is the old house?",
         "Wo ist das alte Haus?",
@@ -46,8 +46,8 @@ def test_adjectives_agree_and_stand_where_each_language_puts_them():
     ]
 
 
-def test_a_broken_off_sentence_ends_with_a_mark_only_where_a_sentence_may_end():
-    question = drawn("Where is the red house")
+def test_a_cut_off_sentence_has_a_mark_only_if_a_sentence_may_end_there():
+    question = sentence_that_starts("Where is the red house")
     assert [question.text("es", count=n) for n in (3, 4, 5)] == [
         "¿Dónde está la",
         "¿Dónde está la casa?",
@@ -58,7 +58,7 @@ def test_a_broken_off_sentence_ends_with_a_mark_only_where_a_sentence_may_end():
     assert question.text("de", pnc=False) == "wo ist das rote haus"
 
 
-def test_the_waveform_is_loud_within_the_words_and_silent_between_them():
+def test_the_waveform_is_loud_during_words_and_silent_between_them():
     words = ["The", "dog", "is", "big.", "Anna", "sings."]
     waveform, times = speak(words, "en", "en-us", random.Random(0), lead_s=0.5, tail_s=0.25, pause_s=0.75, noise=0.0)
     assert [word for word, _, _ in times] == words
@@ -74,12 +74,12 @@ def test_the_waveform_is_loud_within_the_words_and_silent_between_them():
     assert not waveform[~within].any()
 
 
-def test_the_same_seed_speaks_the_same_samples():
+def test_the_same_seed_gives_the_same_samples():
     first, second = (speak(["Hunde"], "de", None, random.Random(7))[0] for _ in range(2))
     assert np.array_equal(first, second)
 
 
-def test_scores_read_words_and_times_off_a_flash_token_string():
+def test_words_and_times_are_parsed_from_a_flash_token_string():
     assert heard("<|2|> The<|5|> <|6|> dog.<|11|>").words == [("The", 0.16, 0.4), ("dog.", 0.48, 0.88)]
     assert heard("<|nospeech|>").text == ""
 
@@ -91,23 +91,23 @@ def toy() -> Iterator[Canary]:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_toy_model_writes_down_its_samples_with_times_and_translates_them(toy: Canary, name: str):
+def test_the_toy_model_transcribes_its_samples_with_times_and_translates_them(toy: Canary, name: str):
     sample, sound = SAMPLES[name], TOY / "samples" / name
     language = sample["language"]
     timed = toy.transcribe(sound, language=language, timestamps="word")
     assert timed.text == sample["text"]
     words = [word for segment in timed.segments for word in segment.words]
     assert [word.word for word in words] == [word["word"] for word in sample["words"]]
-    for word, said in zip(words, sample["words"], strict=True):
-        assert word.start == pytest.approx(said["start"], abs=0.16)
-        assert word.end == pytest.approx(said["end"], abs=0.16)
+    for word, expected in zip(words, sample["words"], strict=True):
+        assert word.start == pytest.approx(expected["start"], abs=0.16)
+        assert word.end == pytest.approx(expected["end"], abs=0.16)
     for target, translation in sample["translations"].items():
         assert toy.transcribe(sound, language=language, target_language=target).text == translation
     plain = toy.transcribe(sound, language=language, pnc=False).text
     assert plain == "".join(letter for letter in sample["text"].lower() if letter not in ".?¿")
 
 
-def test_the_samples_are_16_khz_mono_and_as_long_as_they_say():
+def test_the_samples_are_16_khz_mono_and_have_the_duration_in_the_index():
     for name, sample in SAMPLES.items():
         info = soundfile.info(TOY / "samples" / name)
         assert (info.samplerate, info.channels) == (SAMPLE_RATE, 1)

@@ -1,11 +1,11 @@
-"""Trains convert/toy/toy.nemo: NeMo's own model on synthetic speech, on one CPU core, in about an hour.
+"""Trains convert/toy/toy.nemo: NeMo's model on synthetic speech, on one CPU core, in about an hour.
 
     pip install -r tests/toy/requirements.txt        # and the program espeak-ng
     python -m tests.toy.train --out convert/toy/toy.nemo
 
-Every utterance is made when it is needed and never met twice. The encoder runs once for an utterance, the decoder once
-for each of its answers (transcript, transcript with times, translation). Two helper heads on the encoder, the word at
-each frame and the place of the frame, speed up the start; their weights fade out and they are not saved.
+Every utterance is generated when needed and used only once. The encoder runs once per utterance, the decoder once for
+each of its answers (transcript, transcript with times, translation). Two helper heads on the encoder, which predict the
+word and the position of each frame, speed up the start. Their weight in the loss fades to zero; they are not saved.
 """
 
 import argparse
@@ -29,18 +29,18 @@ from .speech import bare, load_spoken, save_spoken
 
 POOL, BATCHES_PER_POOL = 384, 12  # utterances are sorted by length within a pool
 PEAK_RATE, WARM_UP = 2e-3, 200
-HELPERS_END = 0.7  # part of the training after which the helper heads count no more
-PERIODS = (4, 8, 16, 32, 64, 128, 256, 512)  # of the waves that tell a frame's place, in frames
+HELPERS_END = 0.7  # part of the training after which the helper heads no longer contribute to the loss
+PERIODS = (4, 8, 16, 32, 64, 128, 256, 512)  # of the sine waves that encode a frame's position, in frames
 
 
 class Tokens:
-    """Answers as token ids, as NeMo's canary2 prompt formatter makes them."""
+    """Converts answers to token ids, like NeMo's canary2 prompt formatter."""
 
     def __init__(self, tokenizer):
         self.tokenizer, self.special, self.known = tokenizer, tokenizer.special_tokens, {}
 
-    def of(self, answer: Answer) -> tuple[list[int], int, int]:
-        """Prompt, text and end; the place of <|startoftranscript|>; and how many ids belong to the prompt."""
+    def encode(self, answer: Answer) -> tuple[list[int], int, int]:
+        """(ids of prompt, text and end; the index of <|startoftranscript|>; how many ids belong to the prompt)."""
         before = self._before(answer)
         prompt = [self.special[token] for token in self._prompt(answer)]
         ids = [*before, *prompt]
@@ -78,14 +78,14 @@ class Tokens:
 
 
 class Helpers(torch.nn.Module):
-    """Two linear heads on the encoder: which word is spoken in a frame, and which frame it is."""
+    """Two linear heads on the encoder that predict a frame's word and its position."""
 
     def __init__(self, encoder_width: int):
         super().__init__()
         pairs = [(language, bare(word)) for language in LANGUAGES for word in vocabulary(language)]
         self.number = {pair: i + 1 for i, pair in enumerate(pairs)}  # 0: no word
         self.word = torch.nn.Linear(encoder_width, len(pairs) + 1)
-        self.place = torch.nn.Linear(encoder_width, 2 * len(PERIODS))
+        self.position = torch.nn.Linear(encoder_width, 2 * len(PERIODS))
 
     def loss(self, encoded: torch.Tensor, lengths: torch.Tensor, batch: list[Utterance]) -> torch.Tensor:
         """encoded: (B, T, D)."""
@@ -96,24 +96,24 @@ class Helpers(torch.nn.Module):
                 labels[row, round(start / FRAME_S) : round(end / FRAME_S) + 1] = self.number[item.language, bare(word)]
         valid = torch.arange(frames)[None] < lengths[:, None]
         waves = 2 * torch.pi * torch.arange(frames)[:, None] / torch.tensor(PERIODS)
-        place = torch.cat([waves.sin(), waves.cos()], 1).expand(len(batch), -1, -1)
+        position = torch.cat([waves.sin(), waves.cos()], 1).expand(len(batch), -1, -1)
         word_loss = torch.nn.functional.cross_entropy(self.word(encoded[valid]), labels[valid])
-        return word_loss + torch.nn.functional.mse_loss(self.place(encoded[valid]), place[valid])
+        return word_loss + torch.nn.functional.mse_loss(self.position(encoded[valid]), position[valid])
 
 
 def pool_of_batches(seed: int, pool: int, progress: float) -> list[list[Utterance]]:
-    """Batches of like duration, each about as many seconds as the others, in random order."""
+    """Batches of utterances of similar length, with about the same total duration each, in random order."""
     rng = random.Random(f"{seed} {pool}")
-    made = sorted((utterance(rng, progress) for _ in range(POOL)), key=lambda u: u.duration_s)
-    until = np.cumsum([u.duration_s for u in made])
-    share = np.minimum(until / until[-1] * BATCHES_PER_POOL, BATCHES_PER_POOL - 1e-6).astype(int)
-    batches = [[u for u, s in zip(made, share, strict=True) if s == i] for i in range(BATCHES_PER_POOL)]
+    utterances = sorted((utterance(rng, progress) for _ in range(POOL)), key=lambda u: u.duration_s)
+    end_s = np.cumsum([u.duration_s for u in utterances])
+    number = np.minimum(end_s / end_s[-1] * BATCHES_PER_POOL, BATCHES_PER_POOL - 1e-6).astype(int)
+    batches = [[u for u, n in zip(utterances, number, strict=True) if n == i] for i in range(BATCHES_PER_POOL)]
     rng.shuffle(batches)
     return batches
 
 
 def sounds(batch: list[Utterance]) -> dict[str, torch.Tensor]:
-    """The waveforms as NeMo's models take them, padded to one length."""
+    """The waveforms as input for NeMo's models, padded to the same length."""
     audio = torch.zeros(len(batch), max(len(u.waveform) for u in batch))
     for row, item in enumerate(batch):
         audio[row, : len(item.waveform)] = torch.from_numpy(item.waveform)
@@ -121,7 +121,7 @@ def sounds(batch: list[Utterance]) -> dict[str, torch.Tensor]:
 
 
 def step_loss(model, helpers: Helpers, tokens: Tokens, batch: list[Utterance], helper_weight: float):
-    """The decoder's mean loss per token, and that with the helpers' added."""
+    """The decoder's mean loss per token, and its sum with the helpers' weighted loss."""
     loss, encoded_lengths = decoder_loss(model, tokens, batch)
     if helper_weight > 0:
         return loss, loss + helper_weight * helpers.loss(helpers.encoded, encoded_lengths, batch)
@@ -129,21 +129,21 @@ def step_loss(model, helpers: Helpers, tokens: Tokens, batch: list[Utterance], h
 
 
 def decoder_loss(model, tokens: Tokens, batch: list[Utterance]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The mean over all answers' tokens, and how many encoder frames each utterance has."""
+    """The mean loss over the tokens of all answers, and the number of encoder frames of each utterance."""
     _, encoded_lengths, states, mask = model.forward(**sounds(batch))
     owner = [row for row, item in enumerate(batch) for _ in item.answers]
-    coded = [tokens.of(answer) for item in batch for answer in item.answers]
-    # Answers with times are three times as long as those without: two decoder runs waste less on padding.
-    order = np.argsort([len(ids) for ids, _, _ in coded])
+    sequences = [tokens.encode(answer) for item in batch for answer in item.answers]
+    # Answers with times are three times as long as those without, so two decoder runs waste less on padding.
+    order = np.argsort([len(ids) for ids, _, _ in sequences])
     total, count = 0.0, 0
     for part in np.array_split(order, 2):
-        longest = max(len(coded[i][0]) for i in part)
+        longest = max(len(sequences[i][0]) for i in part)
         ids = torch.full((len(part), longest), model.tokenizer.pad_id)
         scored = torch.zeros(len(part), longest - 1, dtype=torch.bool)
         for row, i in enumerate(part):
-            sequence, begin, prompt = coded[i]
+            sequence, begin, prompt = sequences[i]
             ids[row, : len(sequence)] = torch.tensor(sequence)
-            # After <|startoftranscript|> the prompt is learnt too: that is language identification. Silence has none.
+            # The prompt after <|startoftranscript|> is learnt too, for language detection. Silence has no language.
             scored[row, (begin if batch[owner[i]].spoken else prompt - 1) : len(sequence) - 1] = True
         rows = torch.tensor([owner[i] for i in part])
         input_mask = ids[:, :-1] != model.tokenizer.pad_id
@@ -160,7 +160,7 @@ def decoder_loss(model, tokens: Tokens, batch: list[Utterance]) -> tuple[torch.T
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed; giving large arrays back and fetching them anew took a third of each step."""
+    """Make glibc keep freed memory. Returning and reallocating large arrays took a third of each step."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
         for parameter, value in ((-3, 2**25), (-1, 2**31 - 1), (-2, 2**28)):  # mmap, trim, top pad
@@ -168,7 +168,7 @@ def keep_freed_memory() -> None:
 
 
 def rate_factor(step: int, steps: int, warm_up: int = WARM_UP) -> float:
-    """Warm-up, then a straight line down to nearly nothing."""
+    """The learning rate's factor: a linear warm-up, then a linear decay to nearly zero."""
     return min((step + 1) / warm_up, max(0.005, (steps - step) / (steps - warm_up)))
 
 
@@ -196,7 +196,7 @@ def train(out: Path, steps: int, seed: int, work: Path, save_every: int) -> None
     )
 
     began, recent = time.time(), []
-    background = ThreadPoolExecutor(1)  # makes the next pool meanwhile
+    background = ThreadPoolExecutor(1)  # makes the next pool in the meantime
     upcoming = background.submit(pool_of_batches, seed, first_pool, first_pool * BATCHES_PER_POOL / steps)
     for pool in range(first_pool, -(-steps // BATCHES_PER_POOL)):
         progress = pool * BATCHES_PER_POOL / steps
@@ -233,20 +233,20 @@ def train(out: Path, steps: int, seed: int, work: Path, save_every: int) -> None
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    options.add_argument("--out", type=Path, default=Path("convert/toy/toy.nemo"))
-    options.add_argument("--steps", type=int, default=3780, help="batches of about 32 utterances (default %(default)s)")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument(
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("convert/toy/toy.nemo"))
+    parser.add_argument("--steps", type=int, default=3780, help="batches of about 32 utterances (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
         "--work", type=Path, default=Path("toy-training"), help="for the checkpoint; a stopped training resumes from it"
     )
-    options.add_argument("--save-every", type=int, default=600, help="steps between checkpoints")
-    options.add_argument("--threads", type=int, default=1)
-    given = options.parse_args()
+    parser.add_argument("--save-every", type=int, default=600, help="steps between checkpoints")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
     nemo_logging.setLevel(nemo_logging.ERROR)
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(options.threads)
     keep_freed_memory()
-    train(given.out, given.steps, given.seed, given.work, given.save_every)
+    train(options.out, options.steps, options.seed, options.work, options.save_every)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Trains tests/toy/models/aligner.nemo: the toy's encoder with a CTC head, like the one canary-1b-v2 takes times from.
+"""Trains tests/toy/models/aligner.nemo: the toy's encoder with a CTC head, like the aligner of canary-1b-v2.
 
     pip install -r tests/toy/requirements.txt        # and the program espeak-ng
     python -m tests.toy.train_aligner convert/toy/toy.nemo tests/toy/models/aligner.nemo
 
-CTC alone puts a piece anywhere in its word and most often at one frame, so a word's end would be lost. Beside the CTC
-loss each frame therefore learns the piece that is said in it: its word's time is known and shared by the word's pieces.
+CTC alone places a piece anywhere in its word and usually at a single frame, which would lose the word's end. Each frame
+therefore also learns its piece: the word's time is known, and its pieces divide it evenly.
 """
 
 import random
@@ -16,7 +16,7 @@ from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
 
 from .examples import FRAME_S, Utterance
-from .fine_tuning import restored, train_relative
+from .fine_tuning import restored, train_variant
 from .grammar import LANGUAGES
 from .network import make_pieces
 from .speech import bare
@@ -28,7 +28,7 @@ MARKS = (".", "?")
 
 
 def new_aligner(toy: Path, folder: Path) -> tuple[EncDecCTCModelBPE, "FrameLoss"]:
-    """NeMo's model with the toy's preprocessor and encoder, a head and a tokenizer of its own; and its loss."""
+    """NeMo's CTC model with the toy's preprocessor and encoder, and a new head and tokenizer; and its loss."""
     make_pieces(folder / "pieces", LANGUAGES, PIECES)
     parent = restored(toy)
     config = {
@@ -47,14 +47,14 @@ def new_aligner(toy: Path, folder: Path) -> tuple[EncDecCTCModelBPE, "FrameLoss"
         },
     }
     aligner = EncDecCTCModelBPE(cfg=OmegaConf.create(config))
-    aligner.cfg.tokenizer.dir = "pieces"  # not where it lay on the training machine
+    aligner.cfg.tokenizer.dir = "pieces"  # instead of its path on the training machine
     aligner.encoder.load_state_dict(parent.encoder.state_dict())
-    aligner.encoder.pre_encode.requires_grad_(False)  # it costs half of a step and hears the same speech as before
+    aligner.encoder.pre_encode.requires_grad_(False)  # it takes half of a step, and the speech is the same as before
     return aligner, FrameLoss(aligner)
 
 
 class FrameLoss:
-    """The loss of each frame's piece and CTC's, per frame."""
+    """The sum of the frame-wise loss and the CTC loss, per frame."""
 
     def __init__(self, aligner: EncDecCTCModelBPE):
         self.aligner, self.rng = aligner, random.Random(0)
@@ -77,19 +77,20 @@ class FrameLoss:
             torch.tensor([len(text) for text in texts]),
             self.blank,
             reduction="sum",
-            zero_infinity=True,  # of texts with more pieces than frames
+            zero_infinity=True,  # for texts with more pieces than frames
         )
         return (by_frame + ctc) / lengths.sum()
 
     def _pieces(self, item: Utterance, frames: int) -> tuple[list[int], list[tuple[int, int, int]]]:
-        """The text's pieces, and (piece, first frame, frame after) of each; equal where it has no frame to itself."""
+        """The text's pieces, and (piece, first frame, one past the last) of each, both equal if it has no frame."""
         pnc = self.rng.random() < 0.7
         tokenizer, text, spans = self.aligner.tokenizer, [], []
         for i, (word, start, end) in enumerate(item.spoken):
             pieces = tokenizer.text_to_ids(word if pnc else bare(word))
             text += pieces
             first, stop = round(start / FRAME_S), max(round(end / FRAME_S), round(start / FRAME_S) + 1)
-            if tokenizer.ids_to_tokens(pieces[-1:])[0] in MARKS:  # it has no sound: the frame after the word is its own
+            # A mark has no sound; it gets the frame after the word.
+            if tokenizer.ids_to_tokens(pieces[-1:])[0] in MARKS:
                 after = round(item.spoken[i + 1][1] / FRAME_S) if i + 1 < len(item.spoken) else frames
                 spans.append((pieces.pop(), stop, min(stop + 1, after)))
             edges = np.linspace(first, stop, len(pieces) + 1).round().astype(int)
@@ -98,4 +99,4 @@ class FrameLoss:
 
 
 if __name__ == "__main__":
-    train_relative(__doc__, new_aligner, STEPS, RATE)
+    train_variant(__doc__, new_aligner, STEPS, RATE)

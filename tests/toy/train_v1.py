@@ -1,11 +1,11 @@
-"""Trains tests/toy/models/v1.nemo: the toy, taught the prompts and special tokens of canary-1b.
+"""Trains tests/toy/models/v1.nemo: the toy fine-tuned for the prompts and special tokens of canary-1b.
 
     pip install -r tests/toy/requirements.txt        # and the program espeak-ng
     python -m tests.toy.train_v1 convert/toy/toy.nemo tests/toy/models/v1.nemo
 
-The rows of the embedding move to where canary-1b's tokenizer has their tokens; the rest of the weights is taken as it
-is. Then it learns transcripts and translations after `<|startoftranscript|><|en|><|transcribe|><|en|><|pnc|>` and the
-like. canary-1b has no times, and no place for a context.
+The rows of the embedding are moved to the ids of canary-1b's tokenizer; all other weights are copied unchanged. Then
+the model learns transcripts and translations after prompts such as
+`<|startoftranscript|><|en|><|transcribe|><|en|><|pnc|>`. canary-1b has no times and no context in its prompt.
 """
 
 from dataclasses import replace
@@ -15,24 +15,24 @@ from nemo.collections.asr.models import EncDecMultiTaskModel
 from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 
 from .examples import Answer, Utterance
-from .fine_tuning import Loss, restored, train_relative, unpacked
+from .fine_tuning import Loss, restored, train_variant, unpacked
 from .network import slim
 from .train import Tokens, decoder_loss
 
 STEPS, RATE = 360, 1e-3
-# Ids 1 to 30; before them comes <unk>, after them the word mark: 32 as in canary-1b.
+# Ids 1 to 30. With <unk> before them and the word mark after them there are 32, as in canary-1b.
 SPECIAL_TOKENS = [
     "<pad>",
     *("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|es|>", "<|de|>", "<|fr|>"),
     *("<|transcribe|>", "<|translate|>", "<|nopnc|>", "<|pnc|>", "<|nospeech|>"),
     *(f"<|spltoken{i}|>" for i in range(18)),
 ]
-# What the toy has no token for begins as one that it has.
-BEGINS_AS = {"<|transcribe|>": "<|notimestamp|>", "<|translate|>": "<|timestamp|>"}
+# Tokens that the toy lacks, and the tokens whose rows they start from.
+INITIAL_TOKENS = {"<|transcribe|>": "<|notimestamp|>", "<|translate|>": "<|timestamp|>"}
 
 
 class V1Tokens(Tokens):
-    """Answers after canary-1b's prompts."""
+    """Converts answers to token ids with canary-1b's prompts."""
 
     def _before(self, answer: Answer) -> list[int]:
         return []
@@ -61,7 +61,7 @@ def new_v1(toy: Path, folder: Path) -> tuple[EncDecMultiTaskModel, Loss]:
     config.tokenizer.langs.spl_tokens = {"dir": str(special), "type": "bpe"}
     config.head.num_classes = config.transf_decoder.config_dict.vocab_size = None
     model = EncDecMultiTaskModel(cfg=config)
-    model.cfg.tokenizer.langs.spl_tokens.dir = "spl_tokens"  # not where it lay on the training machine
+    model.cfg.tokenizer.langs.spl_tokens.dir = "spl_tokens"  # instead of its path on the training machine
     parent = restored(toy)
     weights = parent.state_dict()
     rows = _rows(parent.tokenizer, model.tokenizer, len(model.state_dict()["log_softmax.mlp.layer0.bias"]))
@@ -72,20 +72,20 @@ def new_v1(toy: Path, folder: Path) -> tuple[EncDecMultiTaskModel, Loss]:
 
 
 def _rows(old, new, count: int) -> list[int]:
-    """For each of `count` new ids the old one of the same token, or of one to begin as."""
+    """For each of `count` new ids, the toy's id of the same token or of the token to start from."""
     shift = old.tokenizers_dict["spl_tokens"].vocab_size - new.tokenizers_dict["spl_tokens"].vocab_size
     rows = [i + shift if i < new.vocab_size else 0 for i in range(count)]
     for token, i in new.special_tokens.items():
-        rows[i] = old.special_tokens[BEGINS_AS.get(token, token)]
+        rows[i] = old.special_tokens[INITIAL_TOKENS.get(token, token)]
     rows[0] = 0  # <unk>
     return rows
 
 
 def without_times(item: Utterance) -> Utterance:
-    """With the answers canary-1b could give, each once."""
+    """The utterance with only the answers that canary-1b can give, without duplicates."""
     answers = {(a.source, a.target, a.pnc): replace(a, times=None, context=[]) for a in item.answers}
     return replace(item, answers=list(answers.values()))
 
 
 if __name__ == "__main__":
-    train_relative(__doc__, new_v1, STEPS, RATE)
+    train_variant(__doc__, new_v1, STEPS, RATE)

@@ -1,10 +1,12 @@
 """A small Canary with random weights, loud enough that what it writes depends on sound, position and history."""
 
+import subprocess
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import settings
 from mlx.utils import tree_map_with_path
 
 from model.canary.config import CanaryConfig
@@ -12,6 +14,18 @@ from model.canary.model import CanaryModel
 from model.canary.prompt import END, PAD
 from model.cpu.layout import lay_out
 from tests.configs import canary_config
+
+# `make quick` tries a fifth of the examples that `make test` does.
+settings.register_profile("quick", max_examples=20)
+
+
+@pytest.fixture(autouse=True)
+def _no_processes(monkeypatch):
+    def refuse(*_, **__):
+        pytest.fail("Unit tests start no processes. Put this test in tests/process.")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+
 
 VOCAB = 64
 MAX_SEQUENCE = 128

@@ -18,7 +18,6 @@ TASKS = (
     (Task("de", "en", context="9 41 17"),),
     (Task("en"), Task("en", "de")),
 )
-EXAMPLES = 200
 OPTIONS = [
     DecodingOptions(beam_size=width, length_penalty=0.4, max_new_tokens=n) for width, n in ((1, 14), (1, 5), (3, 9))
 ]
@@ -71,7 +70,7 @@ def written(result: PassResult) -> list[list[int]]:
 
 
 @given(st.lists(st.tuples(KINDS, st.integers(0, 6), st.booleans()), min_size=2, max_size=7))
-@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=2 * settings.default.max_examples, deadline=None, derandomize=True, phases=[Phase.generate])
 def test_random_mixes_that_join_and_leave_at_random_times_change_nobodys_tokens(canary, passes, alone, arrivals):
     batcher = Batcher(canary, 64)
     outcomes = []

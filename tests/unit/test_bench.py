@@ -1,9 +1,5 @@
 """The bench measures what it says, on the toy and with few repetitions: that it works, not how fast."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 from typer.testing import CliRunner
 
@@ -93,23 +89,6 @@ def test_plotting_without_matplotlib_is_refused_before_anything_is_measured(monk
     result = CliRunner().invoke(main, ["bench", "--plot", "bench.png"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "pip install matplotlib" in result.output
-
-
-def test_the_whole_command_measures_the_toy_alone_and_served(tmp_path):
-    file = tmp_path / "bench.json"
-    arguments = ["--threads", "1", "--seconds", "2", "--rows", "1,2", "--lengths", "2", "--concurrency", "2"]
-    command = [sys.executable, "-m", "server", "bench", *arguments, "--requests", "2", "--repeats", "1"]
-    ran = subprocess.run([*command, "--json", str(file)], capture_output=True, text=True, timeout=300, check=False)
-    assert ran.returncode == 0, ran.stderr
-    result = json.loads(file.read_text())
-    assert result["model"]["name"] == "toy"
-    assert result["conversion_s"] > 0
-    assert [row["rows"] for row in result["decode"]] == [1, 2]
-    assert [(row["concurrency"], row["requests"]) for row in result["load"]] == [(2, 2)]
-    # 4 and 22 s of audio, both finished within the time that was counted.
-    assert result["load"][0]["throughput"] == pytest.approx(26.0 / result["load"][0]["wall_s"])
-    assert 0 < result["load"][0]["first_segment_p50_s"] <= result["load"][0]["p95_s"]
-    assert "Requests of 4 to 35 s over HTTP:" in ran.stdout
 
 
 @pytest.mark.parametrize(

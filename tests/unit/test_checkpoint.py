@@ -109,9 +109,9 @@ def index_of(entry: object) -> bytes:
         def persistent_id(self, obj):
             return obj.value if isinstance(obj, Reference) else None
 
-    written = io.BytesIO()
-    Pickler(written, protocol=2).dump({"x": entry})
-    return written.getvalue()
+    output = io.BytesIO()
+    Pickler(output, protocol=2).dump({"x": entry})
+    return output.getvalue()
 
 
 class Reference:

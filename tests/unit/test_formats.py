@@ -10,7 +10,7 @@ from server.settings import Settings
 from server.text.formats import to_dict, to_srt, to_text, to_vtt
 from server.text.subtitles import SubtitleRules
 
-RULES = SubtitleRules.chosen(Settings(_env_file=None))
+RULES = SubtitleRules.from_settings(Settings(_env_file=None))
 
 
 def transcript(*segments: Segment) -> Transcript:

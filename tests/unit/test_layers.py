@@ -1,16 +1,12 @@
-"""Imports point one way, and what the README says can be typed."""
+"""Imports point one way."""
 
 import ast
-import re
-import shlex
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-import typer
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 HTTP = {"fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "httpx", "websockets"}
 EDGE = HTTP | {"typer", "pydantic", "pydantic_settings", "soundfile", "soxr", "av", "huggingface_hub", "nemo"}
 
@@ -123,59 +119,3 @@ def test_the_walk_sees_imports_inside_functions_and_behind_conditions():
         "def f():\n    if x:\n        import torch.nn\n        from fastapi.routing import APIRoute\nfrom . import y"
     )
     assert imported_packages(source, "model") == {"torch", "fastapi", "model"}
-
-
-def shell_lines(markdown: str) -> list[str]:
-    """Commands in the fenced blocks that hold shell lines, continuation lines joined, prompts and comments dropped."""
-    blocks = re.findall(r"^```(?:sh|bash|shell|console)\n(.*?)^```", markdown, re.DOTALL | re.MULTILINE)
-    text = "\n".join(blocks).replace("\\\n", " ")
-    return [line.strip().removeprefix("$ ") for line in text.splitlines()]
-
-
-def commands(name: str) -> list[list[str]]:
-    """The arguments of each `name …` in the README, up to a pipe or redirection."""
-    found = []
-    for line in shell_lines(README):
-        words = shlex.split(line, comments=True)
-        # NAME=value before the command
-        while words and re.fullmatch(r"\w+=.*", words[0]):
-            words.pop(0)
-        if words and words[0].rpartition("/")[2] == name:
-            ends = [i for i, word in enumerate(words) if word in ("|", ">", "&", "&&", ";", "<")]
-            found.append(words[1 : ends[0] if ends else None])
-    return found
-
-
-def test_each_canary_command_in_the_readme_is_one_the_command_line_takes():
-    from server.__main__ import main
-
-    group = typer.main.get_command(main)
-    for arguments in commands("canary"):
-        # A stand-in such as FILE or talk.wav need not exist: parsing is what is tried.
-        if arguments[0].startswith("-"):
-            assert arguments in (["--help"], ["--version"])
-            continue
-        command = group.commands.get(arguments[0])  # type: ignore[attr-defined]
-        assert command, f"canary {arguments[0]} in the README is no command"
-        command.make_context(f"canary {arguments[0]}", arguments[1:])
-
-
-def test_each_make_target_in_the_readme_exists():
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"run", "test"} <= targets
-    for arguments in commands("make"):
-        for target in (word for word in arguments if "=" not in word):
-            assert target in targets, f"make {target} in the README is no target"
-
-
-def test_each_path_that_the_readme_sends_curl_to_is_a_route():
-    from server.settings import Settings
-    from server.web.app import create_app
-
-    paths = set(create_app(Settings()).openapi()["paths"])
-    for arguments in commands("curl"):
-        urls = [word for word in arguments if re.match(r"(https?://)?(localhost|127\.0\.0\.1)(:\d+)?/", word)]
-        assert urls, f"curl {' '.join(arguments)} in the README names no address on this machine"
-        for url in urls:
-            path = "/" + url.removeprefix("http://").partition("/")[2].partition("?")[0]
-            assert path in paths, f"{path} in the README is no route; there are {', '.join(sorted(paths))}"

@@ -9,7 +9,7 @@ from model.transcript import Segment, Word
 from server.settings import Settings
 from server.text.subtitles import SubtitleRules, cues
 
-RULES = SubtitleRules.chosen(Settings(_env_file=None))
+RULES = SubtitleRules.from_settings(Settings(_env_file=None))
 WORDS = st.lists(st.text("abcdefgh,.", min_size=1, max_size=20), min_size=1, max_size=40)
 
 

@@ -181,7 +181,7 @@ async def _respond(
     if fields.format == "json":
         return JSONResponse(_body(done, fields, task, model))
     assert fields.format
-    rules = SubtitleRules.chosen(settings, fields.line_length, fields.lines)
+    rules = SubtitleRules.from_settings(settings, fields.line_length, fields.lines)
     text = formats.render(done, fields.format, rules)
     return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
 

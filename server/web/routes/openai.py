@@ -159,7 +159,7 @@ def _rendered(done: Transcription, fields: Fields, settings: Settings, task: str
         case "verbose_json":
             return JSONResponse({**to_verbose_json(done, task, words), **formats.warnings_dict(done.warnings)})
         case other:
-            text = formats.render(done, other, SubtitleRules.chosen(settings))
+            text = formats.render(done, other, SubtitleRules.from_settings(settings))
             return Response(text, media_type=formats.MEDIA_TYPES[other])
 
 

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 
 from model.family import ModelConfig
 from model.task import Task, TaskError
-from server.text.languages import NAMES
+from server.text.languages import LANGUAGE_NAMES
 from server.web.dependencies import EnginesDep, SettingsDep
 
 STATIC = Path(__file__).parents[1] / "static"
@@ -74,7 +74,7 @@ async def capabilities(engines: EnginesDep, settings: SettingsDep) -> dict[str, 
     return {
         "model": engines.default.id,
         "languages": [
-            {"code": code, "name": NAMES.get(code, code).capitalize(), "targets": targets(code, config)}
+            {"code": code, "name": LANGUAGE_NAMES.get(code, code).capitalize(), "targets": targets(code, config)}
             for code in config.languages
         ],
         "default_language": settings.default_language,

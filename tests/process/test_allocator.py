@@ -6,7 +6,9 @@ import sys
 MEASURED = """
 import ctypes, gc
 import numpy as np
-from model import allocator  # `import model` sets the options
+from model.cpu import allocator, prepare_process
+
+prepare_process()
 
 def resident_mb():
     with open("/proc/self/statm") as file:

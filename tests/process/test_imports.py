@@ -1,0 +1,112 @@
+"""What an import does to a process: it loads what it needs, and changes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+# Runs before the import: counts calls of mallopt through ctypes, and notes the environment.
+WATCHED = """
+import ctypes, importlib, json, os, pkgutil, sys
+
+mallopt_calls = []
+class Watched(ctypes.CDLL):
+    def __getattr__(self, name):
+        function = super().__getattr__(name)
+        if name == "mallopt":
+            return lambda *options: mallopt_calls.append(options) or function(*options)
+        return function
+ctypes.CDLL = Watched
+before = dict(os.environ)
+
+def everything_in(name):
+    package = importlib.import_module(name)
+    return [importlib.import_module(each.name) for each in pkgutil.walk_packages(package.__path__, f"{name}.")]
+
+def changed_variables():
+    return sorted(k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k))
+"""
+
+
+def child(code: str) -> dict:
+    """What a process of its own prints as JSON."""
+    done = subprocess.run([sys.executable, "-c", WATCHED + code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("package", ["model", "convert", "server.engine"])
+def test_importing_a_package_changes_neither_the_environment_nor_malloc(package):
+    found = child(f"""
+modules = everything_in({package!r})
+print(json.dumps([len(modules), changed_variables(), len(mallopt_calls)]))
+""")
+    assert found[0] >= 3
+    assert found[1:] == [[], 0]
+
+
+def test_the_watch_sees_what_preparing_a_process_for_a_cpu_sets():
+    found = child("""
+os.environ.pop("OMP_WAIT_POLICY", None)
+before = dict(os.environ)
+from model.cpu import prepare_process
+prepare_process()
+print(json.dumps([changed_variables(), len(mallopt_calls)]))
+""")
+    assert found == [["OMP_WAIT_POLICY"], 3 if sys.platform == "linux" else 0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_that_is_freed_goes_back_to_the_system_after_importing_the_model():
+    found = child("""
+everything_in("model")
+import numpy as np
+
+def resident_mb():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+before_mb = resident_mb()
+arrays = [np.ones(2_500_000) for _ in range(10)]
+held_mb = resident_mb() - before_mb
+del arrays
+print(json.dumps([held_mb, resident_mb() - before_mb]))
+""")
+    assert found[0] >= 190
+    assert found[1] < 20
+
+
+@pytest.mark.parametrize("package", ["server.engine", "server.longform", "server.live"])
+def test_what_lies_below_the_web_loads_no_web_library(package):
+    loaded = child(f"""
+everything_in({package!r})
+print(json.dumps(sorted(sys.modules)))
+""")
+    assert {name.partition(".")[0] for name in loaded} & {"fastapi", "starlette", "uvicorn"} == set()
+
+
+def test_the_engine_loads_no_array_library_for_models_until_it_loads_one():
+    loaded = child("""
+everything_in("server.engine")
+print(json.dumps(sorted(sys.modules)))
+""")
+    assert "server.engine.thread" in loaded
+    assert "mlx.core" not in loaded
+    assert "torch" not in loaded
+
+
+def test_an_array_library_that_does_not_exist_ends_a_command_with_one_line(tmp_path):
+    recording = tmp_path / "silence.wav"
+    soundfile.write(recording, np.zeros(16000, np.float32), 16000)
+    done = subprocess.run(
+        [sys.executable, "-m", "server", "transcribe", str(recording)],
+        env={**os.environ, "CANARY_ARRAYS": "torch", "CANARY_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "canary: CANARY_ARRAYS 'torch' is not supported; must be one of mlx, numpy"
+    assert "Traceback" not in done.stderr
