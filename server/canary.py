@@ -1,84 +1,137 @@
 """Canary for Python users: a model by name, and audio in whatever form it is at hand."""
 
-from dataclasses import replace
+import asyncio
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from io import TextIOBase
 from pathlib import Path
-from typing import Self, overload
+from queue import SimpleQueue
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import numpy as np
-import soxr
+from pydantic import ValidationError
 
-import model.canary.model
-from convert.hub import resolve
-from model.arrays import default_dtype
 from model.decoding import DecodingOptions
-from model.task import AUTO, Task
-from model.transcript import Transcript
-from server.audio import decode as sound
-from server.longform.cutting import Cutting, Piece, cut
-from server.longform.transcribe import AT_ONCE, joined_transcript, task_for
+from model.family import Model
+from model.task import Task
+from model.transcript import Segment
+from server.audio.decode import SAMPLE_RATE, AudioLimits, decode_blocks, header_length_s
+from server.audio.samples import sample_blocks
+from server.engine.registry import load_model
+from server.engine.thread import BULK, Engine, ModelInfo
+from server.errors import invalid_field
+from server.longform.recording import transcribe_recording
+from server.longform.transcribe import AT_ONCE, OnProgress, Progress, Transcription
+from server.settings import Settings
+from server.text.languages import language_pair
 
-# A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
-Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
+# A path, a file's bytes, an open binary file, or floating-point samples, (N,) or (N, channels): at 16 kHz, or with
+# their rate in Hz.
+Audio = str | Path | bytes | BinaryIO | np.ndarray | tuple[np.ndarray, int]
+
+T = TypeVar("T")
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `Canary.transcribe`."""
+
+    pnc: bool
+    timestamps: str
+    context: str
+    beam_size: int | None
+    length_penalty: float | None
+    detect_each: bool
+    on_progress: OnProgress | None
+
+
+# How long closing waits for each of the two threads: the model's may be within a pass.
+CLOSE_S = 10.0
+_IN_MEMORY = 1 << 20
 
 
 class Canary:
-    """A loaded model. Use it in the thread that made it: MLX arrays belong to one.
+    """A loaded model behind the service's own engine. It works in any thread, in several at once (whose audio is then
+    decoded in one batch), and inside a running event loop, which waits meanwhile.
 
-    >>> canary = Canary.from_pretrained("canary-180m-flash")
-    >>> canary.transcribe("talk.mp3", language="en", target_language="de").text
+    >>> with Canary.from_pretrained("canary-180m-flash") as canary:
+    ...     print(canary.transcribe("talk.mp3", target_language="de").text)
     """
 
-    def __init__(self, loaded: model.canary.model.CanaryModel):
-        self.model = loaded
+    def __init__(self, load: Callable[[], Model], settings: Settings):
+        """load: called once, in the engine's thread. Raises what it raises."""
+        self._settings = settings
+        self._engine = Engine.from_settings(load, settings, max_queue=settings.max_rows * AT_ONCE)
+        # As many recordings at a time as the batch has rows; the others wait for their turn.
+        self._turn = asyncio.Semaphore(settings.max_rows)
+        self._loop = asyncio.new_event_loop()
+        self._lock = threading.Lock()
+        thread = threading.Thread(target=self._loop.run_forever, name="canary", daemon=True)
+        # Runs once: on close(), with the last reference, or at the interpreter's exit.
+        self._shut_down = weakref.finalize(self, _shut_down, self._engine, self._loop, thread)
+        thread.start()
+        try:
+            self.info: ModelInfo = _result(self._run(lambda tell: self._engine.start()))
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, dtype: str | None = None, quantize: int | None = None) -> Self:
-        """A known name, a Hub repository, a `.nemo` file or a converted folder; downloaded and converted when new.
+    def from_pretrained(
+        cls, name_or_path: str | Path, dtype: str | None = None, quantize: int | None = None, **settings: Any
+    ) -> Self:
+        """A known name, a Hugging Face repository, a `.nemo` file or a converted folder; downloaded and converted first
+        if need be.
 
-        dtype: "float32", "bfloat16" or "float16"; by default 16 bits on a GPU and float32 on a CPU. quantize: pack the
-        large layers' weights into 8 or 4 bits when converting.
-        Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
+        dtype: "float32", "bfloat16" or "float16"; by default 16 bits on a GPU and float32 on a CPU.
+        quantize: pack the large layers' weights into 8 or 4 bits when converting.
+        settings: any of the service's, such as `cache`, `pass_s` or `default_language`. Those that are not given come
+        from CANARY_* in the environment, as the service's do.
+        Raises TypeError for an unknown setting, ValueError for an invalid one or for a folder that is not a model, and
+        convert.errors.ConversionError.
         """
-        dtype = dtype or default_dtype()
-        return cls(model.canary.model.CanaryModel.load(resolve(name_or_path, dtype=dtype, quantize=quantize), dtype))
+        if unknown := settings.keys() - Settings.model_fields.keys():
+            raise TypeError(
+                f"unknown setting {min(unknown)!r}; the settings are {', '.join(sorted(Settings.model_fields))}"
+            )
+        given = {"model": (str(name_or_path),), "dtype": dtype, "quantize": quantize, **settings}
+        try:
+            chosen = Settings(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            raise ValueError(str(invalid_field(error))) from None
+        return cls(lambda: load_model(chosen), chosen)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """What the model can be asked for, ISO 639-1."""
-        return self.model.config.languages
+        """The languages that the model supports, ISO 639-1."""
+        return self.info.config.languages
 
     @overload
     def transcribe(
         self,
         audio: Audio,
-        language: str = ...,
+        language: str | None = ...,
         target_language: str | None = ...,
-        *,
-        pnc: bool = ...,
-        timestamps: str = ...,
-        context: str = ...,
-        beam_size: int | None = ...,
-        length_penalty: float | None = ...,
-    ) -> Transcript: ...
+        **options: Unpack[Options],
+    ) -> Transcription: ...
 
     @overload
     def transcribe(
         self,
         audio: list[Audio],
-        language: str = ...,
+        language: str | None = ...,
         target_language: str | None = ...,
-        *,
-        pnc: bool = ...,
-        timestamps: str = ...,
-        context: str = ...,
-        beam_size: int | None = ...,
-        length_penalty: float | None = ...,
-    ) -> list[Transcript]: ...
+        **options: Unpack[Options],
+    ) -> list[Transcription]: ...
 
     def transcribe(
         self,
         audio: Audio | list[Audio],
-        language: str = "en",
+        language: str | None = None,
         target_language: str | None = None,
         *,
         pnc: bool = True,
@@ -86,53 +139,210 @@ class Canary:
         context: str = "",
         beam_size: int | None = None,
         length_penalty: float | None = None,
-    ) -> Transcript | list[Transcript]:
-        """One audio's transcript, or a list's, of any length; with another `target_language`, its translation.
+        detect_each: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Transcription | list[Transcription]:
+        """The transcription of one audio of any length, or of each in a list, in the list's order; with another
+        `target_language`, the translation.
 
-        language: "auto" finds it out; timestamps: "none", "segment" or "word". Raises model.task.TaskError for
-        what the model cannot be asked, and server.errors.AudioError for sound that cannot be read.
+        language: of the speech; "auto" detects it. By default the setting `default_language`, which is "auto" itself.
+        pnc: punctuation and capitals. timestamps: "none", "segment" or "word". context: text to go by, such as names.
+        detect_each: with the language "auto", detect it anew every few seconds. on_progress: called in this thread
+        whenever segments are ready; in a list, `Progress.index` is the audio's place.
+
+        Raises TaskError for what the model does not support, server.errors.RequestError for other arguments (AudioError
+        for audio that cannot be read), OSError for a file that cannot be opened, server.errors.TranscriptionFailed if
+        the model fails. In a list the first failure ends the others.
         """
-        task = Task(language, target_language, pnc, timestamps, context)
-        options = DecodingOptions(beam_size, length_penalty)
-        many = audio if isinstance(audio, list) else [audio]
-        transcripts = self._transcripts([waveform(a) for a in many], task, options)
-        return transcripts if isinstance(audio, list) else transcripts[0]
+        task = Task(*self._languages(language, target_language), pnc, timestamps, context)
+        request = _Request(task, DecodingOptions(beam_size, length_penalty), detect_each)
+        if isinstance(audio, list):
+            return _result(self._run(lambda tell: self._transcriptions(audio, request, tell)), on_progress)
+        return _result(self._run(lambda tell: self._transcription(audio, request, tell)), on_progress)
 
-    def _transcripts(self, waveforms: list[np.ndarray], task: Task, options: DecodingOptions) -> list[Transcript]:
-        """Each one's transcript: cut into pieces that a pass is good for, all of them decoded a few at a time."""
-        cutting = Cutting.up_to(self.model.config.longest_s)
-        pieces = [list(cut([w], cutting)) for w in waveforms]
-        tasks = [self._with_language(task, of) for of in pieces]
-        jobs = [(piece, task_for(piece, task)) for of, task in zip(pieces, tasks, strict=True) for piece in of]
-        written: list[Transcript] = []
-        for first in range(0, len(jobs), AT_ONCE):
-            some = jobs[first : first + AT_ONCE]
-            written += self.model.transcribe([piece.waveform for piece, _ in some], [task for _, task in some], options)
-        done = iter(written)
-        return [
-            joined_transcript([(piece, next(done)) for piece in of], task, len(w), cutting)
-            for of, task, w in zip(pieces, tasks, waveforms, strict=True)
-        ]
+    def segments(
+        self,
+        audio: Audio,
+        language: str | None = None,
+        target_language: str | None = None,
+        *,
+        pnc: bool = True,
+        timestamps: str = "none",
+        context: str = "",
+        beam_size: int | None = None,
+        length_penalty: float | None = None,
+        detect_each: bool = False,
+    ) -> Iterator[Segment]:
+        """One audio's segments, each as soon as it is final. For the arguments and errors see `transcribe`.
 
-    def _with_language(self, task: Task, pieces: list[Piece]) -> Task:
-        if task.language != AUTO:
-            return task
-        if not pieces:
-            return replace(task, language=self.languages[0])
-        encoded = self.model.encodings([pieces[0].waveform])[0]
-        return replace(task, language=self.model.detect_language(encoded).language)
+        Work begins when the first one is asked for; closing the iterator, or dropping it, cancels the rest.
+        """
+        task = Task(*self._languages(language, target_language), pnc, timestamps, context)
+        return self._segments(audio, _Request(task, DecodingOptions(beam_size, length_penalty), detect_each))
+
+    def close(self) -> None:
+        """Cancel what runs and give the model's memory back. Any other use afterwards raises RuntimeError."""
+        with self._lock:
+            self._shut_down()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _languages(self, language: str | None, target_language: str | None) -> tuple[str, str | None]:
+        return language_pair(language, target_language, self._settings.default_language)
+
+    def _segments(self, audio: Audio, request: "_Request") -> Iterator[Segment]:
+        with closing(self._run(lambda tell: self._transcription(audio, request, tell))) as run:
+            for progress in run:
+                yield from progress.segments
+
+    # ---- on the event loop ----
+
+    async def _transcriptions(self, audios: list[Audio], request: "_Request", tell: OnProgress) -> list[Transcription]:
+        async def one(index: int, audio: Audio) -> Transcription:
+            try:
+                return await self._transcription(audio, request, tell, index)
+            except Exception as error:
+                error.add_note(f"audio {index} of the list")
+                raise
+
+        works = [asyncio.ensure_future(one(index, audio)) for index, audio in enumerate(audios)]
+        try:
+            return await asyncio.gather(*works)
+        finally:
+            for work in works:
+                work.cancel()
+            await asyncio.gather(*works, return_exceptions=True)
+
+    async def _transcription(
+        self, audio: Audio, request: "_Request", tell: OnProgress, index: int = 0
+    ) -> Transcription:
+        async with self._turn:
+            return await transcribe_recording(
+                self._engine,
+                _blocks(audio, AudioLimits.from_settings(self._settings)),
+                request.task,
+                self._settings,
+                request.options,
+                priority=BULK,
+                on_progress=lambda progress: tell(replace(progress, index=index)),
+                detect_each=request.detect_each,
+                total_s=await asyncio.to_thread(_length_s, audio),
+            )
+
+    # ---- between the two ----
+
+    def _run(self, work: Callable[[OnProgress], Coroutine[Any, Any, T]]) -> Generator[Progress, None, T]:
+        """Run `work` on the event loop: its progress as it is made, then its result.
+
+        Closing the generator cancels the work and waits until that is done.
+        """
+        told: SimpleQueue[Progress | asyncio.Task[T]] = SimpleQueue()
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(work(told.put)))
+            tasks[0].add_done_callback(told.put)
+
+        with self._lock:
+            if not self._shut_down.alive:
+                raise RuntimeError("This Canary is closed.")
+            self._loop.call_soon_threadsafe(begin)
+        try:
+            while isinstance(item := told.get(), Progress):
+                yield item
+        except BaseException:
+            # A loop that has been closed meanwhile has cancelled its tasks itself.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            while isinstance(told.get(), Progress):
+                pass
+            raise
+        if item.cancelled():
+            raise RuntimeError("This Canary was closed before it was done.")
+        return item.result()
 
 
-def waveform(audio: Audio) -> np.ndarray:
-    """(N,) float32 at 16 kHz, mono, of any form of audio."""
-    if isinstance(audio, str | Path):
-        return sound.decode(Path(audio))
-    if isinstance(audio, bytes):
-        return sound.decode(audio)
-    samples, rate = audio if isinstance(audio, tuple) else (audio, sound.SAMPLE_RATE)
-    if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
-        raise sound.AudioError(
-            f"Samples must be floating point, (N,) or (N, channels); these are {samples.dtype} {samples.shape}."
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for each audio."""
+
+    task: Task
+    options: DecodingOptions
+    detect_each: bool
+
+
+def _result(run: Generator[Progress, None, T], on_progress: OnProgress | None = None) -> T:
+    """What `Canary._run` ends with."""
+    with closing(run):
+        while True:
+            try:
+                progress = next(run)
+            except StopIteration as end:
+                return end.value
+            if on_progress:
+                on_progress(progress)
+
+
+def _blocks(audio: Audio, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """Any form of audio as blocks (n,) float32 at 16 kHz. Raises TypeError for what is no audio."""
+    match audio:
+        case str() | Path():
+            return decode_blocks(Path(audio), limits)
+        case bytes():
+            return decode_blocks(audio, limits)
+        case np.ndarray():
+            return sample_blocks(audio, SAMPLE_RATE, limits)
+        case (np.ndarray() as samples, int() | float() as rate):
+            return sample_blocks(samples, rate, limits)
+    if isinstance(audio, tuple | TextIOBase) or not hasattr(audio, "read"):
+        raise TypeError(
+            "audio must be a path, bytes, a file opened in binary mode, a float array or (array, sample rate), "
+            f"not {type(audio).__name__}"
         )
-    mono = samples.mean(axis=1) if samples.ndim == 2 else samples
-    return soxr.resample(mono.astype(np.float32), rate, sound.SAMPLE_RATE)
+    return decode_blocks(audio, limits) if audio.seekable() else _copied_blocks(audio, limits)
+
+
+def _copied_blocks(file: BinaryIO, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """Of a pipe or a response, which decoders cannot seek in."""
+    with SpooledTemporaryFile(_IN_MEMORY) as copy:
+        shutil.copyfileobj(file, copy)
+        yield from decode_blocks(cast(BinaryIO, copy), limits)
+
+
+def _length_s(audio: Audio) -> float | None:
+    """The length as far as it is known before decoding."""
+    match audio:
+        case np.ndarray():
+            return len(audio) / SAMPLE_RATE
+        case (samples, rate):
+            return len(samples) / rate if rate else None
+        case str():
+            return header_length_s(Path(audio))
+        case Path() | bytes():
+            return header_length_s(audio)
+    return header_length_s(audio) if audio.seekable() else None
+
+
+def _shut_down(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Cancel what runs on the loop, then end it and the engine."""
+
+    async def end() -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        # One more turn for the callbacks of a task that was done just before: its caller waits for them.
+        await asyncio.sleep(0)
+        loop.stop()
+
+    asyncio.run_coroutine_threadsafe(end(), loop)
+    # The last reference may go in the loop's own thread, which cannot wait for itself.
+    if threading.current_thread() is not thread:
+        thread.join(CLOSE_S)
+    engine.close(CLOSE_S)
+    if not loop.is_running():
+        loop.close()

@@ -134,8 +134,9 @@ class InvalidFields(Protocol):
 def invalid_field(error: InvalidFields) -> RequestError:
     """The first invalid field in one line: its name, its value, and what is valid."""
     first = error.errors()[0]
-    # FastAPI puts the place ("query", "body") before the field's name; pydantic alone does not.
-    field = str(first["loc"][-1])[:80] if first["loc"] else None
+    # FastAPI puts the place ("query", "body") before the field's name, and a list's items have a number after it.
+    names = [part for part in first["loc"] if isinstance(part, str)]
+    field = names[-1][:80] if names else None
     if first["type"] == "missing":
         return RequestError(f"{field} is required", field)
     value, message = first.get("input"), _rule(first)

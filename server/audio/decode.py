@@ -296,6 +296,17 @@ def decoder_error(code: int, stderr: str, demuxer: str) -> AudioError | None:
     return None
 
 
+def header_length_s(source: bytes | Path | BinaryIO) -> float | None:
+    """Seconds of audio according to the file's header; None where libsndfile does not read the file."""
+    with _opened(source) as file:
+        try:
+            seconds = soundfile.info(cast(Any, _Unnamed(file))).duration
+        except soundfile.LibsndfileError:
+            return None
+    # An absurd length stands for one that was not known when the header was written.
+    return seconds if 0 < seconds < 1e9 else None
+
+
 @contextmanager
 def _on_disk(file: BinaryIO) -> Iterator[int]:
     """A descriptor of the file at its beginning, for another process; bytes in memory are written to disk."""

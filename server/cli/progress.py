@@ -3,8 +3,9 @@
 import sys
 from pathlib import Path
 
-import soundfile
 from tqdm import tqdm
+
+from server.audio.decode import header_length_s
 
 
 class ProgressBar:
@@ -45,6 +46,6 @@ class ProgressBar:
 
 def _length_s(path: Path) -> float:
     try:
-        return soundfile.info(str(path)).duration
-    except (soundfile.LibsndfileError, OSError, RuntimeError):
+        return header_length_s(path) or 0.0
+    except OSError:
         return 0.0

@@ -1,7 +1,6 @@
 """`canary transcribe`: files in, text out, without a server."""
 
 import asyncio
-import contextlib
 import json
 import os
 from dataclasses import dataclass
@@ -12,18 +11,18 @@ import typer
 
 from model.decoding import DecodingOptions
 from model.task import AUTO, Task, TaskError
-from server.audio.decode import AudioLimits, Blocks, decode_blocks
+from server.audio.decode import AudioLimits, decode_blocks
 from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
 from server.cli.inputs import SOUNDS, Job, find_jobs, missing_paths
 from server.cli.progress import ProgressBar
 from server.engine.registry import LoadProgress, load_model
 from server.engine.thread import BULK, Engine
 from server.errors import RequestError, ServiceError
-from server.longform.cutting import Cutting
-from server.longform.transcribe import AT_ONCE, Transcription, transcribe_audio
+from server.longform.recording import transcribe_recording
+from server.longform.transcribe import AT_ONCE, Transcription
 from server.settings import Settings
 from server.text import formats
-from server.text.languages import language_code
+from server.text.languages import language_pair
 from server.text.subtitles import SubtitleRules
 
 SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
@@ -67,8 +66,7 @@ def transcribe_files(
     settings = chosen_settings(**given)
     try:
         task = Task(
-            AUTO if detect_each else language_code(language or settings.default_language),
-            target_language and language_code(target_language, "target_language"),
+            *language_pair(AUTO if detect_each else language, target_language, settings.default_language),
             pnc=pnc,
             timestamps=timestamps or ("segment" if format in ("srt", "vtt") else "none"),
         )
@@ -122,7 +120,9 @@ class _Loading(LoadProgress):
 async def _transcribe(jobs: list[Job], request: Request, settings: Settings) -> int:
     """Load the model and work on all jobs, a few at a time; returns how many failed."""
     loading = _Loading()
-    engine = Engine(lambda: load_model(settings, progress=loading), FILES_AT_ONCE * AT_ONCE, settings.max_rows)
+    engine = Engine.from_settings(
+        lambda: load_model(settings, progress=loading), settings, max_queue=FILES_AT_ONCE * AT_ONCE
+    )
     try:
         await engine.start()
         try:
@@ -150,6 +150,8 @@ async def _transcribe_all(engine: Engine, jobs: list[Job], request: Request, set
                     complain(done)
                     failed += 1
                 else:
+                    for warning in done.warnings:
+                        complain(f"{job.path}: {warning.message}")
                     _write(_text(done, job, request, named=len(jobs) > 1), job)
         finally:
             for task in working:
@@ -164,19 +166,16 @@ async def _transcribe_one(
     """The job and its transcription or, if it failed, the line that says why."""
     async with turn:
         try:
-            with contextlib.closing(Blocks(decode_blocks(job.path, AudioLimits.from_settings(settings)))) as blocks:
-                transcription = await transcribe_audio(
-                    engine,
-                    blocks,
-                    request.task,
-                    request.options,
-                    priority=BULK,
-                    on_progress=lambda progress: bar.update(job.path, progress.done_s),
-                    cutting=Cutting.from_settings(settings),
-                    loop_guard=settings.loop_guard,
-                    detect_each=request.detect_each,
-                )
-                return job, transcription
+            return job, await transcribe_recording(
+                engine,
+                decode_blocks(job.path, AudioLimits.from_settings(settings)),
+                request.task,
+                settings,
+                request.options,
+                priority=BULK,
+                on_progress=lambda progress: bar.update(job.path, progress.done_s),
+                detect_each=request.detect_each,
+            )
         except (ServiceError, TaskError) as error:
             return job, f"{job.path}: {error}"
         except OSError as error:
@@ -186,15 +185,14 @@ async def _transcribe_one(
 
 
 def _text(done: Transcription, job: Job, request: Request, named: bool) -> str:
-    transcript = done.transcript
     match request.format:
         case "json":
-            found = formats.to_dict(transcript, request.language_source, done.detection, done.uncovered)
-            return json.dumps({"file": str(job.path), **found}, ensure_ascii=False) + "\n"
+            body = done.to_dict(request.language_source)
+            return json.dumps({"file": str(job.path), **body}, ensure_ascii=False) + "\n"
         case "text":
-            return f"{job.path}: {transcript.text}\n" if named and not job.output else f"{transcript.text}\n"
+            return f"{job.path}: {done.text}\n" if named and not job.output else f"{done.text}\n"
         case _:
-            return formats.render(transcript, request.format, request.rules)
+            return formats.render(done, request.format, request.rules)
 
 
 def _write(text: str, job: Job) -> None:

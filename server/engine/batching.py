@@ -27,7 +27,8 @@ class Pass:
     """One stretch of audio, no longer than a pass is good for, written out for every one of `tasks`.
 
     waveform: (N,) float32 at 16 kHz; prefixes: tokens that each task's text is known to begin with, () for none;
-    attention: also tell which encoder steps each token attended to.
+    attention: also tell which encoder steps each token attended to; detect_language: also detect the spoken language
+    where every task names one.
     """
 
     waveform: np.ndarray
@@ -35,6 +36,7 @@ class Pass:
     options: DecodingOptions = DEFAULT_OPTIONS
     prefixes: tuple[tuple[int, ...], ...] = ()
     attention: bool = False
+    detect_language: bool = False
 
     @property
     def rows(self) -> int:
@@ -167,7 +169,8 @@ class Batcher:
     def _begun(self, ticket: int, wanted: Pass, encoded: Encoded) -> tuple[_Running, list[Any]]:
         """The pass and its utterances, one for each task."""
         began = time.monotonic()
-        detection = self._model.detect_language(encoded) if any(t.language == AUTO for t in wanted.tasks) else None
+        detect = wanted.detect_language or any(task.language == AUTO for task in wanted.tasks)
+        detection = self._model.detect_language(encoded) if detect else None
         tasks = [
             replace(t, language=detection.language) if detection and t.language == AUTO else t for t in wanted.tasks
         ]

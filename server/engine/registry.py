@@ -137,8 +137,7 @@ class Engines:
         return Served(model_id, frozenset({model_id, repo} - {""}), source, engine, progress)
 
     def _new_engine(self, source: str, progress: LoadProgress) -> Engine:
-        settings = self._settings
-        return Engine(lambda: self._resolve(source, progress), settings.max_queue, settings.max_rows)
+        return Engine.from_settings(lambda: self._resolve(source, progress), self._settings)
 
     def _begin(self, model: Served, tell: bool = True) -> None:
         failed_at = model.engine.failed_at

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from model.tokenizer import Tokenizer
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass, PassResult
 from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed
+from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,13 @@ class Engine:
         self._info: Future[ModelInfo] = Future()
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
 
+    @classmethod
+    def from_settings(
+        cls, resolve_model: Callable[[], Model], settings: Settings, max_queue: int | None = None
+    ) -> Self:
+        """With the settings' limits. max_queue: of a caller that sends no more than so many passes at a time."""
+        return cls(resolve_model, max_queue or settings.max_queue, settings.max_rows)
+
     # ---- from the event loop ----
 
     async def start(self) -> ModelInfo:
@@ -119,13 +128,15 @@ class Engine:
 
     async def stop(self, drain_s: float = 30.0) -> None:
         """Take no more requests, let those there are finish for `drain_s`, then refuse those still in line."""
-        with self._changed:
-            self._stopping = True
-            self._changed.notify_all()
-        if not self._thread.ident:
-            return
-        await asyncio.to_thread(self._thread.join, drain_s)
-        self._refuse_line()
+        self._take_no_more()
+        await asyncio.to_thread(self.close, drain_s)
+
+    def close(self, drain_s: float = 30.0) -> None:
+        """`stop` for callers without an event loop: waits in the calling thread."""
+        self._take_no_more()
+        if self._thread.ident:
+            self._thread.join(drain_s)
+            self._refuse_line()
 
     @property
     def info(self) -> ModelInfo | None:
@@ -156,6 +167,11 @@ class Engine:
     def rows(self) -> int:
         """Decoder rows in use."""
         return self._rows
+
+    def _take_no_more(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
 
     def _enqueue(self, wanted: Pass, priority: int) -> Waiting:
         with self._changed:

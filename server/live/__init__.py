@@ -1,6 +1,6 @@
-"""Live captions: growing audio → text that stays and a tail that may change. Knows no websocket.
+"""Live captions: growing audio → stable text and a tail that may still change. Knows no websocket.
 
-`endpointing` finds who speaks when, `policy` decides what is certain, `session` joins the two over any decoder,
-`decoder` is the engine as one, `sound` and `container` turn a client's bytes into samples, `connection` drives a
-session for a route, `outbox` is what waits to be sent.
+`endpointing` finds where speech starts and stops, `policy` decides which text is stable, `session` combines the two
+over any decoder, `decoder` makes the engine such a decoder, `sound` and `container` turn a client's bytes into samples,
+and `connection` opens a session and drives it for a route.
 """

@@ -1,38 +1,49 @@
-"""What every live route shares: a session driven as fast as sound comes and the model allows, within bounds.
+"""What every live route shares: a session that keeps up with the audio as fast as the model allows, within bounds.
 
-Knows no protocol: events go to `emit`, and whoever has bytes calls `hear`.
+Knows no protocol: a route passes samples to `hear` and gets events through `emit`.
 """
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
+from model.task import Task
 from server.audio.vad import SpeechDetector
-from server.live.endpointing import SAMPLE_RATE
+from server.engine.thread import Engine
+from server.live.decoder import EngineDecoder
+from server.live.endpointing import SAMPLE_RATE, Endpointing
 from server.live.events import Event
-from server.live.session import LiveSession
+from server.live.session import LiveOptions, LiveSession
+from server.settings import Settings
 
-# Sound of one look by the detector: bounded, so that other connections get their turn.
+# Samples that the VAD takes at a time: few enough that other connections get their turn.
 PIECE = SAMPLE_RATE
-# Segments, and ends asked for, that may wait for the model.
+# Segments and finalize requests that may wait for the model.
 MAX_WAITING = 100
+
+Emit = Callable[[Event], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """buffer_s: sound that may wait for the model; rate: sound taken in a second of time, after `buffer_s` at once."""
+    """buffer_s: audio that may wait for the model; rate: seconds of audio taken per second, beyond `buffer_s`."""
 
     buffer_s: float = 30.0
     rate: float = 8.0
 
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Self:
+        return cls(settings.max_live_buffer_s, settings.max_live_rate)
+
 
 class LiveConnection:
-    """`run` beside whatever calls `hear`; both belong to one event loop."""
+    """Await `run` next to whatever calls `hear`, in the same event loop."""
 
-    def __init__(self, session: LiveSession, emit: Callable[[Event], Awaitable[None]], bounds: Bounds):
+    def __init__(self, session: LiveSession, emit: Emit, bounds: Bounds):
         self.session = session
         self._emit = emit
         self._bounds = bounds
@@ -42,12 +53,34 @@ class LiveConnection:
         self._progress = asyncio.Event()
         self._began = time.monotonic()
 
+    @classmethod
+    def open(
+        cls,
+        engine: Engine,
+        settings: Settings,
+        emit: Emit,
+        *,
+        language: str | None,
+        target_language: str | None = None,
+        endpointing: Endpointing,
+        word_times: bool,
+    ) -> Self:
+        """A session on `engine`, as the settings say.
+
+        language: None means the settings' default; word_times: see EngineDecoder.
+        Raises TaskError for languages that the model does not support.
+        """
+        options = LiveOptions.from_settings(settings, language, target_language, endpointing)
+        engine.check(Task(options.language, options.target_language))
+        session = LiveSession(EngineDecoder(engine, word_times), options, engine.check)
+        return cls(session, emit, Bounds.from_settings(settings))
+
     async def hear(self, samples: np.ndarray) -> None:
-        """Take sound, (N,) float32 at 16 kHz; returns when there is room for more."""
+        """Take samples, (N,) float32 at 16 kHz; returns when there is room for more."""
         for at in range(0, len(samples), PIECE):
             piece = samples[at : at + PIECE]
             async with self._detecting:
-                # beside the event loop: a second of sound takes the detector some 30 ms
+                # In a thread: the VAD takes some 30 ms for a second of audio.
                 speech = await asyncio.to_thread(self._detector.feed, piece)
                 for event in self.session.hear(piece, speech):
                     await self._emit(event)
@@ -55,7 +88,7 @@ class LiveConnection:
             await self._keep_to_bounds()
 
     async def finalize(self) -> None:
-        """Write out what was heard; returns when there is room for more."""
+        """Finish the text of all audio so far, without waiting for a pause; returns when there is room for more."""
         async with self._detecting:
             for event in self.session.finalize():
                 await self._emit(event)
@@ -64,14 +97,14 @@ class LiveConnection:
         await self._keep_to_bounds()
 
     async def clear(self, ended_turns: bool = False) -> None:
-        """Forget what the session is told to, in the detector too."""
+        """See `LiveSession.clear`; the VAD starts afresh as well."""
         async with self._detecting:
             self.session.clear(ended_turns)
             self._detector.reset()
         self._changed.set()
 
     async def run(self) -> None:
-        """Step the session whenever one is due; ends only by being cancelled, or by what a step raises."""
+        """Step the session whenever a step is due, until cancelled. Raises what a step raises."""
         while True:
             self._changed.clear()
             while self.session.due:

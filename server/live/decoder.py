@@ -1,4 +1,4 @@
-"""The engine as a live session's decoder: one pass over the window for all tasks, before all that is not live."""
+"""The engine as a live session's decoder: one pass over the window for all tasks, ahead of other passes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from server.live.endpointing import SAMPLE_RATE
 from server.live.policy import Token
 from server.live.session import Heard
 
-# Between two tries to get into a full line.
+# Between two attempts to enter a full queue.
 RETRY_S = 0.1
-# The most new tokens of one look: what follows is found at the next.
+# The most new tokens in one pass over a growing window; the next pass goes on from there.
 STEP_TOKENS = 40
-# The decoder looks at the first steps when it looks nowhere: the detector's padding, in which nothing is said.
+# Attention falls on the first steps when it has no target; they are VAD padding, so ignore them.
 IGNORED_STEPS = 3
 MIN_SAMPLES = SAMPLE_RATE
 
 
 class EngineDecoder:
-    """A Decode. word_times: tell the first text's words at the end of a segment, for one more row in the engine."""
+    """A Decode. word_times: also time the words of a finished segment's transcript, at the cost of one more row."""
 
     def __init__(self, engine: Engine, word_times: bool):
         assert engine.info
@@ -38,7 +38,7 @@ class EngineDecoder:
     async def __call__(
         self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
     ) -> Heard:
-        # Padded here, on the right: what is shorter than a second is padded on both sides later, which would move it.
+        # Pad on the right here: the engine would pad short audio on both sides, which would shift all times.
         window = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
         asked, prefixes = tasks, given
         tell_words = last and self._word_times and not tasks[0].is_translation
@@ -75,7 +75,7 @@ class EngineDecoder:
 
 
 def token_texts(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text; "" for one whose letter only the next completes."""
+    """What each token adds to the text; "" for a token whose character only the next one completes."""
     ids, texts = list(before), []
     text = tokenizer.decode(ids)
     for token in tokens:

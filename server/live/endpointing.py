@@ -1,4 +1,4 @@
-"""Turns of speech from a detector's probabilities, cut into segments at pauses. Positions are samples at 16 kHz."""
+"""Speech probabilities → turns, cut into segments at pauses. Positions are samples at 16 kHz."""
 
 from dataclasses import dataclass
 
@@ -6,17 +6,17 @@ from model.config import SAMPLE_RATE
 from server.audio.vad import FRAME
 from server.live.events import SpeechStarted, SpeechStopped
 
-# Frames of speech in a row that begin a turn: one alone is a click.
+# Consecutive frames of speech that begin a turn; a single one is a click.
 ONSET_FRAMES = 2
-# Speech goes on while its probability stays above the threshold less this.
+# Speech continues while its probability is at least the threshold minus this.
 HYSTERESIS = 0.15
 
 
 @dataclass(frozen=True)
 class Endpointing:
-    """silence_s ends a turn. Where speech goes on for `long_s`, a pause of `pause_s` ends the segment, not the turn.
+    """silence_s: silence that ends a turn; padding_s: audio kept before and after speech.
 
-    padding_s: sound kept before and after speech.
+    Once a segment is `long_s` long, a pause of `pause_s` ends it, but not the turn.
     """
 
     threshold: float = 0.5
@@ -28,9 +28,9 @@ class Endpointing:
 
 @dataclass(eq=False)
 class SpeechSpan:
-    """Sound to be written out as one, from `start` to `end` (None while it goes on).
+    """A segment of audio to transcribe, from `start` to `end` (None while it continues).
 
-    spoken: there is speech in it; dropped: nobody wants to know any more.
+    spoken: it contains speech; dropped: its text is no longer wanted.
     """
 
     turn: int
@@ -42,9 +42,9 @@ class SpeechSpan:
 
 
 class Endpointer:
-    """Takes the probability of every frame, in order; new segments are appended to `segments`.
+    """Takes the speech probability of every frame, in order, and appends new segments to `segments`.
 
-    Frames follow each other, the first after a `cut` from where that was.
+    Frames are contiguous; after a `cut`, the next one starts there.
     """
 
     def __init__(self, options: Endpointing):
@@ -59,12 +59,12 @@ class Endpointer:
 
     @property
     def turn(self) -> int | None:
-        """The turn that goes on."""
+        """The turn in progress."""
         return self._open.turn if self._open else None
 
     @property
     def needed_from(self) -> int:
-        """What came before this sample will be in no new segment."""
+        """Audio before this sample will not be part of any new segment."""
         before = self._heard - self._samples(self.options.padding_s) - ONSET_FRAMES * FRAME
         return max(self._free_from, before)
 
@@ -78,7 +78,7 @@ class Endpointer:
         return events
 
     def cut(self, at: int) -> list[SpeechStopped]:
-        """End whatever is said at the sample `at`; what follows is a new turn."""
+        """End the current turn at the sample `at`; speech after it starts a new turn."""
         segment, self._open = self._open, None
         self._onset, self._free_from, self._heard = 0, at, at
         if segment is None:

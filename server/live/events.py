@@ -1,4 +1,4 @@
-"""What comes out of a live session. Times are seconds into it."""
+"""The events of a live session. Times are seconds from its start."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from model.transcript import Word
 
 @dataclass(frozen=True)
 class SpeechStarted:
-    """Somebody began to speak, `start` seconds into the session."""
+    """Speech started at `start`."""
 
     turn: int
     start: float
@@ -15,7 +15,7 @@ class SpeechStarted:
 
 @dataclass(frozen=True)
 class SpeechStopped:
-    """The turn's last sound was `end` seconds into the session."""
+    """The turn's speech stopped at `end`."""
 
     turn: int
     end: float
@@ -23,7 +23,7 @@ class SpeechStopped:
 
 @dataclass(frozen=True)
 class Translation:
-    """The text in the target language; `stable` characters of it stay."""
+    """The text in the target language; its first `stable` characters will not change."""
 
     language: str
     text: str
@@ -32,9 +32,9 @@ class Translation:
 
 @dataclass(frozen=True)
 class LiveResult:
-    """A segment's text so far, of which the first `stable` characters stay. Times are seconds into the session.
+    """A segment's text so far; its first `stable` characters will not change.
 
-    is_final: nothing of it changes any more; ends_turn: the speaker stopped after it.
+    is_final: nothing of it will change; ends_turn: the speaker stopped after it.
     """
 
     segment: int
@@ -52,19 +52,19 @@ class LiveResult:
 
 @dataclass(frozen=True)
 class Finalized:
-    """Everything heard before `finalize` is written out."""
+    """All audio before the call of `finalize` has its final text."""
 
 
 @dataclass(frozen=True)
 class Lag:
-    """The text is `seconds` behind the sound; 0 when it has caught up."""
+    """The text is `seconds` behind the audio; 0 when it has caught up."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that the session goes on without."""
+    """Something that failed without ending the session."""
 
     code: str
     message: str

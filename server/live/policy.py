@@ -1,7 +1,7 @@
-"""What of a hypothesis is certain enough to stay. Knows tokens and where in the sound they came from, no audio.
+"""Which part of a hypothesis is stable. Knows tokens and the times they attend to, but no audio.
 
-AlignAtt (Papi et al., 2023): a token may stay if the sound that it was written from lies far enough before the end of
-what has been heard. LocalAgreement-2 (Polák et al., 2022): it may stay if two hypotheses in a row agree on it.
+AlignAtt (Papi et al., 2023): a token is stable if the audio that it attends to is far enough from the end of the
+window. LocalAgreement-2 (Polák et al., 2022): it is stable if two consecutive hypotheses agree on it.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,13 @@ from typing import Literal
 
 Policy = Literal["alignatt", "agreement"]
 
-# How often tokens, pairs and triples of them may come in a row: what is written more often is a loop.
+# How often a token, a pair or a triple may repeat; more than that is a loop.
 MAX_REPEATS = {1: 4, 2: 4, 3: 3}
 
 
 @dataclass(frozen=True)
 class Token:
-    """A token, its part of the text (a word's first begins with a space), and the seconds into the window that the
-    decoder looked at for it."""
+    """A token and its part of the text (a space begins a word). at_s: seconds into the window that it attends to."""
 
     id: int
     text: str
@@ -28,7 +27,7 @@ TokenGroup = tuple[Token, ...]
 
 
 def words(tokens: Sequence[Token]) -> list[TokenGroup]:
-    """Tokens by the word that they write."""
+    """The tokens grouped by word."""
     grouped: list[list[Token]] = []
     for token in tokens:
         if not grouped or token.text.startswith(" "):
@@ -38,7 +37,7 @@ def words(tokens: Sequence[Token]) -> list[TokenGroup]:
 
 
 def aligned(tail: Sequence[Token], heard_s: float, margin_s: float) -> list[Token]:
-    """AlignAtt: the words of `tail` before the first that was written from the last `margin_s` of what was heard."""
+    """AlignAtt: the words of `tail` before the first one that attends to the last `margin_s` of the window."""
     certain: list[Token] = []
     for word in words(tail):
         if max(token.at_s for token in word) > heard_s - margin_s:
@@ -48,7 +47,7 @@ def aligned(tail: Sequence[Token], heard_s: float, margin_s: float) -> list[Toke
 
 
 def agreed(tail: Sequence[Token], former: Sequence[Token]) -> list[Token]:
-    """LocalAgreement-2: the words that two hypotheses for what follows the certain text begin with."""
+    """LocalAgreement-2: the words that both hypotheses for the text after the stable part begin with."""
     certain: list[Token] = []
     for word, former_word in zip(words(tail), words(former), strict=False):
         mine, theirs = ([token.id for token in w if not is_mark(token)] for w in (word, former_word))
@@ -62,7 +61,7 @@ def agreed(tail: Sequence[Token], former: Sequence[Token]) -> list[Token]:
 
 
 def without_open_mark(certain: list[Token], tail: Sequence[Token]) -> list[Token]:
-    """`certain` without the full stop at the end of all that was heard: the sentence may go on."""
+    """`certain` without a mark at the very end of the hypothesis: the sentence may continue."""
     if len(certain) == len(tail):
         while certain and is_mark(certain[-1]):
             certain = certain[:-1]
@@ -70,12 +69,12 @@ def without_open_mark(certain: list[Token], tail: Sequence[Token]) -> list[Token
 
 
 def is_mark(token: Token) -> bool:
-    """Whether it is punctuation alone."""
+    """Whether the token is only punctuation."""
     return not any(character.isalnum() for character in token.text)
 
 
 def without_loop(tokens: Sequence[Token], before: Sequence[Token] = ()) -> list[Token]:
-    """`tokens` up to where they, going on from `before`, start to say the same again and again."""
+    """`tokens`, which continue `before`, up to where they start to repeat."""
     ids = [token.id for token in before] + [token.id for token in tokens]
     for end in range(len(before) + 1, len(ids) + 1):
         for size, most in MAX_REPEATS.items():

@@ -1,16 +1,16 @@
-"""One speaker's stream: sound goes in, events come out. Knows no websocket and nothing of the model.
+"""One live stream: audio goes in, events come out. Knows no websocket and no model.
 
     events = session.hear(samples, probabilities)
     while session.due:
         events += await session.step()
 
-Time is counted in samples heard, so a session gives the same text at any speed, as long as it is stepped as often.
+Time is counted in samples, so a session gives the same text however fast the audio arrives, if it is stepped as often.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -20,18 +20,19 @@ from server.live.endpointing import SAMPLE_RATE, Endpointer, Endpointing, Speech
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, Translation
 from server.live.policy import Policy, Token, agreed, aligned, without_loop
 from server.live.times import timed_words
+from server.settings import Settings
 
-# A language may stay that is this probable in at least so much sound.
+# A detected language is kept if it is this probable in at least so much audio.
 SURE_LANGUAGE = 0.7
 LANGUAGE_NEEDS_S = 2.0
 
 
 @dataclass(frozen=True)
 class Heard:
-    """What a decoder makes of a window, for each task: the tokens after those that were given.
+    """A decoder's result for a window: for each task, the tokens that follow the given ones.
 
-    words: of the first task, seconds into the window, where they were asked for and can be told;
-    probability: how sure the language is, 1 where it was not asked.
+    words: of the first task, in seconds from the window's start, if the decoder times them; probability: of the
+    language, 1 if it was not detected.
     """
 
     tokens: tuple[tuple[Token, ...], ...]
@@ -41,7 +42,7 @@ class Heard:
 
 
 class Decode(Protocol):
-    """Writes a window (N,) out for each task, going on from the tokens given. `last`: the window will not grow."""
+    """Decodes a window (N,) for each task, continuing the `given` tokens. `last`: the window will not grow."""
 
     async def __call__(
         self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
@@ -50,11 +51,11 @@ class Decode(Protocol):
 
 @dataclass(frozen=True)
 class LiveOptions:
-    """language: AUTO finds it out for each segment. step_s: new sound between two looks at the window.
+    """language: AUTO detects it in each segment. step_s: new audio between two passes over the window.
 
-    margin_s: AlignAtt's distance from the end, of 8 encoder steps; settle_s: nothing stays of a shorter window, where a
-    sentence cannot be told from the rest of one, and so not even a capital is certain; window_s: the longest window;
-    lag_s: more behind than this is told.
+    margin_s: AlignAtt's distance from the end, 8 encoder steps; settle_s: no text is stable in a shorter window, where
+    the model cannot yet tell a whole sentence from a part of one, so that not even a capital is certain; window_s: the
+    longest window; lag_s: a longer lag is reported.
     """
 
     language: str = "en"
@@ -67,9 +68,22 @@ class LiveOptions:
     lag_s: float = 2.0
     endpointing: Endpointing = field(default_factory=Endpointing)
 
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, language: str | None, target_language: str | None, endpointing: Endpointing
+    ) -> Self:
+        """language: None means the settings' default."""
+        return cls(
+            language or settings.default_language,
+            target_language,
+            settings.live_policy,
+            settings.live_step_s,
+            endpointing=endpointing,
+        )
+
 
 class Line:
-    """The text of one task in one segment: what stays, and a tail."""
+    """The text of one task in one segment: a certain (stable) part, and a tail that may change."""
 
     def __init__(self, task: Task):
         self.task = task
@@ -89,7 +103,7 @@ class Line:
         return _text([*self.certain, *self.tail])
 
     def hear(self, tokens: Sequence[Token], heard_s: float, options: LiveOptions, last: bool, may_stay: bool) -> None:
-        """Take a new hypothesis for what follows the certain text, and keep of it what is certain now."""
+        """Take a new hypothesis for the text after the certain part, and keep what is certain of it."""
         tail = without_loop(tokens, self.certain)
         if last:
             staying = tail
@@ -105,7 +119,7 @@ class Line:
     def _keep(self, tokens: Sequence[Token]) -> None:
         before = _text(self.certain)
         self.certain += tokens
-        # The promise to whoever reads along, whatever decoder and policy do.
+        # The promise to readers: stable text never changes, whatever the decoder and the policy do.
         assert _text(self.certain).startswith(before), f"certain text changed: {before!r} → {_text(self.certain)!r}"
 
 
@@ -115,7 +129,7 @@ def _text(tokens: Sequence[Token]) -> str:
 
 @dataclass
 class _Current:
-    """The segment being written."""
+    """The segment that is being transcribed."""
 
     id: int
     lines: list[Line]
@@ -126,7 +140,7 @@ class _Current:
 
 @dataclass
 class _Sound:
-    """The last stretch of what was heard, from the sample `start`."""
+    """The most recent audio, from the sample `start` on."""
 
     start: int = 0
     pieces: list[np.ndarray] = field(default_factory=list)
@@ -144,15 +158,15 @@ class _Sound:
         while self.pieces and self.start + len(self.pieces[0]) <= start:
             self.start += len(self.pieces.pop(0))
         if self.pieces and self.start < start:
-            # a copy: a view would keep the whole
+            # A copy: a view would keep the whole array alive.
             self.pieces[0], self.start = self.pieces[0][start - self.start :].copy(), start
 
 
 class LiveSession:
-    """`hear` at any time; `step` one after the other, as long as one is `due`."""
+    """Call `hear` at any time, and `step` as long as one is `due`, one step at a time."""
 
     def __init__(self, decode: Decode, options: LiveOptions, check: Callable[[Task], None] = lambda task: None):
-        """check: raises TaskError for a task that the decoder cannot be asked."""
+        """check: raises TaskError for a task that the decoder does not support."""
         self.options = options
         self._decode = decode
         self._check = check
@@ -170,7 +184,7 @@ class LiveSession:
 
     @property
     def behind_s(self) -> float:
-        """Sound that has been heard, holds speech, and has not been looked at."""
+        """Seconds of audio with speech that have not been decoded yet."""
         if not self._queue:
             return 0.0
         first = self._queue[0]
@@ -181,12 +195,12 @@ class LiveSession:
 
     @property
     def waiting(self) -> int:
-        """Segments, and ends asked for, that are not written out."""
+        """Segments and finalize requests that are not done."""
         return len(self._queue)
 
     @property
     def due(self) -> bool:
-        """Whether there is something to look at."""
+        """Whether there is something to decode."""
         if not self._queue:
             return False
         first = self._queue[0]
@@ -196,7 +210,7 @@ class LiveSession:
         return self._sound.end - looked_at >= self.options.step_s * SAMPLE_RATE
 
     def hear(self, samples: np.ndarray, speech: list[float]) -> list[Event]:
-        """New sound (N,) float32 at 16 kHz, and the probability of speech in each frame that it completed."""
+        """Take samples (N,) float32 at 16 kHz, and the speech probability of each frame that they complete."""
         self._sound.append(samples)
         events = self._endpointer.hear(speech)
         self._take_segments()
@@ -204,9 +218,9 @@ class LiveSession:
         return [*events]
 
     def finalize(self) -> list[Event]:
-        """Write out all that was heard, without waiting for a pause. Ends in a Finalized.
+        """Finish the text of all audio so far, without waiting for a pause; a Finalized event follows it.
 
-        The detector's frames begin anew here, as they do where it is cleared.
+        The VAD's frames start anew here, as they do after `clear`.
         """
         events = self._endpointer.cut(self._sound.end)
         self._take_segments()
@@ -214,7 +228,7 @@ class LiveSession:
         return [*events]
 
     def clear(self, ended_turns: bool = False) -> None:
-        """Forget the turn that goes on, as if it had not been heard; `ended_turns`: all since the last finalize."""
+        """Drop the turn in progress, as if it had not been heard; ended_turns: all turns since the last finalize."""
         turn = self._endpointer.turn
         self._endpointer.cut(self._sound.end)
         self._take_segments()
@@ -224,7 +238,7 @@ class LiveSession:
             waiting.dropped |= ended_turns or waiting.turn == turn
 
     async def step(self) -> list[Event]:
-        """Look at the first segment that is not written out."""
+        """Decode the first segment that is not final."""
         first = self._queue[0]
         if isinstance(first, Finalized):
             self._queue.popleft()
@@ -272,7 +286,7 @@ class LiveSession:
         return events + self._lag()
 
     def _quiet_place(self, start: int, longest: int, current: _Current) -> int:
-        """Where to cut speech that does not pause: the quietest 60 ms of what is not certain yet."""
+        """Where to cut speech without pauses: the quietest 60 ms of the part that has no certain text yet."""
         certain = [token.at_s for line in current.lines for token in line.certain]
         earliest = max(0.7 * (longest - start), max(certain, default=0.0) * SAMPLE_RATE + 0.16 * SAMPLE_RATE)
         size = SAMPLE_RATE * 60 // 1000
@@ -284,7 +298,7 @@ class LiveSession:
     async def _hear_window(
         self, window: np.ndarray, current: _Current, last: bool
     ) -> tuple[list[Event], tuple[Word, ...]]:
-        """Decode the window for every line; returns the words of the first one where they were told."""
+        """Decode the window for every line; returns events, and the timed words of the first line if there are any."""
         events: list[Event] = []
         words: tuple[Word, ...] = ()
         lines = current.lines
@@ -307,9 +321,9 @@ class LiveSession:
         return events, words
 
     async def _hear_language(self, window: np.ndarray, last: bool) -> tuple[Heard, bool]:
-        """A first hypothesis in the language that is probably spoken, and whether that may stay.
+        """A first hypothesis in the most probable language, and whether that language can be kept.
 
-        A short segment of an uncertain language is taken for the one spoken before.
+        A finished segment whose language is uncertain is taken to be in the language spoken before.
         """
         heard = await self._decode(window, (Task(AUTO),), ((),), last)
         certain = heard.probability >= SURE_LANGUAGE
@@ -339,7 +353,7 @@ class LiveSession:
     def _shown(
         self, segment: SpeechSpan, current: _Current, end: int, last: bool, ends_turn: bool, words: tuple[Word, ...]
     ) -> list[Event]:
-        """The segment's text, if it is new."""
+        """The segment's text as an event, if it has changed."""
         first, *others = current.lines
         start_s, end_s = segment.start / SAMPLE_RATE, end / SAMPLE_RATE
         translation = next((Translation(o.task.target, o.text, o.stable) for o in others), None)

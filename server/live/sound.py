@@ -1,4 +1,4 @@
-"""A client's bytes → 16 kHz mono float32, as they come: raw samples. `container` has those that a recorder packs."""
+"""A client's raw samples → 16 kHz mono float32, as they arrive. For recorders' containers see `container`."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,26 +16,28 @@ Sink = Callable[[np.ndarray], Awaitable[None]]
 
 
 class Sound(Protocol):
-    """Bytes in any pieces go to `write`; what they hold goes on to a sink, which may make both wait."""
+    """Takes bytes in pieces of any size and passes their samples to a sink. A slow sink makes `write` wait."""
 
     async def run(self) -> None:
-        """Beside the others, as long as they are used. Raises AudioError for what cannot be decoded."""
+        """Await this for as long as the others are used. Raises AudioError for audio that cannot be decoded."""
 
     async def write(self, data: bytes) -> None: ...
 
     async def flush(self) -> None:
-        """Hand on what is held back of what was written, where that can be told before the end; more may come."""
+        """Pass on what is still buffered, as far as that is possible before the end; more may be written."""
 
     async def end(self) -> None:
-        """All of it has been written: hand on what is left."""
+        """The audio is complete: pass on the rest."""
 
 
 class RawSound:
-    """Samples without a container: pcm_s16le, or G.711's ulaw and alaw."""
+    """Samples without a container: pcm_s16le, or ulaw and alaw of G.711."""
 
     def __init__(self, encoding: str, rate: int, sink: Sink):
         if not MIN_RATE <= rate <= MAX_RATE:
-            raise AudioError(f"sample_rate {rate} is not possible: {MIN_RATE} to {MAX_RATE}", "sample_rate")
+            raise AudioError(
+                f"sample_rate {rate} is not supported; supported: {MIN_RATE} to {MAX_RATE} Hz", "sample_rate"
+            )
         self._decode = {"pcm_s16le": _pcm, "ulaw": _ulaw, "alaw": _alaw}[encoding]
         self._width = 2 if encoding == "pcm_s16le" else 1
         self._sink = sink
@@ -60,7 +62,7 @@ class RawSound:
         await self.flush()
 
     def clear(self) -> None:
-        """Forget what has not been handed on: what comes then is heard as if it were the first."""
+        """Drop what is buffered; the next samples are treated as the first."""
         self._rest = b""
         if self._resampler:
             self._resampler.clear()

@@ -1,4 +1,4 @@
-"""When the words of a finished segment were said."""
+"""The times of the words in a finished segment."""
 
 from collections.abc import Sequence
 from difflib import SequenceMatcher
@@ -6,15 +6,15 @@ from difflib import SequenceMatcher
 from model.transcript import Word
 from server.live.policy import Token, words
 
-# How long after the place that the decoder looked at a word may end.
+# How long after the time it attends to a word may end.
 REACH_S = 0.24
 
 
 def timed_words(tokens: Sequence[Token], told: Sequence[Word], start_s: float, end_s: float) -> tuple[Word, ...]:
-    """The words that `tokens` write, with seconds into the session, in order and within start_s … end_s.
+    """The words of `tokens` with times in seconds from the session's start, in order and within start_s … end_s.
 
-    told: words with seconds into the window, of another writing of the same sound. Where a word is among them its
-    time is taken; where not, the place that the decoder looked at, between its neighbours.
+    told: timed words of another transcript of the same window, in seconds from the window's start. A word found among
+    them takes its times from there; any other word gets the time it attends to, kept between its neighbours.
     """
     spoken = words(tokens)
     texts = ["".join(token.text for token in word).strip() for word in spoken]

@@ -1,11 +1,13 @@
-"""A Transcript as json, text, srt or vtt. Pure: values in, text out."""
+"""A transcript as json, text, srt or vtt. Pure: values in, text out."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from model.decoding import Detection
 from model.transcript import Segment, Transcript, Word
 from server.text import subtitles
 from server.text.subtitles import SubtitleRules
+from server.text.warnings import TranscriptionWarning
 
 Format = Literal["json", "text", "srt", "vtt"]
 
@@ -22,11 +24,14 @@ def to_dict(
     language_source: str,
     detection: Detection | None = None,
     uncovered: tuple[tuple[float, float], ...] = (),
+    *,
+    truncated: bool = False,
+    warnings: Sequence[TranscriptionWarning] = (),
 ) -> dict[str, Any]:
-    """The transcript for JSON; times in seconds, to the millisecond. What is not known has no key.
+    """The transcript for JSON; times in seconds, to the millisecond. What is unknown or does not apply has no key.
 
-    `language_source` says where `language` is from: "request", "detected", or "default" when it was only assumed;
-    `uncovered` is speech that got no text.
+    language_source: where `language` comes from: "request", "detected", or "default" if it was only assumed;
+    uncovered: (start, end) of speech that got no text; truncated: the audio was cut off.
     """
     found: dict[str, Any] = {}
     if detection:
@@ -41,7 +46,14 @@ def to_dict(
         **({"timestamps_source": transcript.timestamps_source} if transcript.timestamps_source else {}),
         "segments": [segment_dict(segment) for segment in transcript.segments],
         **({"uncovered": [[round(start, 3), round(end, 3)] for start, end in uncovered]} if uncovered else {}),
+        **({"truncated": True} if truncated else {}),
+        **warnings_dict(warnings),
     }
+
+
+def warnings_dict(warnings: Sequence[TranscriptionWarning]) -> dict[str, Any]:
+    """The key `warnings`, if there are any."""
+    return {"warnings": [warning.to_dict() for warning in warnings]} if warnings else {}
 
 
 def segment_dict(segment: Segment) -> dict[str, Any]:
@@ -70,7 +82,7 @@ def _rounded(value: float | None) -> float | None:
 
 
 def render(transcript: Transcript, format: Literal["text", "srt", "vtt"], rules: SubtitleRules) -> str:
-    """The transcript in one of the formats that are text."""
+    """The transcript in a text format."""
     match format:
         case "srt":
             return to_srt(transcript, rules)

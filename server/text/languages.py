@@ -33,6 +33,17 @@ def language_code(value: str, param: str = "language") -> str:
     return code
 
 
+def language_pair(language: str | None, target_language: str | None, default: str) -> tuple[str, str | None]:
+    """The spoken language and the one to write, as codes: how HTTP, the command line and Python read a request.
+
+    language: None or "" means `default`. A target that is the spoken language asks for no translation, so it becomes
+    None: the answer is a plain transcript. Raises RequestError for an unknown language.
+    """
+    spoken = language_code(language or default)
+    target = language_code(target_language, "target_language") if target_language else None
+    return spoken, None if target == spoken else target
+
+
 def _field_as_code(value: str | None, info: ValidationInfo) -> str | None:
     return value and language_code(value, info.field_name or "language")
 

@@ -1,4 +1,4 @@
-"""The shapes of answers, for the OpenAPI document; `formats` and `verbose_json` write them."""
+"""The shapes of answers, for the OpenAPI document; `formats` and `verbose_json` produce them."""
 
 from typing import Any, Literal
 
@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ErrorDetails(BaseModel):
-    message: str = Field(description="What is wrong, and what is possible.")
+    message: str = Field(description="What is wrong, and what is supported.")
     type: str = Field(description="`invalid_request_error` below status 500, `server_error` from there on.")
     param: str | None = Field(description="The field at fault.")
     code: str = Field(description="For programs: `invalid_audio`, `unsupported_language`, `queue_full` …")
-    request_id: str | None = Field(description="As in the header `x-request-id` and in the server's log.")
+    request_id: str | None = Field(description="The same as in the header `x-request-id` and in the server's log.")
 
 
 class Error(BaseModel):
@@ -29,25 +29,31 @@ class SegmentBody(BaseModel):
     start: float = Field(description="Seconds from the start of the audio.")
     end: float
     text: str
-    tokens: list[int] = Field(description="What the model wrote.")
+    tokens: list[int] = Field(description="The token ids that the model generated.")
     words: list[WordBody] = Field(description="Empty unless `timestamps=word`.")
 
 
 class TimingBody(BaseModel):
-    """Seconds; those of a long audio's pieces are added up. `total_s` is by the clock on the wall."""
+    """Seconds, added up over the pieces of a long audio. `total_s` is elapsed time."""
 
     queue_s: float = Field(description="Waiting for the model.")
     audio_decode_s: float = Field(description="Decoding and resampling the file.")
     features_s: float
     encode_s: float
-    decode_s: float = Field(description="Writing the text, token by token.")
+    decode_s: float = Field(description="Generating the text, token by token.")
     total_s: float
     audio_s: float = Field(description="The audio's length.")
-    real_time_factor: float = Field(description="`total_s` for each second of audio.")
+    real_time_factor: float = Field(description="`total_s` per second of audio.")
+
+
+class WarningBody(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    code: str = Field(description="`language_mismatch` or `truncated`.")
+    message: str
 
 
 class TranscriptBody(BaseModel):
-    """What `format=json` gives."""
+    """The body of `format=json`."""
 
     model_config = ConfigDict(
         extra="allow",
@@ -76,11 +82,13 @@ class TranscriptBody(BaseModel):
         },
     )
     text: str
-    language: str = Field(description="What is spoken, as ISO 639-1.")
+    language: str = Field(description="The spoken language, ISO 639-1.")
     language_source: Literal["request", "default", "detected"]
-    target_language: str = Field(description="What the text is written in.")
+    target_language: str = Field(description="The language of the text.")
     duration: float = Field(description="Seconds.")
     segments: list[SegmentBody]
+    truncated: bool | None = Field(None, description="True if the file is cut off; otherwise absent.")
+    warnings: list[WarningBody] | None = Field(None, description="Absent if there are none.")
     model: str
     timing: TimingBody
 
@@ -100,17 +108,18 @@ class OpenAITranscription(BaseModel):
     text: str
     languages: list[LanguageCode] | None = None
     usage: Usage
+    warnings: list[WarningBody] | None = Field(None, description="Absent if there are none. An extension.")
 
 
 class VerboseSegment(BaseModel):
     model_config = ConfigDict(extra="allow")
     id: int
-    seek: int = Field(description="Where it begins, in hundredths of a second.")
+    seek: int = Field(description="Its start in hundredths of a second.")
     start: float
     end: float
     text: str
     tokens: list[int]
-    temperature: float = Field(description="Always 0: nothing is drawn at random.")
+    temperature: float = Field(description="Always 0: decoding is deterministic.")
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
@@ -127,9 +136,11 @@ class OpenAIVerboseTranscription(BaseModel):
     segments: list[VerboseSegment]
     words: list[WordBody] | None = None
     timestamps_source: str | None = Field(
-        default=None, description="What the times are from: `model`, `aligner` or `cross_attention`; not OpenAI's."
+        default=None,
+        description="Where the times come from: `model`, `aligner` or `cross_attention`. An extension.",
     )
     usage: Usage
+    warnings: list[WarningBody] | None = Field(None, description="Absent if there are none. An extension.")
 
 
 class ModelBody(BaseModel):
@@ -159,7 +170,9 @@ class Health(BaseModel):
 
 class ModelState(BaseModel):
     id: str
-    state: Literal["idle", "loading", "ready", "stopping", "failed"] = Field(description="idle: loaded on first use.")
+    state: Literal["idle", "loading", "ready", "stopping", "failed"] = Field(
+        description="`idle` models are loaded on first use."
+    )
 
 
 class Ready(BaseModel):
@@ -170,21 +183,21 @@ class Ready(BaseModel):
 class NotReady(BaseModel):
     status: Literal["idle", "loading", "stopping", "failed"]
     stage: Literal["downloading", "converting", "loading"]
-    progress: float | None = Field(description="Of the stage, from 0 to 1; null where it is not known.")
+    progress: float | None = Field(description="Progress of the stage, from 0 to 1; null if unknown.")
     models: list[ModelState]
     error: ErrorDetails
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`."""
-    said = {
-        400: "Something in the request cannot be done; the message says what is possible.",
-        401: "An API key is needed.",
-        403: "A foreign host or origin.",
+    descriptions = {
+        400: "The request is invalid or not supported; the message says what is.",
+        401: "An API key is required.",
+        403: "The host or origin is not allowed.",
         404: "No such model.",
         408: "The body stalled.",
-        413: "The body is over the cap.",
+        413: "The body is too large.",
         500: "The model failed on this audio.",
-        503: "The queue is full, or the model is being loaded: come back after `retry-after` seconds.",
+        503: "The queue is full or the model is loading; try again after `retry-after` seconds.",
     }
-    return {status: {"model": Error, "description": said[status]} for status in statuses}
+    return {status: {"model": Error, "description": descriptions[status]} for status in statuses}

@@ -17,6 +17,7 @@ import uvicorn
 
 from model.canary.config import CanaryConfig
 from model.decoding import Detection, Generated
+from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.cli.serve import uvicorn_config
 from server.engine.registry import Engines, Resolve
@@ -137,6 +138,7 @@ class MockCanary:
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     heard: list[int] = field(default_factory=list)  # the length in samples of each audio it received
+    tasks: list[Task] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -153,6 +155,7 @@ class MockCanary:
         return Detection("de", 0.9, "en", {"de": 0.9, "en": 0.1, "fr": 0.0})
 
     def utterance(self, key, encoded, task, options, prefix) -> int:
+        self.tasks.append(task)
         return key
 
     def running_batch(self) -> SimpleNamespace:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from model.task import Task
+
 
 @pytest.fixture
 def client(serve_mock) -> httpx.Client:
@@ -63,8 +65,8 @@ def test_a_language_that_the_settings_assume_is_said_to_be_assumed(serve_mock, w
     body = client.post("/transcribe", content=wav()).json()
     assert (body["language"], body["language_source"]) == ("fr", "default")
     assert "language_probability" not in body
-    refused = error(client.post("/translate?target_language=fr", content=wav()), 400)
-    assert "no language is given, so 'fr' is assumed, and target_language is too" in refused["message"]
+    body = client.post("/translate?target_language=fr", content=wav()).json()
+    assert (body["language"], body["target_language"]) == ("fr", "fr")
 
 
 @pytest.mark.parametrize("written", ["de", "DE", "de-DE", "de_AT", "german", "German"])
@@ -128,18 +130,17 @@ def test_translation_goes_to_english_unless_another_target_is_given(client, wav)
     assert (body["language"], body["language_source"], body["target_language"]) == ("en", "request", "fr")
 
 
-@pytest.mark.parametrize(
-    ("query", "said"),
-    [
-        ("language=en", "language is 'en', and target_language must be given; possible: de, fr"),
-        ("language=de&target_language=de", "language is 'de', and target_language is too; possible: en, fr"),
-        ("language=de&target_language=fr", "does not translate de to fr"),
-    ],
-)
-def test_a_translation_without_a_possible_target_is_refused_with_what_is_possible(client, wav, query, said):
-    refused = error(client.post(f"/translate?{query}", content=wav()), 400)
-    assert said in refused["message"]
-    assert refused["param"] == "target_language"
+@pytest.mark.parametrize("path", ["/transcribe", "/translate", "/v1/audio/translations"])
+def test_a_target_that_is_the_spoken_language_asks_for_a_transcript_on_every_route(client, mock, wav, path):
+    fields = {"language": "english", "target_language": "en-GB"}
+    assert client.post(path, files={"file": wav()}, data=fields).json()["text"]
+    assert mock.tasks == [Task("en", None, timestamps="none")]
+
+
+def test_a_language_pair_that_the_model_does_not_translate_is_refused(client, wav):
+    refused = error(client.post("/translate?language=de&target_language=fr", content=wav()), 400)
+    assert "does not translate de to fr" in refused["message"]
+    assert (refused["code"], refused["param"]) == ("unsupported_language_pair", "target_language")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_a_translation_without_a_possible_target_is_refused_with_what_is_possibl
         ("timestamps=letter", "timestamps", "'letter' is not valid; must be one of none, segment, word"),
         ("format=doc", "format", "'doc' is not valid; must be one of json, text, srt, vtt"),
         ("pnc=perhaps", "pnc", "'perhaps' is not valid; must be true or false"),
-        ("langauge=de", "langauge", "'langauge' is not a field; possible: file, model, language, target_language"),
+        ("langauge=de", "langauge", "unknown field 'langauge'; supported: file, model, language, target_language"),
         ("language=de&language=en", "language", "language is given twice: 'de' and 'en'"),
     ],
 )
@@ -244,7 +245,7 @@ def test_a_failing_model_is_a_500_that_says_nothing_of_its_insides_and_the_next_
 
 
 def test_an_unexpected_exception_is_a_500_with_a_request_id_that_the_log_has_too(client, wav, caplog, monkeypatch):
-    def broken(*arguments):
+    def broken(*arguments, **options):
         raise ZeroDivisionError("secret internals")
 
     monkeypatch.setattr("server.text.formats.to_dict", broken)

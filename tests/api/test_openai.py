@@ -127,10 +127,25 @@ def test_the_sdk_lists_the_models_and_asks_for_one(spoken):
 @pytest.mark.parametrize(
     ("options", "kind", "code", "said"),
     [
-        ({"language": "pl"}, openai.BadRequestError, "unsupported_language", "not one of mock's: en, de, fr"),
+        (
+            {"language": "pl"},
+            openai.BadRequestError,
+            "unsupported_language",
+            "not supported by mock; must be one of en, de, fr",
+        ),
         ({"language": "klingon"}, openai.BadRequestError, "invalid_request", "is not supported; must be one of bg, cs"),
-        ({"response_format": "diarized_json"}, openai.BadRequestError, "invalid_request", "possible: json, text, srt"),
-        ({"timestamp_granularities": ["letter"]}, openai.BadRequestError, "invalid_request", "'segment' or 'word'"),
+        (
+            {"response_format": "diarized_json"},
+            openai.BadRequestError,
+            "invalid_request",
+            "must be one of json, text, srt",
+        ),
+        (
+            {"timestamp_granularities": ["letter"]},
+            openai.BadRequestError,
+            "invalid_request",
+            "timestamp_granularities: 'letter' is not valid; must be one of segment, word",
+        ),
         ({"model": "../../etc/passwd"}, openai.NotFoundError, "model_not_found", "must be one of mock"),
         ({"model": "someone/else"}, openai.NotFoundError, "model_not_found", "must be one of mock"),
         ({"file": b"\0" * 1024}, openai.BadRequestError, "invalid_audio", "Supported: wav, aiff, caf, flac"),

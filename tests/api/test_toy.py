@@ -53,6 +53,34 @@ def test_speech_is_translated(toy, samples, language):
         assert (body["text"], body["target_language"]) == (text, target)
 
 
+@pytest.mark.parametrize("given", LANGUAGES)
+@pytest.mark.parametrize("spoken", LANGUAGES)
+def test_a_language_that_is_given_and_not_the_one_spoken_is_told_in_a_warning(toy, samples, spoken, given):
+    body = toy.post("/transcribe", params={"language": given}, content=samples[spoken].audio).json()
+    if given == spoken:
+        assert "warnings" not in body
+    else:
+        (warning,) = body["warnings"]
+        assert (warning["code"], warning["language"]) == ("language_mismatch", given)
+        assert warning["detected_language"] == spoken
+        assert warning["language_probability"] > 0.95
+
+
+def test_a_warning_comes_in_every_json_answer_and_at_the_end_of_every_stream(toy, samples):
+    form = {"files": {"file": samples["de"].audio}}
+    (expected,) = toy.post("/transcribe", data={"language": "fr"}, **form).json()["warnings"]
+    openai = "/v1/audio/transcriptions"
+    for response_format in ("json", "verbose_json"):
+        body = toy.post(openai, data={"language": "fr", "response_format": response_format}, **form).json()
+        assert body["warnings"] == [expected]
+    for path in ("/transcribe", openai):
+        *_, last = toy.post(path, data={"language": "fr", "stream": "true"}, **form).text.split("data: ")
+        assert json.loads(last)["warnings"] == [expected]
+    assert "warnings" not in toy.post(openai, data={"language": "de"}, **form).json()
+    translated = toy.post("/translate", data={"language": "fr"}, **form).json()
+    assert translated["warnings"] == [expected]
+
+
 def test_concurrent_requests_each_get_their_own_text(toy, samples):
     texts: dict[str, str] = {}
 
@@ -75,6 +103,9 @@ def test_the_command_line_transcribes_several_files(cache, samples):
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     assert [line["file"] for line in lines] == files
     assert [line["text"] for line in lines] == [samples["en"].text, samples["de"].text]
+    wrong = subprocess.run(command("transcribe", files[1], "--language", "fr"), capture_output=True, text=True)
+    assert wrong.returncode == 0
+    assert f"{files[1]}: The speech sounds like German" in wrong.stderr
 
 
 def test_serve_logs_its_address_and_a_command_to_try_and_ctrl_c_stops_it_cleanly(cache, samples):

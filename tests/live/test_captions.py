@@ -176,11 +176,11 @@ async def test_silence_gives_no_result(url):
         ("{", "invalid_json", "'{'"),
         ("[" * 5000, "invalid_json", "[["),
         ('"start"', "invalid_message", "start"),
-        ('{"typ": "start"}', "unknown_message", "without a type"),
+        ('{"typ": "start"}', "unknown_message", "no type"),
         ('{"type": "begin"}', "unknown_message", "'begin'"),
         ('{"type": {"a": 1}}', "unknown_message", "'a'"),
         ('{"type": "finalize"}', "not_started", "finalize"),
-        (b"\0\0", "not_started", "sound"),
+        (b"\0\0", "not_started", "audio"),
         ({"sample_rate": None}, "invalid_start", "sample_rate"),
         ({"sample_rate": 7}, "invalid_start", "sample_rate"),
         ({"encoding": "mp3"}, "invalid_start", "mp3"),
@@ -310,7 +310,7 @@ async def test_a_session_without_a_message_is_closed_with_a_reason(narrow):
         assert (error["code"], error["fatal"]) == ("idle", True)
         with pytest.raises(ConnectionClosed):
             await told(ws)
-        assert "Nothing was heard for 1 s" in (ws.close_reason or "")
+        assert "No message for 1 s" in (ws.close_reason or "")
 
 
 @pytest.mark.parametrize("state", ["connected", "started", "speaking", "finalizing", "stopping", "mid frame"])

@@ -58,7 +58,7 @@ async def errors(engine: Engine, options: argparse.Namespace) -> None:
                     engine, reference.waveform, task, on_progress=on_progress, cutting=cutting
                 )
                 duration = since(began)
-                text = normalized(result.transcript.text.split())
+                text = normalized(result.text.split())
                 alignment = aligned(words, text)
                 wrong = sum(i is None or j is None or words[i] != text[j] for i, j in alignment)
                 print(
@@ -112,7 +112,7 @@ def since(began: float) -> str:
 
 
 def time_errors(reference: Talk, result: Transcription, alignment: Pairs) -> str:
-    words = [word for segment in result.transcript.segments for word in segment.words]
+    words = [word for segment in result.segments for word in segment.words]
     if not words:
         return "no times"
     errors_s = []
@@ -153,8 +153,8 @@ async def languages(engine: Engine, options: argparse.Namespace) -> None:
     waveform = np.concatenate([t.waveform for t in talks])
     result = await transcribe_audio(engine, waveform, Task("auto"), detect_each=True)
     words = normalized([word for t in talks for word in t.words])
-    print(f"changing: {word_error_rate(words, normalized(result.transcript.text.split())):.1%} wrong")
-    for segment in result.transcript.segments:
+    print(f"changing: {word_error_rate(words, normalized(result.text.split())):.1%} wrong")
+    for segment in result.segments:
         print(f"  {segment.start:6.1f} {segment.end:6.1f} {segment.language} {segment.text}")
 
 
@@ -172,7 +172,7 @@ async def size(engine: Engine, options: argparse.Namespace) -> None:
         before, began, cpu_s = peak_mb(), time.monotonic(), time.process_time()
         result = await transcribe_audio(engine, blocks(minutes), Task(options.languages[0], timestamps="word"))
         print(
-            f"{result.transcript.duration / 60:.0f} min: {since(began)}, {time.process_time() - cpu_s:.0f} s of CPU, "
+            f"{result.duration / 60:.0f} min: {since(began)}, {time.process_time() - cpu_s:.0f} s of CPU, "
             f"at most {peak_mb() - before:.0f} MB more than before, {peak_mb():.0f} MB in all",
             flush=True,
         )

@@ -125,7 +125,6 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
 
 def mlx_backend(path: Path) -> Backend:
     """This project's model through its Python API, in float32 for comparison with NeMo's."""
-    from model.canary.model import at_least_a_second
     from server import Canary
 
     canary = Canary.from_pretrained(path, dtype="float32")
@@ -137,8 +136,7 @@ def mlx_backend(path: Path) -> Backend:
         return [Heard(t.text, [(w.word, w.start, w.end) for s in t.segments for w in s.words]) for t in transcripts]
 
     def languages(waveforms):
-        encoded = canary.model.encodings([at_least_a_second(w) for w in waveforms])
-        return [canary.model.detect_language(e).language for e in encoded]
+        return [transcription.language for transcription in canary.transcribe(waveforms, "auto")]
 
     return Backend(transcribe, languages)
 

@@ -1,12 +1,12 @@
 """Word times and detected languages of the toy's variants in models/, on held-out sentences."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from convert.convert import ConversionConfig, convert
-from model.canary.model import CanaryModel
 from server import Canary
 from tests.toy.combined import with_aligner
 from tests.toy.grammar import LANGUAGES
@@ -24,15 +24,18 @@ def unseen() -> dict[str, list[Item]]:
 
 
 @pytest.fixture(scope="module")
-def v1() -> Canary:
-    return Canary.from_pretrained(MODELS / "v1.nemo", dtype="float32")
+def v1() -> Iterator[Canary]:
+    with Canary.from_pretrained(MODELS / "v1.nemo", dtype="float32") as canary:
+        yield canary
 
 
 @pytest.fixture(scope="module")
-def v1_with_aligner(tmp_path_factory: pytest.TempPathFactory) -> Canary:
+def v1_with_aligner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canary]:
     folder = tmp_path_factory.mktemp("aligner")
     archive = with_aligner(MODELS / "v1.nemo", MODELS / "aligner.nemo", folder / "combined.nemo")
-    return Canary(CanaryModel.load(convert(ConversionConfig(source=archive, output=folder / "combined")), "float32"))
+    converted = convert(ConversionConfig(source=archive, output=folder / "combined"))
+    with Canary.from_pretrained(converted, dtype="float32") as canary:
+        yield canary
 
 
 def timed(canary: Canary, items: list[Item], source: str) -> list[Heard]:
@@ -56,18 +59,19 @@ def test_word_times_are_close_to_when_the_words_were_spoken(request, unseen, lan
 
 @pytest.mark.parametrize("archive", [TOY, MODELS / "v1.nemo"], ids=["canary2", "canary"])
 def test_the_spoken_language_is_detected_in_both_prompt_formats(unseen, archive: Path):
-    canary = Canary.from_pretrained(archive, dtype="float32")
-    assert canary.model.config.prompt_format == ("canary2" if archive == TOY else "canary")
-    for language, items in unseen.items():
-        transcripts = canary.transcribe([item.waveform for item in items], "auto")
-        assert [t.language for t in transcripts] == [language] * COUNT
-        assert [t.text for t in transcripts] == [item.text(language) for item in items]
+    with Canary.from_pretrained(archive, dtype="float32") as canary:
+        assert canary.info.config.prompt_format == ("canary2" if archive == TOY else "canary")
+        for language, items in unseen.items():
+            transcripts = canary.transcribe([item.waveform for item in items], "auto")
+            assert [t.language for t in transcripts] == [language] * COUNT
+            assert [t.text for t in transcripts] == [item.text(language) for item in items]
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_language_comes_with_its_probability_and_the_runner_up(v1: Canary, unseen, language: str):
-    for encoded in v1.model.encodings([item.waveform for item in unseen[language]]):
-        detection = v1.model.detect_language(encoded)
+    for transcription in v1.transcribe([item.waveform for item in unseen[language]], "auto"):
+        detection = transcription.detection
+        assert detection
         assert sum(detection.probabilities.values()) == pytest.approx(1)
         assert detection.probability == detection.probabilities[language] == max(detection.probabilities.values())
         assert detection.runner_up != language

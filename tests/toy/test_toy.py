@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +85,9 @@ def test_words_and_times_are_parsed_from_a_flash_token_string():
 
 
 @pytest.fixture(scope="module")
-def toy() -> Canary:
-    return Canary.from_pretrained(TOY / "toy.nemo", dtype="float32")
+def toy() -> Iterator[Canary]:
+    with Canary.from_pretrained(TOY / "toy.nemo", dtype="float32") as canary:
+        yield canary
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -69,7 +69,7 @@ class MockEngine:
 def engine(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # away from any .env
     engine = MockEngine()
-    monkeypatch.setattr("server.cli.transcribe.Engine", lambda *_: engine)
+    monkeypatch.setattr("server.cli.transcribe.Engine.from_settings", lambda *_, **limits: engine)
     return engine
 
 

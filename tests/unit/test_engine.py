@@ -130,6 +130,15 @@ async def test_the_model_is_loaded_and_run_in_one_thread_of_its_own(model):
     assert model.threads == {"model"}
 
 
+async def test_a_pass_tells_which_language_is_spoken_where_that_is_asked_though_its_task_names_one(sounds):
+    engine = Engine(tiny_canary)
+    await engine.start()
+    for detect in (False, True):
+        result = await engine.run(Pass(sounds[0], (Task("en"),), detect_language=detect))
+        assert (result.detection is not None, result.transcripts[0].language) == (detect, "en")
+    await engine.stop()
+
+
 async def test_requests_join_the_running_batch_at_every_step_up_to_its_rows(model):
     model.steps = 10
     engine = Engine(lambda: model, max_rows=3)

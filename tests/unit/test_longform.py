@@ -14,14 +14,16 @@ from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.engine.batching import Pass, PassResult, Timing
 from server.errors import QueueFull, TranscriptionFailed
-from server.longform.cutting import SAMPLE_RATE, Cutting, cut
-from server.longform.transcribe import AT_ONCE, Progress, joined_transcript, task_for, transcribe_audio
+from server.longform.cutting import SAMPLE_RATE, Cutting
+from server.longform.transcribe import AT_ONCE, Progress, transcribe_audio
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 CUTTING = Cutting(10.0, 15.0, 2.0)
 SPOKEN = soundfile.read(SAMPLES / "en.flac", dtype="float32")[0]
 SENTENCE = np.concatenate([SPOKEN, np.zeros(SAMPLE_RATE, np.float32)])
 SENTENCE_S = len(SENTENCE) / SAMPLE_RATE
+# How probable the engine finds German, whatever is said.
+GERMAN = 0.97
 
 
 class Engine:
@@ -60,8 +62,10 @@ class Engine:
     @staticmethod
     def result(text: str, wanted: Pass) -> PassResult:
         task = wanted.tasks[0]
-        detection = detection_from({"de": 0.8, "en": 0.2}) if task.language == "auto" else None
-        language = detection.language if detection else task.language
+        detection = None
+        if task.language == "auto" or wanted.detect_language:
+            detection = detection_from({"de": GERMAN, "en": 1 - GERMAN})
+        language = "de" if task.language == "auto" else task.language
         duration = len(wanted.waveform) / SAMPLE_RATE
         words = tuple(Word(word, 0.5, 1.0) for word in text.split()) if task.timestamps == "word" else ()
         segments = (Segment(0.0, duration, text, (1,), words),) if text else ()
@@ -85,8 +89,8 @@ async def test_a_short_audio_is_exactly_one_pass(minute):
     engine = Engine(sound)
     done = await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING)
     assert [len(wanted.waveform) for wanted in engine.passes] == [len(sound)]
-    assert done.transcript.text == "w0."
-    assert done.transcript.duration == 10.0
+    assert done.text == "w0."
+    assert done.duration == 10.0
 
 
 async def test_pieces_run_side_by_side_a_bounded_number_and_come_in_order(minute):
@@ -95,15 +99,15 @@ async def test_pieces_run_side_by_side_a_bounded_number_and_come_in_order(minute
     told: list[Progress] = []
     blocks = iter(np.array_split(minute, 50))
     done = await transcribe_audio(engine, blocks, Task("en"), on_progress=told.append, cutting=CUTTING, total_s=48.0)
-    starts = [int(word[1:-1]) for word in done.transcript.text.split()]
+    starts = [int(word[1:-1]) for word in done.text.split()]
     assert starts == sorted(starts)
     assert len(starts) == len(engine.passes) >= 4
     assert engine.most_running == AT_ONCE
-    assert [s for p in told for s in p.segments] == list(done.transcript.segments)
+    assert [s for p in told for s in p.segments] == list(done.segments)
     assert [p.done_s for p in told] == sorted(p.done_s for p in told)
     assert told[-1].done_s == pytest.approx(48.0)
     assert done.timing.encode_s == len(engine.passes)
-    for word, segment in zip(starts, done.transcript.segments, strict=True):
+    for word, segment in zip(starts, done.segments, strict=True):
         assert segment.start == pytest.approx(word, abs=0.51)
 
 
@@ -111,10 +115,62 @@ async def test_the_language_of_the_first_piece_is_that_of_the_rest(minute):
     engine = Engine(minute)
     done = await transcribe_audio(engine, minute, Task("auto"), cutting=CUTTING)
     assert [wanted.tasks[0].language for wanted in engine.passes] == ["auto"] + ["de"] * (len(engine.passes) - 1)
-    assert done.transcript.language == "de"
+    assert done.language == "de"
     assert done.detection is not None
     each = await transcribe_audio(Engine(minute), minute, Task("auto"), detect_each=True)
-    assert {segment.language for segment in each.transcript.segments} == {"de"}
+    assert {segment.language for segment in each.segments} == {"de"}
+
+
+async def test_speech_in_another_language_than_the_one_given_gets_a_warning(minute):
+    engine = Engine(minute)
+    done = await transcribe_audio(engine, minute, Task("en"), cutting=CUTTING)
+    assert [wanted.detect_language for wanted in engine.passes] == [True] + [False] * (len(engine.passes) - 1)
+    (warning,) = done.warnings
+    assert warning.to_dict() == {
+        "code": "language_mismatch",
+        "message": "The speech sounds like German (probability 0.97), but the language is set to English, "
+        "so the text may be a translation. Set language to 'de' or 'auto'.",
+        "language": "en",
+        "detected_language": "de",
+        "language_probability": 0.97,
+    }
+    assert (done.language, done.detection) == ("en", None)
+    assert "language_probability" not in done.to_dict("request")
+
+
+@pytest.mark.parametrize("task", [Task("de"), Task("auto"), Task("de", "en")])
+async def test_the_right_language_and_one_that_is_detected_get_no_warning(minute, task: Task):
+    assert (await transcribe_audio(Engine(minute), minute, task, cutting=CUTTING)).warnings == ()
+
+
+async def test_a_translation_from_another_language_than_the_one_given_gets_a_warning_too(minute):
+    done = await transcribe_audio(Engine(minute), minute, Task("en", "de"), cutting=CUTTING)
+    assert [warning.code for warning in done.warnings] == ["language_mismatch"]
+
+
+async def test_a_detection_that_is_not_sure_gives_no_warning(minute, monkeypatch):
+    monkeypatch.setitem(globals(), "GERMAN", 0.94)
+    assert (await transcribe_audio(Engine(minute), minute, Task("en"), cutting=CUTTING)).warnings == ()
+
+
+async def test_the_language_is_checked_in_the_first_piece_with_two_seconds_of_speech(minute):
+    for seconds, checked in ((1.9, False), (2.1, True)):
+        sound = minute[SAMPLE_RATE : SAMPLE_RATE + round(seconds * SAMPLE_RATE)]
+        engine = Engine(sound)
+        await transcribe_audio(engine, sound, Task("en"))
+        assert [wanted.detect_language for wanted in engine.passes] == [checked]
+    word = SPOKEN[round(0.4 * SAMPLE_RATE) : round(1.4 * SAMPLE_RATE)]
+    sound = np.concatenate([word, np.zeros(4 * SAMPLE_RATE, np.float32), minute])
+    engine = Engine(sound)
+    await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING)
+    assert [wanted.detect_language for wanted in engine.passes][:3] == [False, True, False]
+
+
+async def test_the_warning_stays_where_the_piece_is_decoded_again_for_a_loop(minute):
+    engine = Engine(minute)
+    engine.text = lambda start_s, wanted: "as said." if wanted.options.beam_size else "so so so so so so so so"
+    done = await transcribe_audio(engine, minute[: 14 * SAMPLE_RATE], Task("en"), cutting=CUTTING)
+    assert (done.text, len(done.warnings)) == ("as said.", 1)
 
 
 async def test_words_are_timed_for_the_merge_alone_where_nobody_asked_for_times():
@@ -124,24 +180,11 @@ async def test_words_are_timed_for_the_merge_alone_where_nobody_asked_for_times(
         rules = replace(CUTTING, at_silences=at_silences)
         done = await transcribe_audio(engine, sound, Task("en"), cutting=rules)
         assert {wanted.tasks[0].timestamps for wanted in engine.passes} == {asked}
-        assert {segment.words for segment in done.transcript.segments} == {()}
-        assert (done.timestamps_source, done.transcript.timestamps_source) == (None, None)
+        assert {segment.words for segment in done.segments} == {()}
+        assert done.timestamps_source is None
         timed = await transcribe_audio(Engine(sound), sound, Task("en", timestamps="word"), cutting=rules)
-        assert {len(segment.words) for segment in timed.transcript.segments} == {1}
+        assert {len(segment.words) for segment in timed.segments} == {1}
         assert timed.timestamps_source == "model"
-
-
-@pytest.mark.parametrize("at_silences", [True, False])
-@pytest.mark.parametrize("asked", ["none", "word"])
-async def test_pieces_that_were_written_elsewhere_are_joined_as_those_of_the_engine_are(asked: str, at_silences: bool):
-    sound, task, rules = marked(24), Task("en", timestamps=asked), replace(CUTTING, at_silences=at_silences)
-    engine = Engine(sound)
-    served = await transcribe_audio(engine, sound, task, cutting=rules, loop_guard=False)
-    passes = [
-        (piece, await engine.run(Pass(piece.waveform, (task_for(piece, task),)))) for piece in cut([sound], rules)
-    ]
-    assert len(passes) > 1
-    assert joined_transcript([(p, r.transcripts[0]) for p, r in passes], task, len(sound), rules) == served.transcript
 
 
 async def test_words_in_the_midst_of_a_long_silence_were_not_said():
@@ -160,7 +203,7 @@ async def test_words_in_the_midst_of_a_long_silence_were_not_said():
 
     rules = Cutting(10.0, 15.0, 2.0, at_silences=False)
     done = await transcribe_audio(Inventive(sound), sound, Task("en", timestamps="word"), cutting=rules)
-    starts = [word.start for segment in done.transcript.segments for word in segment.words]
+    starts = [word.start for segment in done.segments for word in segment.words]
     inside = [at for at in starts if silence_s + 0.2 < at < silence_s + 3.6]
     assert (inside, len(starts) > 10) == ([], True)
 
@@ -170,7 +213,7 @@ async def test_silence_gives_no_words_and_no_pass():
     engine = Engine(sound)
     for seconds in (5, 60):
         done = await transcribe_audio(engine, sound[: seconds * SAMPLE_RATE], Task("en"), cutting=CUTTING)
-        assert (done.transcript.text, done.transcript.segments, done.transcript.duration) == ("", (), seconds)
+        assert (done.text, done.segments, done.duration) == ("", (), seconds)
     assert engine.passes == []
 
 
@@ -187,11 +230,11 @@ async def test_a_loop_is_decoded_again_with_a_wider_search_and_then_in_halves(mi
         engine = Engine(sound)
         engine.text = text
         done = await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING)
-        assert done.transcript.text.startswith(expected)
+        assert done.text.startswith(expected)
         assert [wanted.options.beam_size for wanted in engine.passes][:2] == [None, 4]
         stubborn = True
     unguarded = await transcribe_audio(engine, sound, Task("en"), cutting=CUTTING, loop_guard=False)
-    assert unguarded.transcript.text == "so so so so so so so so"
+    assert unguarded.text == "so so so so so so so so"
 
 
 async def test_speech_without_text_is_decoded_by_itself_and_else_said(minute, caplog):
@@ -204,12 +247,12 @@ async def test_speech_without_text_is_decoded_by_itself_and_else_said(minute, ca
 
     engine.text = text
     done = await transcribe_audio(engine, minute, Task("en", timestamps="word"), cutting=CUTTING)
-    assert "found." in done.transcript.text
+    assert "found." in done.text
     lost = True
     done = await transcribe_audio(engine, minute, Task("en", timestamps="word"), cutting=CUTTING)
-    assert done.transcript.text == ""
+    assert done.text == ""
     assert len(done.uncovered) >= 4
-    assert "nothing was written for the speech from" in caplog.text
+    assert "no text for the speech from" in caplog.text
 
 
 async def test_speech_that_nothing_was_written_from_is_put_in_where_it_was_said():
@@ -233,16 +276,13 @@ async def test_speech_that_nothing_was_written_from_is_put_in_where_it_was_said(
     for asked in ("word", "none"):
         engine = Forgetful(sound)
         done = await transcribe_audio(engine, sound, Task("en", timestamps=asked), cutting=rules)
-        texts = [word for segment in done.transcript.segments for word in segment.text.split()]
+        texts = [word for segment in done.segments for word in segment.text.split()]
         first, last = texts.index("found"), len(texts) - 1 - texts[::-1].index("found")
         assert (texts[0], texts[first - 1], texts[last + 1], texts[-1]) == ("edge",) * 4
         assert texts.count("found") > 3
-        assert any(segment.words for segment in done.transcript.segments) == (asked == "word")
+        assert any(segment.words for segment in done.segments) == (asked == "word")
         assert any(wanted.attention for wanted in engine.passes) == (asked == "none")
-    assert (
-        "found"
-        not in (await transcribe_audio(engine, sound, Task("en"), cutting=rules, loop_guard=False)).transcript.text
-    )
+    assert "found" not in (await transcribe_audio(engine, sound, Task("en"), cutting=rules, loop_guard=False)).text
 
 
 async def test_a_full_queue_refuses_a_new_file_and_makes_one_under_way_wait(minute):
@@ -259,7 +299,7 @@ async def test_a_full_queue_refuses_a_new_file_and_makes_one_under_way_wait(minu
     engine.run = busy  # type: ignore[method-assign]
     free = 2
     done = await transcribe_audio(engine, minute, Task("en"), cutting=CUTTING)
-    assert (refusals, len(done.transcript.segments)) == (2, len(engine.passes))
+    assert (refusals, len(done.segments)) == (2, len(engine.passes))
     # A new one is new also where what it begins with is left out.
     for sound in (minute, np.concatenate([np.zeros(4 * SAMPLE_RATE, np.float32), minute])):
         free, refusals = 0, 0
@@ -268,6 +308,8 @@ async def test_a_full_queue_refuses_a_new_file_and_makes_one_under_way_wait(minu
 
 
 class Runner:
+    info = None
+
     def __init__(self, run):
         self.run = run
 

@@ -1,24 +1,24 @@
-"""WS /stream: sound in, captions out, as they are spoken.
+"""WS /stream: audio in, captions out while people speak.
 
-    client  start ─▶ sound, finalize, keepalive … ─▶ stop
+    client  start ─▶ audio, finalize, keepalive … ─▶ stop
     server  ready ─▶ speech_started, result, speech_stopped, lag, error … ─▶ done
 
-Sound is binary messages, of mono Int16LE or of a recorder's container; everything else is JSON with a `type`.
-Times are seconds from the session's first sound.
+Audio is sent as binary messages: mono Int16LE samples, or a recorder's container in pieces. Everything else is JSON
+with a `type`. Times are seconds from the start of the audio.
 
-    start           encoding (pcm_s16le, webm, mp4, ogg), sample_rate (for pcm_s16le), language (a code or auto),
-                    target_language, interim_results, endpointing_ms, model: all but the type may be left out
-    finalize        write out what was heard without waiting for a pause
-    keepalive       the session is not idle
+    start           encoding (pcm_s16le, webm, mp4, ogg), sample_rate (required for pcm_s16le), language (a code or
+                    auto), target_language, interim_results, endpointing_ms, model; all optional unless noted
+    finalize        finish the text of the audio so far without waiting for a pause
+    keepalive       keeps the session from being closed as idle
     stop            finalize, answer with done, and close
 
     ready           session_id, model, language, target_language
     speech_started  start                      speech_stopped  end
-    result          segment_id; text, whose first stable_chars characters stay; is_final: so does all of it;
-                    speech_final: the speaker stopped after it; start, end; language; words (of a final one);
-                    translation (with a target_language): language, text, stable_chars; null where there is none
-    lag             seconds that the captions are behind; 0 when they have caught up
-    error           code, message, fatal: it ends the session; param: the field at fault
+    result          segment_id; text; stable_chars: so many of its first characters will not change; is_final: none
+                    will; speech_final: the speaker stopped after it; start, end; language; words (if is_final);
+                    translation (if a target_language was set): language, text, stable_chars, or null
+    lag             seconds: how far the captions are behind; 0 when they have caught up
+    error           code, message, fatal (the session ends), param (the field at fault)
     done            duration
 """
 
@@ -30,16 +30,14 @@ from typing import Any, Literal
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.task import Task, TaskError
+from model.task import TaskError
 from server.audio.decode import AudioLimits
 from server.engine.thread import Engine
 from server.errors import AudioError, RequestError, invalid_field
-from server.live.connection import Bounds, LiveConnection
+from server.live.connection import LiveConnection
 from server.live.container import CONTAINERS, ContainerSound
-from server.live.decoder import EngineDecoder
 from server.live.endpointing import Endpointing
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, SpeechStarted, SpeechStopped
-from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound, Sound
 from server.settings import Settings
 from server.text.languages import Language
@@ -50,13 +48,13 @@ router = APIRouter()
 
 SUBPROTOCOL = "captions"
 MESSAGES = ("start", "finalize", "keepalive", "stop")
-# How long the first message may take, and how many of a client's mistakes are answered.
+# How long the first message may take, and how many invalid messages are answered before the session ends.
 START_S = 15.0
 MAX_MISTAKES = 20
 
 
 class Start(BaseModel):
-    """The first message. sample_rate is needed for pcm_s16le; a container says its own."""
+    """The first message. sample_rate is required for pcm_s16le; containers hold their own."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -72,8 +70,8 @@ class Start(BaseModel):
 
 @router.websocket("/stream")
 async def stream(websocket: WebSocket) -> None:
-    """Live captions; the messages are described at the top of this file."""
-    # A browser that brings a key as a protocol takes no for an answer unless another one is agreed on.
+    """Live captions. The top of this file describes the messages."""
+    # A browser that sends its API key as a subprotocol only connects if another one is accepted.
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
 
     async def talk(outbox: Outbox) -> None:
@@ -87,7 +85,7 @@ async def stream(websocket: WebSocket) -> None:
 
 
 class Inbox:
-    """The client's messages. What is none is answered with an error that names it, and passed over."""
+    """The client's messages. Each invalid one is answered with an error and skipped."""
 
     def __init__(self, websocket: WebSocket, outbox: Outbox):
         self._websocket = websocket
@@ -95,10 +93,10 @@ class Inbox:
         self._mistakes = 0
 
     async def next(self, timeout_s: float) -> bytes | dict[str, Any]:
-        """Sound, or a message of a known type. Raises TimeoutError, WebSocketDisconnect, Fatal."""
+        """Audio bytes, or a message of a known type. Raises TimeoutError, WebSocketDisconnect, Fatal."""
         async with asyncio.timeout(timeout_s):
             while True:
-                # messages that came together are had without waiting: let others have their turn
+                # Messages that arrived together are received without waiting: let other tasks run in between.
                 await asyncio.sleep(0)
                 received = await self._websocket.receive()
                 if received["type"] == "websocket.disconnect":
@@ -112,37 +110,37 @@ class Inbox:
         try:
             message = json.loads(text)
         except (ValueError, RecursionError):
-            return self.mistake("invalid_json", f"{_short(text)} is not JSON")
+            return self.mistake("invalid_json", f"{_short(text)} is not valid JSON")
         if not isinstance(message, dict):
             return self.mistake("invalid_message", f"{_short(text)} is not a JSON object")
         if message.get("type") not in MESSAGES:
-            given = f"type {message['type']!r:.60}" if "type" in message else "a message without a type"
-            return self.mistake("unknown_message", f"{given} is not possible; possible: {', '.join(MESSAGES)}")
+            problem = f"unknown type {message['type']!r:.60}" if "type" in message else "the message has no type"
+            return self.mistake("unknown_message", f"{problem}; must be one of {', '.join(MESSAGES)}")
         return message
 
     def mistake(self, code: str, message: str, param: str | None = None) -> None:
-        """Tell the client of one; the last one it may make ends the session."""
+        """Report an invalid message. One too many ends the session."""
         self._mistakes += 1
         if self._mistakes > MAX_MISTAKES:
-            raise Fatal("too_many_errors", f"{MAX_MISTAKES} messages could not be used; the last: {message}")
+            raise Fatal("too_many_errors", f"Too many invalid messages ({MAX_MISTAKES}). The last error: {message}")
         self._outbox.put(_error(code, message, param=param))
 
 
 async def _started(inbox: Inbox) -> Start:
-    """The start message. Others before it are refused."""
+    """The start message. Other messages before it are refused."""
     while True:
         try:
             message = await inbox.next(START_S)
         except TimeoutError:
             raise Fatal("no_start", f"No start message came within {START_S:g} s.") from None
         if isinstance(message, bytes) or message["type"] != "start":
-            what = "sound" if isinstance(message, bytes) else message["type"]
-            inbox.mistake("not_started", f"{what} came before the start message")
+            received = "audio" if isinstance(message, bytes) else message["type"]
+            inbox.mistake("not_started", f"received {received} before the start message")
             continue
         try:
             start = Start.model_validate(message)
             if start.sample_rate is None and start.encoding == "pcm_s16le":
-                raise RequestError("sample_rate is needed for pcm_s16le", "sample_rate")
+                raise RequestError("sample_rate is required for pcm_s16le", "sample_rate")
             return start
         except (ValidationError, RequestError) as error:
             wrong = invalid_field(error) if isinstance(error, ValidationError) else error
@@ -150,7 +148,7 @@ async def _started(inbox: Inbox) -> Start:
 
 
 class Captions:
-    """A started session: sound and commands from `inbox`, captions to `outbox`."""
+    """A started session: audio and commands from `inbox`, captions to `outbox`."""
 
     def __init__(self, start: Start, engine: Engine, settings: Settings, inbox: Inbox, outbox: Outbox):
         assert engine.info
@@ -159,25 +157,22 @@ class Captions:
         self._outbox = outbox
         self._settings = settings
         self._model = engine.info.name
-        self._language = start.language or settings.default_language
         self._shown: int | None = None
         try:
-            engine.check(Task(self._language, start.target_language))
+            self._connection = LiveConnection.open(
+                engine,
+                settings,
+                self._emit,
+                language=start.language,
+                target_language=start.target_language,
+                endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
+                word_times=True,
+            )
         except TaskError as error:
             raise RequestError(f"{error}.", error.param) from None
-        options = LiveOptions(
-            self._language,
-            start.target_language,
-            settings.live_policy,
-            settings.live_step_s,
-            endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
-        )
-        session = LiveSession(EngineDecoder(engine, word_times=True), options, engine.check)
-        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
-        self._connection = LiveConnection(session, self._emit, bounds)
-        # Ends asked for that are not written out.
+        # Finalize requests that are not done.
         self._ends = 0
-        self._written_out = asyncio.Event()
+        self._all_final = asyncio.Event()
         self._sound: Sound = (
             ContainerSound(start.encoding, self._connection.hear, AudioLimits.from_settings(settings))
             if start.encoding in CONTAINERS
@@ -185,13 +180,13 @@ class Captions:
         )
 
     async def run(self) -> None:
-        """Until the client stops it. Raises Fatal, WebSocketDisconnect, or what a step raises."""
+        """Run until the client stops. Raises Fatal, WebSocketDisconnect, or what a step raises."""
         self._outbox.put(
             {
                 "type": "ready",
                 "session_id": secrets.token_hex(8),
                 "model": self._model,
-                "language": self._language,
+                "language": self._connection.session.options.language,
                 "target_language": self._start.target_language,
             }
         )
@@ -208,7 +203,9 @@ class Captions:
             try:
                 message = await self._inbox.next(self._settings.live_idle_s)
             except TimeoutError:
-                raise Fatal("idle", f"Nothing was heard for {self._settings.live_idle_s:g} s.") from None
+                raise Fatal(
+                    "idle", f"No message for {self._settings.live_idle_s:g} s; the session is closed."
+                ) from None
             if isinstance(message, bytes):
                 await self._write(message)
             elif message["type"] == "finalize":
@@ -217,7 +214,7 @@ class Captions:
             elif message["type"] == "stop":
                 return await self._stop()
             elif message["type"] == "start":
-                self._inbox.mistake("already_started", "start came a second time")
+                self._inbox.mistake("already_started", "the session has already started")
 
     async def _write(self, sound: bytes) -> None:
         try:
@@ -227,20 +224,20 @@ class Captions:
 
     async def _finalize(self) -> None:
         self._ends += 1
-        self._written_out.clear()
+        self._all_final.clear()
         await self._connection.finalize()
 
     async def _break_off(self, error: AudioError) -> None:
-        """The sound cannot be read any further: write out what was heard of it, and end the session with the reason."""
+        """The audio cannot be read any further: finish the text so far, then end the session with the reason."""
         await self._finalize()
-        await self._written_out.wait()
+        await self._all_final.wait()
         raise Fatal(error.code, str(error))
 
     async def _stop(self) -> None:
-        """Write out what is left, and say so."""
+        """Finish the text, and report that."""
         await self._sound.end()
         await self._finalize()
-        await self._written_out.wait()
+        await self._all_final.wait()
         self._outbox.put({"type": "done", "duration": round(self._connection.session.heard_s, 3)})
 
     async def _emit(self, event: Event) -> None:
@@ -258,12 +255,12 @@ class Captions:
             case Finalized():
                 self._ends -= 1
                 if not self._ends:
-                    self._written_out.set()
+                    self._all_final.set()
 
     def _show(self, result: LiveResult) -> None:
         if not result.is_final and not self._start.interim_results:
             return
-        # An empty end is told to whoever has seen something that it takes away.
+        # Send an empty final only if it retracts an interim text that the client has seen.
         if not (result.text or result.segment == self._shown):
             return
         self._shown = result.segment
@@ -288,16 +285,16 @@ def _result(result: LiveResult, translated: bool) -> dict[str, Any]:
             {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3)} for word in result.words
         ]
     if translated:
-        told = result.translation
-        message["translation"] = told and {
-            "language": told.language, "text": told.text, "stable_chars": told.stable
+        translation = result.translation
+        message["translation"] = translation and {
+            "language": translation.language, "text": translation.text, "stable_chars": translation.stable
         }  # fmt: skip
     return message
 
 
 def _error(code: str, message: str, fatal: bool = False, param: str | None = None) -> dict[str, Any]:
-    told = {"type": "error", "code": code, "message": message, "fatal": fatal}
-    return told | {"param": param} if param else told
+    error = {"type": "error", "code": code, "message": message, "fatal": fatal}
+    return error | {"param": param} if param else error
 
 
 def _short(text: str) -> str:

@@ -1,4 +1,4 @@
-"""POST /transcribe and /translate: one file in, its text out."""
+"""POST /transcribe and /translate: a file in, its text out."""
 
 import json
 from collections.abc import AsyncIterator
@@ -12,15 +12,17 @@ from model.task import Task
 from server.audio.file_types import SUPPORTED
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
+from server.longform.recording import language_source
+from server.longform.transcribe import Transcription
 from server.settings import Settings
 from server.text import formats
-from server.text.languages import Language
+from server.text.languages import Language, language_pair
 from server.text.subtitles import SubtitleRules
 from server.web.answers import answer
 from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
 from server.web.schemas import TranscriptBody, error_responses
 from server.web.streaming import event_stream, progress_of, unless_disconnected
-from server.web.transcription import FileResult, language_source, transcribe_file
+from server.web.transcription import transcribe_upload
 
 router = APIRouter(tags=["native"])
 
@@ -34,50 +36,53 @@ EVENTS = "text/event-stream"
 
 
 class Fields(BaseModel):
-    """What may be asked for, in the query or in the form beside `file`. An empty field is one not given."""
+    """The fields of a request, in the query or in the form next to `file`. An empty field counts as not given."""
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = Field(None, description="One of `/v1/models`; by default the first.")
     language: Language = Field(
         None,
-        description="What is spoken: `de`, `de-DE` or `german`; `auto` finds it out from the sound.",
+        description="The spoken language: `de`, `de-DE` or `german`; `auto` detects it.",
         examples=["de"],
     )
     target_language: Language = Field(
-        None, description="Write the text in this language instead: from or to English.", examples=["en"]
+        None,
+        description="Translate into this language; from or to English. The spoken language means no translation.",
+        examples=["en"],
     )
     timestamps: Literal["none", "segment", "word"] | None = Field(
-        None, description="By default none; segment for srt and vtt."
+        None, description="By default `none`; for srt and vtt `segment`."
     )
-    pnc: bool = Field(True, description="Punctuation and capital letters.")
+    pnc: bool = Field(True, description="Punctuation and capitals.")
     prompt: str | None = Field(
-        None, max_length=2000, description="Text to go by, such as names; for models whose prompt has a place for it."
+        None, max_length=2000, description="Context such as names, for models whose prompt takes one."
     )
     format: formats.Format | None = Field(
-        None, description="By default what the `Accept` header asks for, or json.", examples=["json"]
+        None, description="By default what the `Accept` header asks for, or else json.", examples=["json"]
     )
     line_length: int | None = Field(
         None,
         ge=1,
         le=1000,
-        description="For srt and vtt: the most characters in a line. By default the server's setting.",
+        description="For srt and vtt: characters per line, at most. By default the server's setting.",
     )
     lines: int | None = Field(
-        None, ge=1, le=10, description="For srt and vtt: the most lines of a cue. By default the server's setting."
+        None, ge=1, le=10, description="For srt and vtt: lines per cue, at most. By default the server's setting."
     )
-    stream: bool = Field(False, description="Send segments as they are ready, as server-sent events.")
+    stream: bool = Field(False, description="Send segments as server-sent events as soon as they are ready.")
     detect_each: bool = Field(
-        False, description="With the language `auto`, find it out anew every few seconds; each segment has its own."
+        False,
+        description="With the language `auto`: detect it anew every few seconds; each segment then has a language.",
     )
 
     @classmethod
     def read(cls, request: Request, upload: Upload) -> Self:
-        """Raises RequestError naming the field and what is possible."""
+        """Raises RequestError, which names the field and what is supported."""
         given: dict[str, str] = {}
         for name, value in [*request.query_params.multi_items(), *upload.fields]:
             if name not in cls.model_fields:
-                raise RequestError(f"{name[:40]!r} is not a field; possible: file, {', '.join(cls.model_fields)}", name)
+                raise RequestError(f"unknown field {name[:40]!r}; supported: file, {', '.join(cls.model_fields)}", name)
             if value and given.setdefault(name, value) != value:
                 raise RequestError(f"{name} is given twice: {given[name][:40]!r} and {value[:40]!r}", name)
         try:
@@ -91,7 +96,7 @@ class Fields(BaseModel):
 
 
 def accepted(header: str) -> str | None:
-    """The media type of ours that an Accept header likes best; None for any."""
+    """The supported media type that an Accept header ranks highest; None for any."""
     wishes = []
     for wish in header.split(","):
         media_type, *parameters = (part.strip().lower() for part in wish.split(";"))
@@ -103,7 +108,7 @@ def accepted(header: str) -> str | None:
 
 
 def _openapi() -> dict[str, Any]:
-    """The fields for /docs; FastAPI cannot see them, since a body may be a form or the file itself."""
+    """The fields for /docs. FastAPI cannot see them, since the body may be a form or the file itself."""
     fields = Fields.model_json_schema()["properties"]
     file = {"type": "string", "format": "binary", "description": SUPPORTED}
     form = {"type": "object", "required": ["file"], "properties": {"file": file, **fields}}
@@ -139,32 +144,21 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 
 @router.post("/transcribe", openapi_extra=_openapi(), responses=_RESPONSES)
 async def transcribe(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
-    """The text of an audio file, in the language spoken unless `target_language` names another.
+    """The text of an audio file, in the spoken language or translated into `target_language`.
 
-    With `stream=true` each segment is an event `segment` as soon as it is ready; the last event, `done`, has what
-    `format=json` gives. An event `error` has an error as any other answer has it.
+    With `stream=true` each segment is sent as an event `segment` as soon as it is ready. The last event, `done`, has
+    the same content as `format=json`; an event `error` has the usual error body.
     """
     fields = Fields.read(request, upload)
-    language = fields.language or settings.default_language
-    return await _respond(
-        request, settings, upload, fields, engines.named(fields.model), language, fields.target_language
-    )
+    return await _respond(request, settings, upload, fields, engines.named(fields.model), fields.target_language)
 
 
 @router.post("/translate", openapi_extra=_openapi(), responses=_RESPONSES)
 async def translate(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
-    """The text of an audio file in another language: English, unless `target_language` names another."""
+    """The text of an audio file in English, or in another `target_language`; speech in that language is transcribed."""
     fields = Fields.read(request, upload)
-    language = fields.language or settings.default_language
     target = fields.target_language or "en"
-    model = engines.named(fields.model)
-    if target == language:
-        spoken = f"language is {language!r}" if fields.language else f"no language is given, so {language!r} is assumed"
-        info = model.engine.info
-        others = sorted(set(info.config.languages if info else ()) - {language})
-        asked = "target_language is too" if fields.target_language else "target_language must be given"
-        raise RequestError(f"{spoken}, and {asked}; possible: {', '.join(others)}", "target_language")
-    return await _respond(request, settings, upload, fields, model, language, target)
+    return await _respond(request, settings, upload, fields, engines.named(fields.model), target)
 
 
 async def _respond(
@@ -173,37 +167,35 @@ async def _respond(
     upload: Upload,
     fields: Fields,
     model: Served,
-    language: str,
     target: str | None,
 ) -> Response:
-    # Cues without times would be one cue of the whole length.
+    # Without times there would be a single cue over the whole length.
     timestamps = fields.timestamps or ("segment" if fields.format in ("srt", "vtt") else "none")
-    task = Task(language, target, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
+    languages = language_pair(fields.language, target, settings.default_language)
+    task = Task(*languages, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
     if fields.stream:
         return await event_stream(request, _events(request, upload, fields, task, model), _error_event)
-    result = await unless_disconnected(
-        request, transcribe_file(request, upload.file, task, model.id, detect_each=fields.detect_each)
+    done = await unless_disconnected(
+        request, transcribe_upload(request, upload.file, task, model.id, detect_each=fields.detect_each)
     )
     if fields.format == "json":
-        return JSONResponse(_body(result, fields, task, model))
+        return JSONResponse(_body(done, fields, task, model))
     assert fields.format
     rules = SubtitleRules.from_settings(settings, fields.line_length, fields.lines)
-    text = formats.render(result.transcript, fields.format, rules)
+    text = formats.render(done, fields.format, rules)
     return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
 
 
-def _body(result: FileResult, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
-    source = language_source(task, bool(fields.language), result)
-    done = result.transcription
-    body = formats.to_dict(done.transcript, source, done.detection, done.uncovered)
-    return {**body, "model": model.id, "timing": result.timing_dict()}
+def _body(done: Transcription, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
+    source = language_source(task, bool(fields.language), done)
+    return {**done.to_dict(source), "model": model.id, "timing": done.timing.to_dict(done.duration)}
 
 
 async def _events(request: Request, upload: Upload, fields: Fields, task: Task, model: Served) -> AsyncIterator[str]:
     async for ready in progress_of(
-        lambda tell: transcribe_file(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
+        lambda tell: transcribe_upload(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
     ):
-        if isinstance(ready, FileResult):
+        if isinstance(ready, Transcription):
             yield _event("done", _body(ready, fields, task, model))
         else:
             for segment in ready:

@@ -1,7 +1,7 @@
 """OpenAI's audio API: POST /v1/audio/transcriptions and /v1/audio/translations, GET /v1/models.
 
-Thin adapters: what clients send is read leniently, as OpenAI's own SDKs and their many users write it, and goes the way
-of the native routes.
+Thin adapters over the same code as the native routes. They read requests leniently, since OpenAI's SDKs and their users
+write them in many ways.
 """
 
 import json
@@ -16,26 +16,27 @@ from model.task import Task
 from server.audio.file_types import SUPPORTED
 from server.engine.registry import Engines, Served
 from server.errors import RequestError, invalid_field
+from server.longform.transcribe import Transcription
 from server.settings import Settings
 from server.text import formats
-from server.text.languages import Language
+from server.text.languages import Language, language_pair
 from server.text.subtitles import SubtitleRules
 from server.text.verbose_json import to_openai_json, to_verbose_json
 from server.web.answers import answer
 from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
 from server.web.schemas import ModelBody, Models, OpenAITranscription, OpenAIVerboseTranscription, error_responses
 from server.web.streaming import event_stream, progress_of, unless_disconnected
-from server.web.transcription import FileResult, transcribe_file
+from server.web.transcription import transcribe_upload
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 _FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
-# Whisper's prompts are cut to their end as well; ours must leave room for the text.
+# Like Whisper, keep the end of a longer prompt; it must leave room for the text.
 MAX_PROMPT = 1000
 
 
 class Fields(BaseModel):
-    """Fields that have an effect; others are ignored, and an empty one is not given."""
+    """The fields that have an effect. Others are ignored, and an empty one counts as not given."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -45,24 +46,25 @@ class Fields(BaseModel):
         examples=["whisper-1"],
     )
     language: Language = Field(
-        None, description="What is spoken: `de`, `de-DE` or `german`. By default found out.", examples=["de"]
+        None, description="The spoken language: `de`, `de-DE` or `german`. By default detected.", examples=["de"]
     )
-    prompt: str | None = Field(None, description="Text to go by; ignored by models that have no place for it.")
+    prompt: str | None = Field(None, description="Context such as names; ignored by models whose prompt takes none.")
     response_format: Literal["json", "text", "srt", "verbose_json", "vtt"] = "json"
-    temperature: str | None = Field(None, description="Ignored: nothing is drawn at random.")
+    temperature: str | None = Field(None, description="Ignored: decoding is deterministic.")
 
     @field_validator("response_format", mode="before")
     @classmethod
     def _is_format(cls, value: str) -> str:
         if value not in _FORMATS:
             raise RequestError(
-                f"response_format: {value[:40]!r} is not possible; possible: {', '.join(_FORMATS)}", "response_format"
+                f"response_format: {value[:40]!r} is not supported; must be one of {', '.join(_FORMATS)}",
+                "response_format",
             )
         return value
 
     @classmethod
     def read(cls, request: Request, upload: Upload) -> Self:
-        """Raises RequestError naming the field and what is possible."""
+        """Raises RequestError, which names the field and what is supported."""
         given: dict[str, Any] = {}
         for name, value in [*request.query_params.multi_items(), *upload.fields]:
             name = name.removesuffix("[]")
@@ -77,7 +79,7 @@ class Fields(BaseModel):
 
 
 class TranscriptionFields(Fields):
-    stream: bool = Field(False, description="Send the text as it is written, as server-sent events.")
+    stream: bool = Field(False, description="Send the text as server-sent events as soon as it is ready.")
     timestamp_granularities: list[Literal["segment", "word"]] = Field(
         default_factory=list, description="For `verbose_json`: `word` adds the times of words."
     )
@@ -85,7 +87,7 @@ class TranscriptionFields(Fields):
 
 class TranslationFields(Fields):
     target_language: Language = Field(None, description="By default `en`.", examples=["de"])
-    to_language: Language = Field(None, description="Another name of `target_language`.")
+    to_language: Language = Field(None, description="Alias of `target_language`.")
 
 
 def _form(fields: type[Fields]) -> dict[str, Any]:
@@ -110,66 +112,69 @@ _EVENTS = {
 
 def _responses(content: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     model = OpenAITranscription | OpenAIVerboseTranscription
-    answered = {"model": model, "description": "The text, as `response_format` wants it.", "content": content}
+    answered = {"model": model, "description": "The text in the `response_format` asked for.", "content": content}
     return {200: answered, **error_responses(400, 401, 403, 404, 408, 413, 500, 503)}
 
 
 @router.post("/audio/transcriptions", openapi_extra=_form(TranscriptionFields), responses=_responses(_TEXTS | _EVENTS))
 async def transcriptions(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
-    """The text of an audio file in the language spoken."""
+    """The text of an audio file in the spoken language."""
     fields = TranscriptionFields.read(request, upload)
     words = "word" in fields.timestamp_granularities
     model, task = engines.named(fields.model), _task(fields, settings.default_language, None, words)
     if fields.stream:
         return await event_stream(request, _events(request, upload, task, model), _error_event)
-    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
-    return _written(result, fields, settings, "transcribe", words)
+    done = await unless_disconnected(
+        request, transcribe_upload(request, upload.file, task, model.id, shorten_context=True)
+    )
+    return _rendered(done, fields, settings, "transcribe", words)
 
 
 @router.post("/audio/translations", openapi_extra=_form(TranslationFields), responses=_responses(_TEXTS))
 async def translations(request: Request, upload: UploadDep, engines: EnginesDep, settings: SettingsDep) -> Response:
-    """The text of an audio file in another language: English, unless `target_language` names another."""
+    """The text of an audio file in English, or in another `target_language`; speech in that language is transcribed."""
     fields = TranslationFields.read(request, upload)
     target = fields.target_language or fields.to_language or "en"
     task = _task(fields, settings.default_language, target, False)
     model = engines.named(fields.model)
-    result = await unless_disconnected(request, transcribe_file(request, upload.file, task, model.id, lenient=True))
-    return _written(result, fields, settings, "translate", False)
+    done = await unless_disconnected(
+        request, transcribe_upload(request, upload.file, task, model.id, shorten_context=True)
+    )
+    return _rendered(done, fields, settings, "translate", False)
 
 
 def _task(fields: Fields, default_language: str, target: str | None, words: bool) -> Task:
     timed = fields.response_format in ("srt", "vtt", "verbose_json")
     return Task(
-        fields.language or default_language,
-        target,
+        *language_pair(fields.language, target, default_language),
         timestamps=("word" if words else "segment") if timed else "none",
         context=(fields.prompt or "")[-MAX_PROMPT:],
     )
 
 
-def _written(result: FileResult, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
-    transcript = result.transcript
+def _rendered(done: Transcription, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
     match fields.response_format:
         case "json":
-            return JSONResponse(to_openai_json(transcript))
+            return JSONResponse({**to_openai_json(done), **formats.warnings_dict(done.warnings)})
         case "verbose_json":
-            return JSONResponse(to_verbose_json(transcript, task, words))
+            return JSONResponse({**to_verbose_json(done, task, words), **formats.warnings_dict(done.warnings)})
         case other:
-            text = formats.render(transcript, other, SubtitleRules.from_settings(settings))
+            text = formats.render(done, other, SubtitleRules.from_settings(settings))
             return Response(text, media_type=formats.MEDIA_TYPES[other])
 
 
 async def _events(request: Request, upload: Upload, task: Task, model: Served) -> AsyncIterator[str]:
-    """Deltas that, put together, are the text of the last event."""
+    """Deltas; joined, they are the text of the last event."""
     sent = ""
-    work = progress_of(lambda tell: transcribe_file(request, upload.file, task, model.id, tell, lenient=True))
+    work = progress_of(lambda tell: transcribe_upload(request, upload.file, task, model.id, tell, shorten_context=True))
     async for ready in work:
-        if isinstance(ready, FileResult):
-            text = ready.transcript.text
+        if isinstance(ready, Transcription):
+            text = ready.text
             if text.startswith(sent) and (rest := text[len(sent) :]):
                 yield _event({"type": "transcript.text.delta", "delta": rest})
                 sent = text
-            yield _event({"type": "transcript.text.done", "text": sent})
+            done = {"type": "transcript.text.done", "text": sent, **formats.warnings_dict(ready.warnings)}
+            yield _event(done)
         elif delta := " ".join(segment.text for segment in ready if segment.text):
             delta = f" {delta}" if sent else delta
             sent += delta
@@ -186,13 +191,13 @@ def _error_event(error: Exception) -> str:
 
 @router.get("/models", response_model=Models, responses=error_responses(401, 403))
 async def models(engines: EnginesDep) -> dict[str, Any]:
-    """The models that may be named."""
+    """The models that requests can name."""
     return {"object": "list", "data": [_model(engines, model) for model in engines.models]}
 
 
 @router.get("/models/{id:path}", response_model=ModelBody, responses=error_responses(401, 403, 404))
 async def model(id: str, engines: EnginesDep) -> dict[str, Any]:
-    """One of them, by any of its names."""
+    """One model, by any of its names."""
     return _model(engines, engines.named(id))
 
 

@@ -1,4 +1,4 @@
-"""The session object of OpenAI's realtime transcription: defaults, partial updates, what of it means what here."""
+"""The session object of OpenAI's realtime transcription: its defaults, its updates, and what its fields mean here."""
 
 from typing import Any, Literal
 
@@ -8,14 +8,14 @@ from server.live.endpointing import Endpointing
 from server.text.languages import language_code
 
 PCM_RATES = (8_000, 16_000, 24_000, 48_000)
-# Turns that the client ends itself: segments still end at pauses, of this length.
+# Where the client ends turns itself, segments still end at pauses of this length.
 MANUAL_SILENCE_S = 1.0
-# Characters of a prompt, which is kept and told, and not used.
+# The longest prompt. It is kept and repeated, but not used.
 MAX_PROMPT = 10_000
 
 
 class _Part(BaseModel):
-    # Other fields are other servers' business.
+    # Clients send fields that only other servers know.
     model_config = ConfigDict(extra="ignore")
 
 
@@ -28,14 +28,14 @@ class AudioFormat(_Part):
         if self.type != "audio/pcm":
             self.rate = None
         elif (self.rate or 24_000) not in PCM_RATES:
-            raise ValueError(f"rate {self.rate} is not possible; possible: {', '.join(map(str, PCM_RATES))}")
+            raise ValueError(f"rate {self.rate} is not supported; must be one of {', '.join(map(str, PCM_RATES))}")
         else:
             self.rate = self.rate or 24_000
         return self
 
     @property
     def encoding(self) -> tuple[str, int]:
-        """As RawSound has it."""
+        """The encoding and sample rate, as RawSound takes them."""
         return {
             "audio/pcm": ("pcm_s16le", self.rate or 0),
             "audio/pcmu": ("ulaw", 8_000),
@@ -82,13 +82,13 @@ class AudioSettings(_Part):
 
 
 class Session(_Part):
-    """turn_detection None: the client commits."""
+    """With turn_detection None the client ends turns itself, by committing."""
 
     type: Literal["transcription"] = "transcription"
     audio: AudioSettings = Field(default_factory=AudioSettings)
 
     def updated(self, change: dict[str, Any]) -> "Session":
-        """This session with the fields that `change` names changed; null is a value. Raises ValidationError."""
+        """This session with the fields in `change` updated; null is a value. Raises ValidationError."""
         return Session.model_validate(_merged(self.model_dump(), change))
 
     @property
@@ -106,7 +106,7 @@ class Session(_Part):
 def _merged(whole: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     merged = dict(whole)
     for name, value in change.items():
-        # A format is one thing: a rate belongs to its type.
+        # A format is replaced as a whole: a rate belongs to its type.
         if name != "format" and isinstance(value, dict) and isinstance(merged.get(name), dict):
             merged[name] = _merged(merged[name], value)
         else:

@@ -1,21 +1,21 @@
-"""Messages on their way to a client that may be slower than they come, or not read at all."""
+"""Messages for a client that may read slowly, or not at all."""
 
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-# Messages that may wait, and seconds that one may take: a client that needs more does not read.
+# How many messages may wait, and how long sending one may take; beyond that, the client counts as not reading.
 MAX_WAITING = 500
 SEND_S = 20.0
 
 
 class NotReading(Exception):
-    """The client does not take what it is sent."""
+    """The client does not read its messages."""
 
 
 class Outbox:
-    """`put` never waits; `run` sends, one after the other."""
+    """`put` never waits; `run` sends the messages one after the other."""
 
     def __init__(self, send: Callable[[Any], Awaitable[None]]):
         self._send = send
@@ -23,8 +23,8 @@ class Outbox:
         self._changed = asyncio.Event()
 
     def put(self, message: Any, replaces: object = None) -> None:
-        """Send `message` after all others; instead of the last one, if that waits and was put with the same
-        `replaces`. Raises NotReading."""
+        """Send `message` after all others. It takes the place of the last one if that still waits and was put with
+        the same `replaces`. Raises NotReading."""
         if replaces is not None and self._waiting and self._waiting[-1][0] == replaces:
             self._waiting.pop()
         if len(self._waiting) >= MAX_WAITING:
@@ -40,7 +40,7 @@ class Outbox:
             await self.send_all()
 
     async def send_all(self) -> None:
-        """Send what waits."""
+        """Send all waiting messages."""
         while self._waiting:
             _, message = self._waiting.popleft()
             try:

@@ -1,7 +1,7 @@
-"""WS /v1/realtime: transcription sessions as OpenAI's clients speak them.
+"""WS /v1/realtime: transcription sessions in OpenAI's realtime protocol.
 
-Sound is base64 in `input_audio_buffer.append`. Every turn is an item; its deltas are the text that stays, as soon as
-it does. With server_vad a turn ends at a pause, without it when the client commits.
+Audio comes as base64 in `input_audio_buffer.append`. Every turn is an item; its deltas carry text once it is stable.
+With server_vad a turn ends at a pause, without it when the client commits.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
-from model.task import Task, TaskError
+from model.task import TaskError
 from server.errors import (
     EngineStopped,
     ModelFailed,
@@ -28,10 +28,8 @@ from server.errors import (
     TranscriptionFailed,
     invalid_field,
 )
-from server.live.connection import Bounds, LiveConnection
-from server.live.decoder import EngineDecoder
+from server.live.connection import LiveConnection
 from server.live.events import Event, Finalized, LiveResult, SpeechStarted, SpeechStopped
-from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound
 from server.settings import Settings
 from server.web.routes.openai_session import Session, TranscriptionSettings
@@ -42,13 +40,13 @@ router = APIRouter()
 T = TypeVar("T")
 
 SUBPROTOCOL = "realtime"
-# Codes of what no message of the client's is to blame for.
+# Codes of errors that the client did not cause.
 SERVER_ERRORS = {kind.code for kind in (ServiceError, TranscriptionFailed, ModelLoading, ModelFailed, EngineStopped)}
 SERVER_ERRORS.add("internal_error")
 MAX_MISTAKES = 100
-# Characters of a client's own name for a message.
+# The longest event_id of a client that is repeated in an answer.
 MAX_EVENT_ID = 512
-# Less sound than this is not worth a turn.
+# The least audio that can be committed.
 SHORTEST_COMMIT_S = 0.1
 TRANSCRIPTION = "conversation.item.input_audio_transcription"
 
@@ -67,7 +65,7 @@ async def realtime(websocket: WebSocket) -> None:
 
 
 class Mistake(Exception):
-    """A message that could not be used; the session goes on."""
+    """An invalid message; the session continues."""
 
     def __init__(self, code: str, message: str, param: str | None = None):
         super().__init__(message)
@@ -75,7 +73,7 @@ class Mistake(Exception):
 
 
 class Item:
-    """A turn's text, sent as it grows. before_s: what was heard of it under settings that have changed since."""
+    """A turn's text, sent as it grows. before_s: its audio from before the last change of settings."""
 
     def __init__(self) -> None:
         self.id = f"item_{secrets.token_hex(10)}"
@@ -86,7 +84,7 @@ class Item:
         self._finals: list[str] = []
 
     def delta(self, result: LiveResult) -> str:
-        """What of the certain text has not been sent."""
+        """The stable text that has not been sent yet."""
         certain = [*self._finals, result.text[: result.stable]]
         if result.is_final:
             self._finals.append(result.text)
@@ -98,7 +96,7 @@ class Item:
 
 
 class Conversation:
-    """One client's session: its settings, and the sound that is being heard under them."""
+    """One client's session: its settings, and the audio that is transcribed under them."""
 
     def __init__(self, websocket: WebSocket, outbox: Outbox):
         self._websocket = websocket
@@ -116,7 +114,7 @@ class Conversation:
         self._outbox.put({"type": kind, "event_id": f"event_{secrets.token_hex(10)}", **fields})
 
     async def run(self) -> None:
-        """Until the client hangs up. Raises Fatal, WebSocketDisconnect, or what a step raises."""
+        """Run until the client disconnects. Raises Fatal, WebSocketDisconnect, or what a step raises."""
         self.send("session.created", session=self._described())
         try:
             while True:
@@ -133,19 +131,23 @@ class Conversation:
         while True:
             try:
                 async with asyncio.timeout(self._settings.live_idle_s):
-                    # messages that came together are had without waiting: let others have their turn
+                    # Messages that arrived together are received without waiting: let other tasks run in between.
                     await asyncio.sleep(0)
                     receiving = self._websocket.receive()
-                    # what fails in the session's steps is raised here
+                    # An error in the session's steps is raised here.
                     received = await (self._hearing.beside(receiving) if self._hearing else receiving)
             except TimeoutError:
-                raise Fatal("idle", f"Nothing was heard for {self._settings.live_idle_s:g} s.") from None
+                raise Fatal(
+                    "idle", f"No message for {self._settings.live_idle_s:g} s; the session is closed."
+                ) from None
             if received["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(received.get("code", 1000))
             try:
                 message = json.loads(received.get("text") or "")
             except (ValueError, RecursionError):
-                self._answer(Mistake("invalid_json", "The message is not JSON; sound is sent as base64 in JSON."), None)
+                self._answer(
+                    Mistake("invalid_json", "The message is not valid JSON; send audio as base64 in JSON."), None
+                )
                 continue
             if isinstance(message, dict):
                 return message
@@ -163,8 +165,8 @@ class Conversation:
                 await (await self._listening()).clear()
                 self.send("input_audio_buffer.cleared")
             case kind:
-                possible = "session.update, input_audio_buffer.append, .commit, .clear"
-                raise Mistake("unknown_event", f"type {kind!r:.60} is not possible; possible: {possible}", "type")
+                supported = "session.update, input_audio_buffer.append, .commit, .clear"
+                raise Mistake("unknown_event", f"unknown type {kind!r:.60}; must be one of {supported}", "type")
 
     async def _update(self, change: Any) -> None:
         if not isinstance(change, dict):
@@ -178,9 +180,9 @@ class Conversation:
             wrong = invalid_field(error) if isinstance(error, ValidationError) else error
             raise Mistake("invalid_value", str(wrong), f"session.{wrong.param}") from None
         if self._hearing and updated != self._session:
-            # What was heard is written out under the settings it was heard under.
+            # Finish the audio so far under the settings that it was sent under.
             self._heard_before_s += await self._hearing.finish()
-            # Not before: whoever leaves meanwhile leaves it to `run`.
+            # Not before: if the client leaves meanwhile, `run` still has to stop it.
             self._open, self._hearing = self._hearing.open, None
         self._session = updated
         self.send("session.updated", session=self._described())
@@ -198,12 +200,12 @@ class Conversation:
 
     def completed(self, item: Item) -> None:
         usage = {"type": "duration", "seconds": round(item.seconds, 3)}
-        told = {
+        fields = {
             "transcript": item.sent,
             "languages": [{"code": item.language}] if item.language else [],
             "usage": usage,
         }
-        self.send(f"{TRANSCRIPTION}.completed", item_id=item.id, content_index=0, **told)
+        self.send(f"{TRANSCRIPTION}.completed", item_id=item.id, content_index=0, **fields)
 
     def _described(self) -> dict[str, Any]:
         about = {"id": self._id, "object": "realtime.transcription_session", "expires_at": 0, "include": None}
@@ -212,12 +214,12 @@ class Conversation:
     def _answer(self, mistake: "Mistake", event_id: Any) -> None:
         self._mistakes += 1
         if self._mistakes > MAX_MISTAKES:
-            raise Fatal("too_many_errors", f"{MAX_MISTAKES} messages could not be used; the last: {mistake}")
+            raise Fatal("too_many_errors", f"Too many invalid messages ({MAX_MISTAKES}). The last error: {mistake}")
         self._outbox.put(_error(mistake.code, str(mistake), mistake.param, event_id))
 
 
 class Hearing:
-    """Sound under one state of the settings: a live session, its turns as items."""
+    """The audio under one version of the settings: a live session whose turns are items."""
 
     def __init__(self, conversation: Conversation, session: Session, offset_s: float, item: Item | None):
         self._conversation = conversation
@@ -225,36 +227,37 @@ class Hearing:
         self._offset_s = offset_s
         self._by_turn = session.audio.input.turn_detection is not None
         self._stack = AsyncExitStack()
-        # With server_vad, the items of turns that are not complete; without it, the one that goes on.
+        # With server_vad, the items of incomplete turns; without it, `open` is the item in progress.
         self._turns: dict[int, Item] = {}
         self.open = item or Item()
-        # What each Finalized to come is for: an item to complete, somebody who waits, or nothing.
+        # What each pending Finalized is for: an item to complete, a waiter to wake, or nothing.
         self._awaited: deque[Item | asyncio.Event | None] = deque()
         self._last_commit_s = 0.0
 
     async def start(self, websocket: WebSocket) -> None:
-        """Raises Mistake for what the model cannot do, ServiceError if there is no model."""
+        """Raises Mistake for a language that the model does not support, ServiceError if there is no model."""
         settings: Settings = websocket.app.state.settings
         wanted = self._session.audio.input
         asked = wanted.transcription or TranscriptionSettings()
         model = asked.model or websocket.query_params.get("model")
         engine = await self._stack.enter_async_context(websocket.app.state.engines.use(model))
-        language = asked.language or settings.default_language
         try:
-            engine.check(Task(language))
+            self._live = LiveConnection.open(
+                engine,
+                settings,
+                self._emit,
+                language=asked.language,
+                endpointing=self._session.endpointing,
+                word_times=False,
+            )
         except TaskError as error:
             await self._stack.aclose()
             raise Mistake("invalid_value", f"{error}.", "session.audio.input.transcription.language") from None
-        policy, step_s = settings.live_policy, settings.live_step_s
-        options = LiveOptions(language, None, policy, step_s, endpointing=self._session.endpointing)
-        live = LiveSession(EngineDecoder(engine, word_times=False), options, engine.check)
-        bounds = Bounds(settings.max_live_buffer_s, settings.max_live_rate)
-        self._live = LiveConnection(live, self._emit, bounds)
         self._sound = RawSound(*wanted.format.encoding, self._live.hear)
         self._stepping = asyncio.ensure_future(self._live.run())
 
     async def beside(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, or what stepping raises before that."""
+        """The result of `work`; raises what stepping the session raises meanwhile."""
         working = asyncio.ensure_future(work)
         try:
             await asyncio.wait({working, self._stepping}, return_when=asyncio.FIRST_COMPLETED)
@@ -268,13 +271,15 @@ class Hearing:
         await self.beside(self._sound.write(sound))
 
     async def commit(self) -> None:
-        """End the turn here. Without server_vad an empty buffer is a mistake; with it there may just be no turn."""
+        """End the turn here. Without server_vad an empty buffer is an error; with it there may simply be no turn."""
         await self.beside(self._sound.flush())
         heard_s = self._live.session.heard_s
         if self._by_turn:
             self._awaited.append(None)
         elif round(self.open.before_s + heard_s - self._last_commit_s, 3) < SHORTEST_COMMIT_S:
-            raise Mistake("input_audio_buffer_commit_empty", f"The buffer holds less than {SHORTEST_COMMIT_S} s.")
+            raise Mistake(
+                "input_audio_buffer_commit_empty", f"The buffer has less than {SHORTEST_COMMIT_S} s of audio."
+            )
         else:
             self._conversation.committed(self.open)
             self._awaited.append(self.open)
@@ -283,7 +288,7 @@ class Hearing:
         await self.beside(self._live.finalize())
 
     async def clear(self) -> None:
-        """Forget the sound that was not committed."""
+        """Drop the audio that was not committed."""
         self._turns = {turn: item for turn, item in self._turns.items() if item.committed}
         self.open = Item()
         self._sound.clear()
@@ -291,7 +296,7 @@ class Hearing:
         self._last_commit_s = self._live.session.heard_s
 
     async def finish(self) -> float:
-        """Write out what was heard, and return how many seconds that was."""
+        """Finish the text of the audio so far; returns its seconds."""
         await self.beside(self._sound.flush())
         self._awaited.append(finished := asyncio.Event())
         await self.beside(self._live.finalize())
@@ -349,17 +354,17 @@ async def _waited(event: asyncio.Event) -> None:
 
 def _sound(audio: Any) -> bytes:
     if not isinstance(audio, str):
-        raise Mistake("invalid_value", "audio must be a string of base64", "audio")
+        raise Mistake("invalid_value", "audio must be a base64 string", "audio")
     try:
         return base64.b64decode(audio, validate=True)
     except (binascii.Error, ValueError):
-        raise Mistake("invalid_value", "audio is not base64", "audio") from None
+        raise Mistake("invalid_value", "audio is not valid base64", "audio") from None
 
 
 def _error(code: str, message: str, param: str | None = None, event_id: Any = None) -> dict[str, Any]:
-    """event_id: the client's own name for the message at fault."""
+    """event_id: the client's, of the message at fault."""
     kind = "server_error" if code in SERVER_ERRORS else "invalid_request_error"
     named = isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID
     event_id = event_id.encode(errors="replace").decode() if named else None
-    told = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
-    return {"type": "error", "event_id": f"event_{secrets.token_hex(10)}", "error": told}
+    error = {"type": kind, "code": code, "message": message, "param": param, "event_id": event_id}
+    return {"type": "error", "event_id": f"event_{secrets.token_hex(10)}", "error": error}

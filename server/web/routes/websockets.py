@@ -1,4 +1,4 @@
-"""What the live routes share: one conversation over a websocket, from its start to its end, whoever ends it."""
+"""What the live routes share: one conversation over a websocket, from start to end, whichever side ends it."""
 
 import asyncio
 import logging
@@ -16,16 +16,16 @@ log = logging.getLogger(__name__)
 
 # RFC 6455's codes for closing.
 NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
-# How long the last messages, and closing, may take.
+# How long sending the last messages, and closing, may take.
 FAREWELL_S = 2.0
-WENT_WRONG = "Something went wrong on the server; its log says more."
+WENT_WRONG = "Internal server error; see the server's log."
 
 # An error as a message of the protocol: code, message.
 ErrorMessage = Callable[[str, str], dict[str, Any]]
 
 
 class Fatal(Exception):
-    """What ends the connection: told to the client as an error, then as the reason of closing."""
+    """Ends the connection. The client gets the message as an error, then as the reason for closing."""
 
     def __init__(self, code: str, message: str, close: int = POLICY):
         super().__init__(message)
@@ -33,9 +33,9 @@ class Fatal(Exception):
 
 
 async def converse(
-    websocket: WebSocket, talk: Callable[[Outbox], Coroutine[Any, Any, None]], told: ErrorMessage
+    websocket: WebSocket, talk: Callable[[Outbox], Coroutine[Any, Any, None]], error_message: ErrorMessage
 ) -> None:
-    """Run `talk`, sending what it puts into the outbox, and close when either ends."""
+    """Run `talk`, send what it puts into the outbox, and close when either ends."""
     outbox = Outbox(websocket.send_json)
     last_words: dict[str, Any] | None = None
     close = NORMAL, ""
@@ -44,16 +44,16 @@ async def converse(
     except WebSocketDisconnect:
         return
     except NotReading:
-        close = POLICY, "messages are not being read"
+        close = POLICY, "the client does not read its messages"
     except Fatal as fatal:
-        last_words = told(fatal.code, str(fatal))
+        last_words = error_message(fatal.code, str(fatal))
         close = fatal.close, str(fatal)
     except ServiceError as refused:
-        last_words = told(refused.code, str(refused))
+        last_words = error_message(refused.code, str(refused))
         close = GOING_AWAY if isinstance(refused, EngineStopped) else POLICY, str(refused)
     except Exception:
         log.exception("a live session failed")
-        last_words = told("internal_error", WENT_WRONG)
+        last_words = error_message("internal_error", WENT_WRONG)
         close = INTERNAL, WENT_WRONG
     if close[1]:
         log.info("a live session was ended: %s", close[1])
@@ -61,7 +61,7 @@ async def converse(
 
 
 async def first_of(*works: Coroutine[Any, Any, None]) -> None:
-    """Run all until one ends, and end the others; raises what that one raised."""
+    """Run all until one ends, then cancel the others; raises what that one raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -76,14 +76,18 @@ async def first_of(*works: Coroutine[Any, Any, None]) -> None:
 
 @asynccontextmanager
 async def seat(websocket: WebSocket) -> AsyncIterator[None]:
-    """One of the live sessions that there may be. Raises Fatal if all are taken."""
+    """Occupy one of the limited live sessions. Raises Fatal if all are in use."""
     state = websocket.app.state
     settings: Settings = state.settings
     if not hasattr(state, "live_seats"):
         state.live_seats = Seats(settings.max_live_sessions)
     with state.live_seats.one() as free:
         if not free:
-            raise Fatal("too_many_sessions", f"All {settings.max_live_sessions} live sessions are in use.", TRY_LATER)
+            raise Fatal(
+                "too_many_sessions",
+                f"Session limit ({settings.max_live_sessions}) reached; try again shortly.",
+                TRY_LATER,
+            )
         with state.metrics.live_sessions.track_inprogress():
             yield
 
@@ -91,7 +95,7 @@ async def seat(websocket: WebSocket) -> AsyncIterator[None]:
 async def _say_goodbye(
     websocket: WebSocket, outbox: Outbox, last_words: dict[str, Any] | None, code: int, reason: str
 ) -> None:
-    """Send what waits and close, without waiting long for a client that does not read."""
+    """Send the remaining messages and close, without waiting long for a client that does not read."""
     try:
         if last_words:
             outbox.put(last_words)
@@ -101,14 +105,14 @@ async def _say_goodbye(
         pass
     try:
         async with asyncio.timeout(FAREWELL_S):
-            # a reason may have 123 bytes
+            # The reason is limited to 123 bytes.
             await websocket.close(code, reason.encode()[:123].decode(errors="ignore"))
     except (TimeoutError, RuntimeError, WebSocketDisconnect):
         pass
 
 
 class Seats:
-    """How many live sessions there may be at once."""
+    """Limits the live sessions that are open at the same time."""
 
     def __init__(self, most: int):
         self.most = most
@@ -116,7 +120,7 @@ class Seats:
 
     @contextmanager
     def one(self):
-        """A seat for as long as it is used. Yields whether there was one."""
+        """Take a seat inside the with block. Yields whether one was free."""
         if self.taken >= self.most:
             yield False
             return
