@@ -2,20 +2,23 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, cast, overload
 
 import numpy as np
 import soxr
 
-import model.canary.model
 from convert.hub import resolve
 from model.arrays import default_dtype
 from model.decoding import DecodingOptions
+from model.loading import load
 from model.task import AUTO, Task
 from model.transcript import Transcript
 from server.audio import decode as sound
 from server.longform.cutting import Cutting, Piece, cut
 from server.longform.transcribe import AT_ONCE, joined_transcript, task_for
+
+if TYPE_CHECKING:
+    from model.canary.model import CanaryModel
 
 # A path, a file's bytes, float32 samples at 16 kHz, or samples with their rate in Hz; (N,) or (N, channels).
 Audio = str | Path | bytes | np.ndarray | tuple[np.ndarray, int]
@@ -28,7 +31,7 @@ class Canary:
     >>> canary.transcribe("talk.mp3", language="en", target_language="de").text
     """
 
-    def __init__(self, loaded: model.canary.model.CanaryModel):
+    def __init__(self, loaded: "CanaryModel"):
         self.model = loaded
 
     @classmethod
@@ -40,7 +43,8 @@ class Canary:
         Raises convert.errors.ConversionError, or ValueError for a folder that is not a model.
         """
         dtype = dtype or default_dtype()
-        return cls(model.canary.model.CanaryModel.load(resolve(name_or_path, dtype=dtype, quantize=quantize), dtype))
+        folder = resolve(name_or_path, dtype=dtype, quantize=quantize)
+        return cls(cast("CanaryModel", load(folder, dtype)))
 
     @property
     def languages(self) -> tuple[str, ...]:

@@ -21,10 +21,11 @@ settings.register_profile("quick", max_examples=20)
 
 @pytest.fixture(autouse=True)
 def _no_processes(monkeypatch):
-    def refuse(*_, **__):
-        pytest.fail("Unit tests start no processes. Put this test in tests/process.")
+    class Refused(subprocess.Popen):
+        def __init__(self, *_, **__):
+            pytest.fail("Unit tests start no processes. Put this test in tests/process.")
 
-    monkeypatch.setattr(subprocess, "Popen", refuse)
+    monkeypatch.setattr(subprocess, "Popen", Refused)
 
 
 VOCAB = 64
