@@ -8,21 +8,23 @@ from pathlib import Path
 import pytest
 import soundfile
 
+from convert.convert import ConversionConfig, convert
 from convert.hub import resolve
 from model import arrays, loading
 from model.arrays import mlx
 from model.arrays import numpy as numpy_arrays
 from model.canary.model import CanaryModel
-from model.config import ConfigError
+from model.config import ConfigError, read_values
 from model.decoding import DecodingOptions
 from model.task import Task
+from tests import archives
 
 SAMPLES = Path(__file__).parents[2] / "convert" / "toy" / "samples"
 
 
 @pytest.fixture(scope="module")
-def toy_folder(tmp_path_factory) -> Path:
-    return resolve("toy", dtype="float32", cache_dir=tmp_path_factory.mktemp("cache"))
+def toy_folder() -> Path:
+    return resolve("toy", dtype="float32")
 
 
 @pytest.fixture
@@ -137,13 +139,17 @@ def test_mlxs_arrays_on_a_cpu_compute_as_on_a_gpu(monkeypatch, a_cpu, toy_folder
     assert all(texts[0])
 
 
-def test_a_family_that_is_not_known_is_refused(tmp_path, toy_folder):
+def test_a_converted_folder_names_its_family(tmp_path):
+    folder = convert(ConversionConfig(source=archives.tiny_archive(tmp_path), output=tmp_path / "out"))
+    assert read_values(folder)["family"] == "canary"
+
+
+def test_a_folder_of_no_family_is_a_canary_and_an_unknown_family_is_refused(tmp_path, toy_folder):
     copied = Path(shutil.copytree(toy_folder, tmp_path / "copied"))
     values = json.loads((copied / "config.json").read_text())
-    assert values["family"] == "canary"
+    values.pop("family", None)
+    (copied / "config.json").write_text(json.dumps(values))
+    assert loading.load(copied).config.name == "toy"
     (copied / "config.json").write_text(json.dumps(values | {"family": "parakeet"}))
     with pytest.raises(ConfigError, match="family 'parakeet' is not supported; must be one of canary"):
         loading.load(copied)
-    del values["family"]  # as in folders of earlier versions
-    (copied / "config.json").write_text(json.dumps(values))
-    assert loading.load(copied).config.name == "toy"

@@ -1,6 +1,7 @@
 """Imports point one way."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -82,6 +83,20 @@ def test_only_the_web_wing_and_the_command_line_know_a_web_library():
         if not module.startswith(("server.web", "server.cli.serve")):
             wrong = imported_packages(file.read_text(encoding="utf-8"), "server") & WEB_LIBRARIES
             assert not wrong, f"{module} imports {', '.join(wrong)}"
+
+
+def test_only_the_benchmark_knows_a_family_of_models_by_name():
+    families = {module for module in MODULES if re.match(r"model\.(canary|parakeet)\b", module)}
+    assert "model.canary.model" in families
+    for module, file in MODULES.items():
+        if module.startswith("server") and not module.startswith("server.cli.bench"):
+            wrong = imported_modules(file) & families
+            assert not wrong, f"{module} imports {', '.join(wrong)}, and should use model.family and model.loading"
+
+
+def test_no_layer_asks_which_library_its_arrays_are_of():
+    for file in (ROOT / "model").rglob("*.py"):
+        assert not re.search(r"isinstance\([^)]*ndarray", file.read_text(encoding="utf-8")), f"{file} tests a type"
 
 
 def imported_packages(source: str, package: str) -> set[str]:
