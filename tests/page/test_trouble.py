@@ -14,6 +14,7 @@ def test_a_fatal_error_ends_listening_in_the_servers_words_and_can_be_tried_agai
         expect(faked.locator("#start")).to_have_text("Start")
         faked.get_by_role("button", name=step).click()
         expect(faked.locator("#notice")).to_be_hidden()
+        expect(faked.locator("#start")).to_be_focused()
     expect(faked.locator("#status")).to_have_text("Listening")
 
 
