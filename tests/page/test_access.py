@@ -10,7 +10,7 @@ from tests.page.acting import PHONE, start
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_its_paper(visit, stream, scheme):
+def test_text_has_enough_contrast(visit, stream, scheme):
     page = visit(prepare=stream.install, color_scheme=scheme)
     page.locator("#start:enabled").wait_for()
     start(page, stream)
@@ -47,7 +47,7 @@ def test_text_stands_out_from_its_paper(visit, stream, scheme):
     assert low == []
 
 
-def test_every_control_has_a_name_and_every_image_is_described_or_decoration(page):
+def test_controls_have_names_and_images_have_descriptions(page):
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("button, select, input, [role=meter], progress, dialog")]
             .filter((element) => !element.hidden && !element.textContent.trim() && !element.labels?.length
@@ -128,7 +128,7 @@ def test_on_a_phone_the_translation_is_below(visit, stream):
     assert translation["width"] > 300
 
 
-def test_nothing_is_loaded_from_another_place_and_nothing_else_may_run(visit, address):
+def test_everything_comes_from_the_server_and_nothing_else_may_run(visit, address):
     asked = []
     page = visit(prepare=lambda page: page.on("request", lambda request: asked.append(request.url)))
     page.locator("#start:enabled").wait_for()
@@ -147,12 +147,12 @@ def test_nothing_is_loaded_from_another_place_and_nothing_else_may_run(visit, ad
         assert page.request.get(f"{address}/{path}").headers["x-content-type-options"] == "nosniff"
 
 
-def test_the_page_is_given_to_those_who_ask_twice_without_sending_it_again(page, address):
+def test_an_unchanged_file_is_not_sent_again(page, address):
     script = f"{address}/static/main.js"
     etag = page.request.get(script).headers["etag"]
     assert page.request.get(script, headers={"if-none-match": etag}).status == 304
 
 
-def test_there_is_no_way_out_of_the_folder(page, address):
+def test_files_outside_the_static_folder_are_not_found(page, address):
     for path in ("static/../routes/page.py", "static/%2e%2e/routes/page.py", "static/"):
         assert page.request.get(f"{address}/{path}").status == 404

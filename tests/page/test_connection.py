@@ -110,7 +110,7 @@ def test_a_server_that_is_never_ready_is_asked_again(visit, stream):
 # --- no connection
 
 
-def test_a_refused_connection_is_told_and_tried_again(faked, stream):
+def test_a_refused_connection_is_reported_and_tried_again(faked, stream):
     stream.refuse = True
     faked.keyboard.press("Space")
     expect(faked.get_by_role("alert")).to_have_text(
@@ -134,7 +134,7 @@ def test_the_notice_of_a_lost_connection_goes_when_it_is_back(faked, stream):
     expect(faked.locator("#notice")).to_be_hidden()
 
 
-def test_a_key_that_is_not_valid_any_more_is_asked_for(visit, stream):
+def test_a_new_key_is_asked_for_when_the_old_one_is_refused(visit, stream):
     page = visit(prepare=stream.install)
     page.locator("#start:enabled").wait_for()
     start(page, stream)

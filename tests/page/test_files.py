@@ -1,4 +1,4 @@
-"""A recording opened or dropped on the page, written out by the real server, and saved."""
+"""A recording opened or dropped on the page, transcribed by the real server, and saved."""
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -33,13 +33,13 @@ def on_screen(page: Page, part: str) -> str:
     return " ".join(page.locator(f"#log .{part}").all_inner_texts())
 
 
-def test_a_recording_is_written_out_with_its_translation_beside_it(opened, samples):
+def test_a_recording_is_transcribed_with_its_translation_beside_it(opened, samples):
     assert on_screen(opened, "text") == samples["en"]["text"]
     assert on_screen(opened, "translation") == samples["en"]["translations"]["de"]
     expect(opened.locator("#file")).to_be_hidden()
 
 
-def test_what_was_written_is_saved_as_subtitles(opened, samples, read_cues):
+def test_the_text_is_saved_as_subtitles(opened, samples, read_cues):
     for format in ("srt", "vtt"):
         cues = read_cues(format, saved(opened, format))
         assert " ".join(cue.text for cue in cues) == samples["en"]["text"]
@@ -47,7 +47,7 @@ def test_what_was_written_is_saved_as_subtitles(opened, samples, read_cues):
     assert saved(opened, "txt", "Translation").replace("\n", " ").strip() == samples["en"]["translations"]["de"]
 
 
-def test_subtitles_are_as_long_as_the_server_is_set_to_make_them(visit, serve, samples, read_cues):
+def test_subtitles_follow_the_servers_limits(visit, serve, samples, read_cues):
     page = visit(at=serve(CANARY_SUBTITLE_LINE_LENGTH="10", CANARY_SUBTITLE_LINES="1"))
     page.locator("#start:enabled").wait_for()
     cues = read_cues("srt", saved(written_out(page, samples), "srt"))
@@ -55,7 +55,7 @@ def test_subtitles_are_as_long_as_the_server_is_set_to_make_them(visit, serve, s
     assert max(len(cue.text) for cue in cues) <= 10
 
 
-def test_what_was_written_is_copied(opened, samples):
+def test_the_text_is_copied(opened, samples):
     opened.keyboard.press("c")
     expect(opened.locator("#notice")).to_contain_text("Copied")
     copied = opened.evaluate("() => navigator.clipboard.readText()")
@@ -71,7 +71,7 @@ def test_clearing_can_be_undone(opened, samples):
     assert on_screen(opened, "text") == samples["en"]["text"]
 
 
-def test_a_dropped_recording_is_taken_and_shows_how_far_it_is(page, samples):
+def test_a_dropped_recording_is_transcribed_and_shows_its_progress(page, samples):
     page.evaluate(
         """() => {
             window.seen = new Set();
@@ -100,7 +100,7 @@ def test_a_dropped_recording_is_taken_and_shows_how_far_it_is(page, samples):
     assert any(f"of 0:{int(samples['en']['duration']):02}" in phase for phase in seen), seen
 
 
-def test_what_is_no_recording_is_refused_in_words_and_leaves_what_was_there(opened, samples):
+def test_a_file_that_is_not_audio_is_refused_and_the_text_stays(opened, samples):
     opened.set_input_files("#picker", {"name": "poem.txt", "mimeType": "text/plain", "buffer": b"Roses are red " * 99})
     expect(opened.get_by_role("alert")).to_contain_text("poem.txt")
     expect(opened.locator("#start")).to_have_text("Start")
@@ -117,8 +117,8 @@ def test_a_recording_can_be_cancelled(page, samples):
     expect(page.locator("#welcome")).to_be_visible()
 
 
-def test_a_recording_can_be_cancelled_while_its_length_is_found_out(page, samples):
-    """The browser takes long for that; neither the recording nor the button waits."""
+def test_a_recording_can_be_cancelled_while_its_duration_is_read(page, samples):
+    """The browser may take long for that; neither the upload nor the button waits."""
     page.evaluate("() => { window.Audio = class {}; }")
     page.route("**/transcribe", lambda route: None)
     with page.expect_request("**/transcribe"):
@@ -131,7 +131,7 @@ def test_a_recording_can_be_cancelled_while_its_length_is_found_out(page, sample
     assert on_screen(written_out(page, samples), "text") == samples["en"]["text"]
 
 
-def test_a_recording_waits_until_the_microphone_that_was_asked_for_is_not_used(page, samples):
+def test_no_recording_is_opened_while_the_microphone_is_being_opened(page, samples):
     page.evaluate(
         """() => {
             navigator.mediaDevices.getUserMedia = () => new Promise((_, refuse) => { window.refuse = refuse; });

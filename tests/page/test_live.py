@@ -47,7 +47,7 @@ def test_the_page_captions_a_recording_with_its_translation_beside_it(visit, mic
     assert abs(translation["y"] - text["y"]) < 5
 
 
-def test_the_page_finds_out_what_is_spoken(visit, microphone, samples):
+def test_the_page_detects_the_spoken_language(visit, microphone, samples):
     page = visit(microphone(samples["de"]["path"]))
     page.select_option("#language", "auto")
     page.keyboard.press("Space")
@@ -57,7 +57,7 @@ def test_the_page_finds_out_what_is_spoken(visit, microphone, samples):
     assert line.locator(".text").get_attribute("lang") == "de"
 
 
-def test_with_a_key_everything_works_and_without_it_nothing(visit, serve, samples):
+def test_the_page_works_only_with_the_right_key(visit, serve, samples):
     page = visit(at=serve(CANARY_API_KEYS="a-long-key"))
     key = page.get_by_label("API key")
     key.fill("another-key")

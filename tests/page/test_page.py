@@ -31,7 +31,7 @@ def test_sound_is_sent_as_the_microphone_records_it(faked, stream):
     assert stream.stopped == 1
 
 
-def test_of_a_silence_little_is_kept(page):
+def test_only_the_end_of_a_silence_is_kept(page):
     kept = page.evaluate(
         """async () => {
             const { Backlog } = await import("/static/backlog.js");
@@ -49,7 +49,7 @@ def test_of_a_silence_little_is_kept(page):
     assert kept == [90, 0, 3, 197, 3]
 
 
-def test_what_may_change_is_set_apart_and_only_what_is_final_is_read_out(faked, stream):
+def test_unfinished_words_look_different_and_only_final_ones_are_announced(faked, stream):
     start(faked, stream)
     stream.result(0, "My sister sees five", stable=9)
     expect(faked.locator("#interim .text")).to_have_text("My sister sees five")
@@ -65,7 +65,7 @@ def test_what_may_change_is_set_apart_and_only_what_is_final_is_read_out(faked, 
     expect(faked.locator("#interim .line")).to_have_count(0)
 
 
-def test_a_guess_that_comes_to_nothing_disappears(faked, stream):
+def test_an_interim_text_that_is_withdrawn_disappears(faked, stream):
     start(faked, stream)
     stream.result(0, "Hm", stable=0)
     expect(faked.locator("#interim .line")).to_have_count(1)
@@ -74,7 +74,7 @@ def test_a_guess_that_comes_to_nothing_disappears(faked, stream):
     assert faked.locator("#log .line").count() == 0
 
 
-def test_the_language_that_is_heard_is_told(faked, stream):
+def test_the_detected_language_is_shown(faked, stream):
     start(faked, stream)
     stream.result(0, "Hallo", stable=0, language="de")
     expect(faked.locator("#status")).to_have_text("Listening · German")
@@ -112,7 +112,7 @@ def test_the_page_follows_the_newest_words_unless_someone_reads_back(faked, stre
     expect(latest).to_be_hidden()
 
 
-def test_another_language_goes_on_where_the_last_one_ended(faked, stream):
+def test_a_new_language_continues_at_the_time_where_the_last_one_ended(faked, stream):
     start(faked, stream)
     stream.result(0, "Hello.")
     expect(faked.locator("#log .line")).to_have_count(1)
@@ -124,7 +124,7 @@ def test_another_language_goes_on_where_the_last_one_ended(faked, stream):
     expect(faked.locator("#log .line").nth(1).locator("time")).to_have_text("0:03")
 
 
-def test_who_stops_while_the_language_changes_is_not_listened_to_any_more(faked, stream, monkeypatch):
+def test_stopping_while_the_language_changes_stops_for_good(faked, stream, monkeypatch):
     start(faked, stream)
     done, say = [], stream.say
     monkeypatch.setattr(stream, "say", done.append)
@@ -140,7 +140,7 @@ def test_who_stops_while_the_language_changes_is_not_listened_to_any_more(faked,
 # --- languages
 
 
-def test_only_what_the_model_can_do_is_offered(page):
+def test_only_supported_languages_are_offered(page):
     assert options(page, "#language") == ["auto", "en", "fr", "de", "es"]
     page.select_option("#language", "en")
     assert options(page, "#target") == ["", "fr", "de", "es"]
@@ -214,7 +214,7 @@ def test_single_keys_can_be_turned_off(faked, stream):
     assert stream.connections == []
 
 
-def test_keys_typed_into_a_menu_are_the_menus(faked, stream):
+def test_keys_pressed_in_a_menu_choose_a_language(faked, stream):
     faked.focus("#language")
     faked.keyboard.press("e")
     faked.keyboard.press("o")

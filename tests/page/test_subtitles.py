@@ -1,4 +1,4 @@
-"""The files that the page saves, written in the page and read by other eyes."""
+"""The files that the page saves: written by the page, read back here."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -34,7 +34,7 @@ def test_webvtt_is_escaped(write, read_cues):
     assert [cue.text for cue in cues] == ["Fish &amp; &lt;chips&gt; → now", "Two rows", "No time at all"]
 
 
-def test_the_translation_can_be_saved_alone_or_beneath(write, read_cues):
+def test_the_translation_can_be_saved_alone_or_below_the_text(write, read_cues):
     assert [cue.text for cue in read_cues("srt", write("srt", LINES, "translation"))] == ["Fisch", "Keine Zeit"]
     assert [cue.text for cue in read_cues("vtt", write("vtt", LINES, "both"))][2] == "No time at all\nKeine Zeit"
     assert write("txt", LINES, "both").split("\n\n")[0] == "Fish & <chips> → now\nFisch"
@@ -69,6 +69,6 @@ def test_cues_do_not_overlap(write, read_cues):
     assert all(a.end <= b.start for a, b in pairwise(cues))
 
 
-def test_nothing_said_is_an_empty_file(write):
+def test_no_speech_gives_an_empty_file(write):
     assert write("vtt", []) == "WEBVTT\n"
     assert write("srt", []) == ""

@@ -14,6 +14,7 @@ def test_a_fatal_error_ends_listening_in_the_servers_words_and_can_be_tried_agai
         expect(faked.locator("#start")).to_have_text("Start")
         faked.get_by_role("button", name=step).click()
         expect(faked.locator("#notice")).to_be_hidden()
+        expect(faked.locator("#start")).to_be_focused()
     expect(faked.locator("#status")).to_have_text("Listening")
 
 
@@ -29,7 +30,7 @@ def test_an_error_that_passes_by_itself_is_waited_out(faked, stream, code):
     assert len(stream.connections) == 2
 
 
-def test_nothing_heard_is_told_until_something_is(visit, stream):
+def test_the_notice_that_nothing_is_heard_goes_when_something_is(visit, stream):
     def prepare(page: Page) -> None:
         stream.install(page)
         page.add_init_script(
@@ -63,7 +64,7 @@ def test_nothing_heard_is_told_until_something_is(visit, stream):
     expect(notice).to_have_text("A part was left out.")
 
 
-def test_a_problem_that_is_not_fatal_is_told_and_listening_goes_on(faked, stream):
+def test_an_error_that_is_not_fatal_is_shown_and_listening_continues(faked, stream):
     start(faked, stream)
     stream.say({"type": "error", "code": "loop", "message": "A part was left out.", "fatal": False})
     expect(faked.get_by_role("alert")).to_have_text("A part was left out.")
@@ -78,7 +79,7 @@ def test_a_problem_that_is_not_fatal_is_told_and_listening_goes_on(faked, stream
         ("NotReadableError", "in use by another program"),
     ],
 )
-def test_a_microphone_that_cannot_be_had_is_explained(page, name, words):
+def test_a_microphone_that_cannot_be_opened_is_explained(page, name, words):
     page.evaluate(
         "(name) => { navigator.mediaDevices.getUserMedia = async () => { throw new DOMException('', name); }; }", name
     )

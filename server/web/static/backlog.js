@@ -3,7 +3,7 @@
 // Enough for a long line and for the time until a lost connection is given up; about 9 MB at 48 kHz.
 const KEPT_S = 90;
 
-/** Frames of mono samples in order, bounded: the oldest are dropped. Times are in seconds from the start of the recording. */
+/** Frames of mono samples in order; the oldest are dropped. Times are in seconds from the start of the recording. */
 export class Backlog {
   #frames = [];
   #sent = 0;

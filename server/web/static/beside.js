@@ -3,8 +3,8 @@
 import { transcribe } from "./files.js";
 
 /**
- * onLine(line) is called for each line, and again when its translation grows; onTime(seconds) reports how far the spoken
- * text has come. The other options, and the errors, are those of `transcribe`.
+ * onLine(line) is called for each line, and again when its translation grows; onTime(seconds) reports how far the text
+ * has come. The other options, and the errors, are those of `transcribe`.
  */
 export async function transcribeBeside(url, file, { targetLanguage, onUpload, onLine, onTime, ...options }) {
   const lines = [];

@@ -24,7 +24,7 @@ export function setKey(value) {
 }
 
 /**
- * {model, languages, default_language, max_upload_mb, subtitles}, asked for until the server has them. While it has not,
+ * {model, languages, default_language, max_upload_mb, subtitles}, asked for until the server has them. Until then,
  * onLoading() or onTrouble(sentence, retry) is called after each try; retry() ends the pause before the next one.
  * askForKey() resolves once there is another key to try.
  */

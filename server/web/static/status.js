@@ -50,6 +50,8 @@ export class Status {
 
   dismiss() {
     clearTimeout(this.#timer);
+    // A hidden button loses the focus; keyboard and screen reader users would start again at the top.
+    if (this.#notice.contains(document.activeElement)) document.getElementById("start").focus();
     this.#notice.hidden = true;
     this.#sentence.textContent = "";
     this.#action.hidden = true;

@@ -1,7 +1,7 @@
 // Captions as txt, srt and vtt.
 //
-// A line is {start, end, text, words?, translation?: {text}}; times in seconds. A cue's limits are {max_characters, max_s}:
-// how long its text may be, and about how long it is shown.
+// A line is {start, end, text, words?, translation?: {text}}; times in seconds. A cue's limits are
+// {max_characters, max_s}: how long its text may be, and about how long it is shown.
 
 export const MEDIA_TYPES = { txt: "text/plain", srt: "application/x-subrip", vtt: "text/vtt" };
 
