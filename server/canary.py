@@ -94,10 +94,9 @@ class Canary:
         Raises TypeError for an unknown setting, ValueError for an invalid one or for a folder that is not a model, and
         convert.errors.ConversionError.
         """
-        if unknown := settings.keys() - Settings.model_fields.keys():
-            raise TypeError(
-                f"unknown setting {min(unknown)!r}; the settings are {', '.join(sorted(Settings.model_fields))}"
-            )
+        supported = sorted(Settings.model_fields.keys() - {"model"})
+        if unknown := settings.keys() - set(supported):
+            raise TypeError(f"unknown setting {min(unknown)!r}; must be one of {', '.join(supported)}")
         given = {"model": (str(name_or_path),), "dtype": dtype, "quantize": quantize, **settings}
         try:
             chosen = Settings(**{name: value for name, value in given.items() if value is not None})
