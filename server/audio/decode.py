@@ -27,8 +27,7 @@ import soundfile
 import soxr
 
 from model.config import SAMPLE_RATE
-from server.audio.file_types import SUPPORTED, FileType, find_type
-from server.audio.truncation import declared_extent
+from server.audio.containers import SUPPORTED, FileType, declared_extent, find_type
 from server.errors import AudioError, AudioTooLong
 from server.settings import Settings
 

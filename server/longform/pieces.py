@@ -14,7 +14,7 @@ from server.audio.vad import SpeechDetector
 from server.engine.batching import Pass, PassResult, Timing
 from server.engine.thread import ModelInfo
 from server.errors import QueueFull
-from server.longform.coverage import (
+from server.longform.checks import (
     MISSED_S,
     NEAR_S,
     NEAR_TRANSLATED_S,
@@ -22,12 +22,12 @@ from server.longform.coverage import (
     Spans,
     covered_spans,
     insert_words,
+    is_loop,
     missed_speech,
     without_invented_words,
 )
 from server.longform.cutting import MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from server.longform.joining import Joiner
-from server.longform.loops import is_loop
 
 log = logging.getLogger(__name__)
 

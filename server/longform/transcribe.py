@@ -17,7 +17,7 @@ from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
 from server.engine.batching import Timing
 from server.engine.thread import INTERACTIVE
-from server.longform.coverage import Spans
+from server.longform.checks import Spans
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut
 from server.longform.joining import Joiner
 from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner

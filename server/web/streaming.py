@@ -1,4 +1,4 @@
-"""Work on behalf of a caller who may hang up, and its answer as server-sent events."""
+"""Answers in parts: segments as they are ready, as server-sent events."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,30 +9,10 @@ from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from model.transcript import Segment
-from server.errors import ClientGone
 from server.longform.transcribe import OnProgress, Progress
+from server.web.requests import unless_disconnected
 
 T = TypeVar("T")
-
-
-async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the caller hangs up. The body must have been read."""
-    working = asyncio.ensure_future(work)
-    hung_up = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGone("The caller hung up.")
-        return working.result()
-    finally:
-        for task in (working, hung_up):
-            task.cancel()
-        await asyncio.gather(working, hung_up, return_exceptions=True)
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def progress_of(work: Callable[[OnProgress], Awaitable[T]]) -> AsyncIterator[list[Segment] | T]:

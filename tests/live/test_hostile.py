@@ -18,7 +18,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from server.web import protocols
-from server.web.routes import outbox
+from server.web.routes import websockets
 from tests.live.test_captions import START, captioned, cut, opened, told, until
 
 TEXT, BINARY, CONTINUED, PING = 1, 2, 0, 9
@@ -114,7 +114,7 @@ def close_code(connection: socket.socket) -> int:
 async def test_who_speaks_and_never_reads_is_let_go_and_others_are_captioned_meanwhile(
     tight, pcm, samples, monkeypatch, caplog
 ):
-    monkeypatch.setattr(outbox, "SEND_S", 1.0)
+    monkeypatch.setattr(websockets, "SEND_S", 1.0)
     monkeypatch.setattr(protocols, "UNREAD_S", 3.0)
     url = f"ws://{tight.base_url.host}:{tight.base_url.port}"
     before = megabytes()
@@ -132,7 +132,7 @@ async def test_who_speaks_and_never_reads_is_let_go_and_others_are_captioned_mea
 @pytest.mark.usefixtures("nothing_left")
 def test_who_asks_again_and_again_and_never_reads_the_answers_is_let_go(tight, monkeypatch, caplog):
     monkeypatch.setattr(protocols, "UNREAD_S", 1.0)
-    monkeypatch.setattr(outbox, "SEND_S", 1.0)
+    monkeypatch.setattr(websockets, "SEND_S", 1.0)
     asked = frame(TEXT, b'{"type": "session.update", "session": {}}')
     with raw(tight, "/v1/realtime") as deaf, caplog.at_level(logging.INFO):
         assert flood(deaf, asked) < 10_000_000

@@ -15,8 +15,8 @@ from server.live.connection import Bounds, LiveConnection
 from server.live.decoder import token_texts
 from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound
-from server.web.routes import outbox
-from server.web.routes.outbox import NotReading, Outbox
+from server.web.routes import websockets
+from server.web.routes.websockets import NotReading, Outbox
 from tests.live.scripted import ScriptedDecoder, said, sound, speech_probabilities
 
 CODECS = {"audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}
@@ -168,7 +168,7 @@ async def test_a_newer_guess_takes_the_place_of_one_that_was_not_sent():
 
 
 async def test_who_does_not_read_is_given_up(monkeypatch):
-    monkeypatch.setattr(outbox, "SEND_S", 0.01)
+    monkeypatch.setattr(websockets, "SEND_S", 0.01)
 
     async def stuck(message) -> None:
         await asyncio.Event().wait()
@@ -177,7 +177,7 @@ async def test_who_does_not_read_is_given_up(monkeypatch):
     box.put("a")
     with pytest.raises(NotReading):
         await box.run()
-    for i in range(outbox.MAX_WAITING):
+    for i in range(websockets.MAX_WAITING):
         box.put(i)
     with pytest.raises(NotReading):
         box.put("one more")

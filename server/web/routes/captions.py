@@ -41,8 +41,7 @@ from server.live.events import Event, Finalized, Lag, LiveResult, Problem, Speec
 from server.live.sound import RawSound, Sound
 from server.settings import Settings
 from server.text.languages import Language
-from server.web.routes.outbox import Outbox
-from server.web.routes.websockets import NORMAL, Fatal, converse, first_of, seat
+from server.web.routes.websockets import NORMAL, Fatal, Outbox, converse, first_of, seat
 
 router = APIRouter()
 

@@ -8,8 +8,8 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from server.engine.registry import Engines
 from server.settings import VERSION
 from server.web.answers import error_body
-from server.web.dependencies import EnginesDep
 from server.web.metrics import CONTENT_TYPE, Metrics
+from server.web.requests import EnginesDep
 from server.web.schemas import Health, NotReady, Ready
 
 router = APIRouter(tags=["operations"])

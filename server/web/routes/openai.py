@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from model.task import Task
-from server.audio.file_types import SUPPORTED
+from server.audio.containers import SUPPORTED
 from server.engine.registry import Engines, Served
 from server.errors import RequestError, invalid_field
 from server.longform.transcribe import Transcription
@@ -23,10 +23,9 @@ from server.text.languages import Language, language_pair
 from server.text.subtitles import SubtitleRules
 from server.text.verbose_json import to_openai_json, to_verbose_json
 from server.web.answers import answer
-from server.web.dependencies import EnginesDep, SettingsDep, Upload, UploadDep
+from server.web.requests import EnginesDep, SettingsDep, Upload, UploadDep, transcribe_upload, unless_disconnected
 from server.web.schemas import ModelBody, Models, OpenAITranscription, OpenAIVerboseTranscription, error_responses
-from server.web.streaming import event_stream, progress_of, unless_disconnected
-from server.web.transcription import transcribe_upload
+from server.web.streaming import event_stream, progress_of
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 

@@ -11,7 +11,7 @@ from starlette.staticfiles import StaticFiles
 from model.family import ModelConfig
 from model.task import Task, TaskError
 from server.text.languages import LANGUAGE_NAMES
-from server.web.dependencies import EnginesDep, SettingsDep
+from server.web.requests import EnginesDep, SettingsDep
 
 STATIC = Path(__file__).parents[1] / "static"
 

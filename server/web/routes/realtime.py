@@ -33,8 +33,7 @@ from server.live.events import Event, Finalized, LiveResult, SpeechStarted, Spee
 from server.live.sound import RawSound
 from server.settings import Settings
 from server.web.routes.openai_session import Session, TranscriptionSettings
-from server.web.routes.outbox import Outbox
-from server.web.routes.websockets import Fatal, converse, seat
+from server.web.routes.websockets import Fatal, Outbox, converse, seat
 
 router = APIRouter()
 T = TypeVar("T")

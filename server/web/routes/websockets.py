@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -10,7 +11,6 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from server.errors import EngineStopped, ServiceError
 from server.settings import Settings
-from server.web.routes.outbox import NotReading, Outbox
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,10 @@ NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
 # How long sending the last messages, and closing, may take.
 FAREWELL_S = 2.0
 WENT_WRONG = "Internal server error; see the server's log."
+
+# How many messages may wait, and how long sending one may take; beyond that, the client counts as not reading.
+MAX_WAITING = 500
+SEND_S = 20.0
 
 # An error as a message of the protocol: code, message.
 ErrorMessage = Callable[[str, str], dict[str, Any]]
@@ -30,6 +34,46 @@ class Fatal(Exception):
     def __init__(self, code: str, message: str, close: int = POLICY):
         super().__init__(message)
         self.code, self.close = code, close
+
+
+class NotReading(Exception):
+    """The client does not read its messages."""
+
+
+class Outbox:
+    """`put` never waits; `run` sends the messages one after the other."""
+
+    def __init__(self, send: Callable[[Any], Awaitable[None]]):
+        self._send = send
+        self._waiting: deque[tuple[object, Any]] = deque()
+        self._changed = asyncio.Event()
+
+    def put(self, message: Any, replaces: object = None) -> None:
+        """Send `message` after all others. It takes the place of the last one if that still waits and was put with
+        the same `replaces`. Raises NotReading."""
+        if replaces is not None and self._waiting and self._waiting[-1][0] == replaces:
+            self._waiting.pop()
+        if len(self._waiting) >= MAX_WAITING:
+            raise NotReading
+        self._waiting.append((replaces, message))
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Raises NotReading when sending takes too long."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            await self.send_all()
+
+    async def send_all(self) -> None:
+        """Send all waiting messages."""
+        while self._waiting:
+            _, message = self._waiting.popleft()
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await self._send(message)
+            except TimeoutError:
+                raise NotReading from None
 
 
 async def converse(

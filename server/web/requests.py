@@ -1,16 +1,23 @@
-"""FastAPI dependencies of the routes: the engines, the settings and the uploaded file."""
+"""What the routes share: the engines, the settings and the upload of a request, the upload's transcription, and work
+that ends when the caller hangs up."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass, replace
 from tempfile import SpooledTemporaryFile
-from typing import Annotated, BinaryIO, cast
+from typing import Annotated, BinaryIO, TypeVar, cast
 
 from fastapi import Depends, Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
+from model.task import Task
+from server.audio.decode import AudioLimits, decode_blocks
 from server.engine.registry import Engines
-from server.errors import RequestError
+from server.errors import ClientGone, RequestError
+from server.longform.recording import transcribe_recording
+from server.longform.transcribe import OnProgress, Transcription
 from server.settings import Settings
 
 # A raw body larger than this is spooled to disk.
@@ -63,3 +70,52 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
 EnginesDep = Annotated[Engines, Depends(get_engines)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 UploadDep = Annotated[Upload, Depends(get_upload)]
+
+T = TypeVar("T")
+
+
+async def transcribe_upload(
+    request: Request,
+    file: BinaryIO,
+    task: Task,
+    model: str | None = None,
+    on_progress: OnProgress | None = None,
+    shorten_context: bool = False,
+    detect_each: bool = False,
+) -> Transcription:
+    """The file's transcription by `model`, counted in the metrics. For the options see `transcribe_recording`."""
+    state, began = request.app.state, time.monotonic()
+    async with state.engines.use(model) as engine:
+        done = await transcribe_recording(
+            engine,
+            decode_blocks(file, AudioLimits.from_settings(state.settings)),
+            task,
+            state.settings,
+            on_progress=on_progress,
+            detect_each=detect_each,
+            shorten_context=shorten_context,
+        )
+    # With the time that the model took to load.
+    timing = replace(done.timing, total_s=time.monotonic() - began)
+    state.metrics.count_transcription(done.duration, timing.total_s, timing.audio_decode_s, timing)
+    return replace(done, timing=timing)
+
+
+async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the caller hangs up. The body must have been read."""
+    working = asyncio.ensure_future(work)
+    hung_up = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone("The caller hung up.")
+        return working.result()
+    finally:
+        for task in (working, hung_up):
+            task.cancel()
+        await asyncio.gather(working, hung_up, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

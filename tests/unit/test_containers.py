@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.audio.file_types import find_type
-from server.audio.truncation import Extent, declared_extent
+from server.audio.containers import Extent, declared_extent, find_type
 from tests.muxing import encoded, tone, written_by_av
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model.transcript import Segment, Word
-from server.longform.coverage import covered_spans, insert_words, missed_speech, without_invented_words
+from server.longform.checks import covered_spans, insert_words, missed_speech, without_invented_words
 from server.longform.cutting import SAMPLE_RATE, Piece
 
 SPEECH = ((10.0, 14.0), (17.0, 19.0))
