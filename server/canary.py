@@ -25,8 +25,7 @@ from server.audio.samples import sample_blocks
 from server.engine.registry import load_model
 from server.engine.thread import BULK, Engine, ModelInfo
 from server.errors import invalid_field
-from server.longform.recording import transcribe_recording
-from server.longform.transcribe import AT_ONCE, OnProgress, Progress, Transcription
+from server.longform.transcribe import AT_ONCE, OnProgress, Progress, Transcription, transcribe_recording
 from server.settings import Settings
 from server.text.languages import language_pair
 

@@ -18,8 +18,7 @@ from server.cli.progress import ProgressBar
 from server.engine.registry import LoadProgress, load_model
 from server.engine.thread import BULK, Engine
 from server.errors import RequestError, ServiceError
-from server.longform.recording import transcribe_recording
-from server.longform.transcribe import AT_ONCE, Transcription
+from server.longform.transcribe import AT_ONCE, Transcription, transcribe_recording
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import language_pair

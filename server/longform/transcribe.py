@@ -5,8 +5,9 @@ does not grow with the length.
 """
 
 import asyncio
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +16,16 @@ import numpy as np
 from model.decoding import DecodingOptions, Detection
 from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
+from server.audio.decode import Blocks
 from server.engine.batching import Timing
-from server.engine.thread import INTERACTIVE
-from server.longform.checks import Spans
+from server.engine.thread import INTERACTIVE, Engine
+from server.errors import RequestError
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut
 from server.longform.joining import Joiner
-from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner
+from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner, Spans
+from server.settings import Settings
 from server.text import formats
-from server.text.warnings import TranscriptionWarning, language_mismatch
+from server.text.warnings import TRUNCATED, TranscriptionWarning, language_mismatch
 
 # Pieces of one recording that are in the engine at the same time.
 AT_ONCE = 4
@@ -99,6 +102,52 @@ class Transcription(Transcript):
         return formats.to_dict(
             self, language_source, self.detection, self.uncovered, truncated=self.truncated, warnings=self.warnings
         )
+
+
+async def transcribe_recording(
+    engine: Engine,
+    blocks: Iterator[np.ndarray],
+    task: Task,
+    settings: Settings,
+    options: DecodingOptions | None = None,
+    *,
+    priority: int = INTERACTIVE,
+    on_progress: OnProgress | None = None,
+    detect_each: bool = False,
+    shorten_context: bool = False,
+    total_s: float | None = None,
+) -> Transcription:
+    """The transcription of `blocks`, (n,) float32 at 16 kHz, read beside the event loop and closed at the end.
+
+    shorten_context: drop the beginning of a context that is too long instead of raising; for the rest see
+    `transcribe_audio`. Raises TaskError and RequestError for what the model cannot do, before a block is read; and
+    whatever reading the blocks or running the model raises.
+    """
+    began = time.monotonic()
+    task = with_fitting_context(task, engine, shorten_context)
+    engine.check(task)
+    sound = Blocks(blocks)
+    try:
+        done = await transcribe_audio(
+            engine,
+            sound,
+            task,
+            options,
+            priority=priority,
+            on_progress=on_progress,
+            cutting=Cutting.from_settings(settings),
+            loop_guard=settings.loop_guard,
+            detect_each=detect_each,
+            total_s=total_s,
+        )
+    finally:
+        await asyncio.to_thread(sound.close)
+    if done.language == AUTO:
+        done = _in_some_language(done, engine)
+    if sound.truncated:
+        done = replace(done, truncated=True, warnings=(*done.warnings, TRUNCATED))
+    timing = replace(done.timing, audio_decode_s=sound.decode_s, total_s=time.monotonic() - began)
+    return replace(done, timing=timing)
 
 
 async def transcribe_audio(
@@ -251,3 +300,43 @@ def _counted(blocks: Iterable[np.ndarray], assembly: _Assembly) -> Iterable[np.n
 def _speech_s(piece: Piece) -> float:
     """Seconds of speech in a piece; all of it counts where the VAD has not run."""
     return piece.end_s - piece.start_s if piece.speech is None else sum(end - start for start, end in piece.speech)
+
+
+def with_fitting_context(task: Task, engine: Engine, shorten: bool) -> Task:
+    """The task with a context that leaves room for the text: if `shorten`, as much of its end as fits, or none for a
+    model that takes none.
+
+    Raises RequestError for a context that is too long.
+    """
+    info = engine.info
+    if not task.context or not info:
+        return task
+    most = info.config.context_tokens
+    if not most:
+        return replace(task, context="") if shorten else task
+    # Callers may not write special tokens.
+    words = task.context.replace("<|", "< |").split()
+    language = task.target if task.target in info.config.languages else info.config.languages[0]
+    while (tokens := len(info.tokenizer.encode(" ".join(words), language))) > most:
+        if not shorten:
+            raise RequestError(f"prompt has {tokens} tokens; at most {most} are supported", "prompt")
+        words = words[max(1, len(words) // 8) :]
+    return replace(task, context=" ".join(words))
+
+
+def _in_some_language(done: Transcription, engine: Engine) -> Transcription:
+    """Without speech no language was detected, but clients expect one."""
+    languages = engine.info.config.languages if engine.info else ()
+    language = "en" if "en" in languages or not languages else languages[0]
+    target = language if done.target_language == AUTO else done.target_language
+    return replace(done, language=language, target_language=target)
+
+
+def language_source(task: Task, given: bool, done: Transcription) -> str:
+    """Where a transcript's language comes from: "request", "detected", or "default" if it was only assumed.
+
+    task: as it was asked for; given: whether the caller named its language.
+    """
+    if task.language == AUTO:
+        return "detected" if done.detection else "default"
+    return "request" if given else "default"

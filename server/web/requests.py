@@ -16,8 +16,7 @@ from model.task import Task
 from server.audio.decode import AudioLimits, decode_blocks
 from server.engine.registry import Engines
 from server.errors import ClientGone, RequestError
-from server.longform.recording import transcribe_recording
-from server.longform.transcribe import OnProgress, Transcription
+from server.longform.transcribe import OnProgress, Transcription, transcribe_recording
 from server.settings import Settings
 
 # A raw body larger than this is spooled to disk.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from model.transcript import Segment, Word
-from server.longform.checks import covered_spans, insert_words, missed_speech, without_invented_words
 from server.longform.cutting import SAMPLE_RATE, Piece
+from server.longform.pieces import covered_spans, insert_words, missed_speech, without_invented_words
 
 SPEECH = ((10.0, 14.0), (17.0, 19.0))
 PIECE = Piece(10.0, np.zeros(10 * SAMPLE_RATE, np.float32), speech=SPEECH)

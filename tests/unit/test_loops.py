@@ -2,7 +2,7 @@
 
 import pytest
 
-from server.longform.checks import is_loop
+from server.longform.pieces import is_loop
 
 
 @pytest.mark.parametrize(

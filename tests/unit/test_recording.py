@@ -9,8 +9,7 @@ from model.task import Task
 from server.audio.decode import Blocks
 from server.engine.batching import Pass, PassResult
 from server.errors import RequestError
-from server.longform.recording import language_source, transcribe_recording
-from server.longform.transcribe import Transcription
+from server.longform.transcribe import Transcription, language_source, transcribe_recording
 from server.settings import Settings
 from server.text.languages import language_pair
 from tests.configs import canary_config
@@ -66,7 +65,7 @@ async def test_a_file_that_is_cut_off_gets_a_warning_and_says_truncated(monkeypa
     whole = await transcribe(Silent("en"), Task("en"))
     assert (whole.truncated, whole.warnings) == (False, ())
     assert "truncated" not in whole.to_dict("request")
-    monkeypatch.setattr("server.longform.recording.Blocks", CutOff)
+    monkeypatch.setattr("server.longform.transcribe.Blocks", CutOff)
     done = await transcribe(Silent("en"), Task("en"))
     told = done.to_dict("request")
     message = "The audio file is cut off; the text ends where the file does."

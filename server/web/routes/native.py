@@ -12,8 +12,7 @@ from model.task import Task
 from server.audio.containers import SUPPORTED
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
-from server.longform.recording import language_source
-from server.longform.transcribe import Transcription
+from server.longform.transcribe import Transcription, language_source
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import Language, language_pair
