@@ -88,7 +88,7 @@ async def hung_up(conversation: asyncio.Task[None]) -> None:
 @pytest.fixture
 async def client(monkeypatch) -> Client:
     client = Client()
-    monkeypatch.setattr(realtime, "EngineDecoder", lambda engine, word_times: client.decode)
+    monkeypatch.setattr(connection, "EngineDecoder", lambda engine, word_times: client.decode)
     return client
 
 
