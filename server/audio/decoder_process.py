@@ -6,6 +6,7 @@ The file is read from standard input; 16 kHz mono float32 samples are written to
 is a pipe that is still being written to, and samples are passed on at once. Exit codes:
 
     0    the end of the audio
+    1    out of memory, or a mistake of this script: for the log
     3    unsupported: the last line of standard error is a message for the caller
     4    too long: likewise
     5    damaged: no audio can be decoded from here on
@@ -17,6 +18,8 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -28,9 +31,11 @@ import numpy as np
 from av.codec.context import Flags2
 
 SAMPLE_RATE = 16_000
-UNSUPPORTED, TOO_LONG, DAMAGED = 3, 4, 5
-# Bytes of address space. A file may have a long index; of live sessions there may be many.
+OUT_OF_MEMORY, UNSUPPORTED, TOO_LONG, DAMAGED = 1, 3, 4, 5
+# Bytes of address space, or of resident memory on macOS. A file may have a long index; there may be many live sessions.
 FILE_MEMORY, LIVE_MEMORY = 4 << 30, 1 << 30
+# Seconds between looks at the resident memory.
+WATCH_S = 0.02
 # Seconds of processor time without any output, after which the system ends this process.
 MAX_COMPUTING_S = 30.0
 # Broken packets in a row that are skipped before the file is given up.
@@ -95,7 +100,7 @@ def main() -> None:
             # A header and nothing behind it.
             return
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(1 if isinstance(error, MemoryError) else DAMAGED)
+        sys.exit(OUT_OF_MEMORY if isinstance(error, MemoryError) else DAMAGED)
 
 
 def blocks(
@@ -168,14 +173,34 @@ class _Unnamed:
 
 
 def _limit_memory(most: int) -> None:
+    """Allocations beyond `most` bytes fail, or, where the system has no such limit, end this process."""
     try:
         import resource
     except ImportError:
         return
-    # Each on its own: macOS refuses a limit on the address space, but not the one on core dumps.
-    for limit, value in ((resource.RLIMIT_AS, most), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(limit, (value, value))
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    except (ValueError, OSError):
+        # macOS maps more address space at start than any limit that would be of use here.
+        threading.Thread(target=_watch_memory, args=(most,), name="memory", daemon=True).start()
+
+
+def _watch_memory(most: int) -> None:
+    """End this process, as a MemoryError would, once its resident memory has exceeded `most` bytes."""
+    while _peak_memory() <= most:
+        time.sleep(WATCH_S)
+    os.write(2, f"MemoryError: more than {most >> 20} MiB of memory\n".encode())
+    os._exit(OUT_OF_MEMORY)
+
+
+def _peak_memory() -> int:
+    """The most resident memory that this process has had, in bytes."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _limit_computing() -> None:

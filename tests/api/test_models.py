@@ -99,14 +99,13 @@ def test_a_model_in_use_is_not_unloaded(serve_models, mock, loads, wav):
 # added to the toy's 5.
 UNLOADED = """
 import asyncio, threading
-import mlx.core as mx, numpy as np
+import mlx.core as mx, numpy as np, psutil
 from model.task import Task
 from server.engine.registry import Engines, load_model
 from server.settings import Settings
 
 def megabytes():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 def heavy(source, progress):
     canary = load_model(settings, source, progress)

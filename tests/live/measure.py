@@ -25,6 +25,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import soundfile
 import websockets
 
@@ -210,9 +211,8 @@ class OwnServer:
 
     @property
     def megabytes(self) -> float:
-        """Resident memory (Linux)."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1000  # type: ignore[union-attr]
+        """Resident memory."""
+        return psutil.Process(self.process.pid).memory_info().rss / 1e6
 
 
 async def simulated(model: str, policy: str, speeches: dict[str, Speech], options: argparse.Namespace) -> None:

@@ -250,8 +250,10 @@ def test_a_decoder_that_computes_for_ever_is_ended_by_the_system():
 def test_a_decoder_of_live_audio_may_use_less_memory_than_one_of_files():
     decoder = runpy.run_path(str(audio._DECODER))
     code = (
-        f"import runpy; runpy.run_path({str(audio._DECODER)!r})['_limit_memory']({decoder['LIVE_MEMORY']})\n"
-        "bytearray(3 << 30)"
+        "import runpy, time\n"
+        f"runpy.run_path({str(audio._DECODER)!r})['_limit_memory']({decoder['LIVE_MEMORY']})\n"
+        "held = [b'x' * (1 << 20) for _ in range(3 << 10)]\n"
+        "time.sleep(10)"
     )
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
     assert "MemoryError" in done.stderr

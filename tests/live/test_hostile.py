@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import os
 import re
 import socket
 import struct
@@ -11,9 +10,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from websockets.exceptions import ConnectionClosed
 
@@ -57,13 +56,13 @@ def sessions(client: httpx.Client) -> int:
     return int(float(found.group(1)))
 
 
-def children() -> list[str]:
-    return Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
 
 
 def megabytes() -> float:
     """Resident memory of this process, which holds the server."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1000  # type: ignore[union-attr]
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def frame(opcode: int, data: bytes = b"", fin: bool = True) -> bytes:

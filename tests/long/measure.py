@@ -180,7 +180,8 @@ async def size(engine: Engine, options: argparse.Namespace) -> None:
 
 def peak_mb() -> float:
     """The peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 async def main() -> None:

@@ -5,14 +5,13 @@ import sys
 
 MEASURED = """
 import ctypes, gc
-import numpy as np
+import numpy as np, psutil
 from model.cpu import allocator, prepare_process
 
 prepare_process()
 
 def resident_mb():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 before = resident_mb()
 arrays = [np.ones(20_000_000 // 8) for _ in range(10)]
@@ -44,4 +43,5 @@ def test_arrays_on_pages_of_their_own_go_back_as_soon_as_they_are_freed():
     done = subprocess.run([sys.executable, "-c", measured], capture_output=True, text=True, check=True)
     held, freed, _ = map(int, done.stdout.split())
     assert held >= 200
-    assert freed < 20 if sys.platform == "linux" else freed
+    if sys.platform == "linux":  # elsewhere malloc decides
+        assert freed < 20

@@ -3,8 +3,12 @@
 import json
 import subprocess
 import sys
+from subprocess import PIPE
 
+import psutil
 import pytest
+
+from server.cli.bench import load
 
 
 def test_the_whole_command_measures_the_toy_alone_and_served(tmp_path):
@@ -22,3 +26,24 @@ def test_the_whole_command_measures_the_toy_alone_and_served(tmp_path):
     assert result["load"][0]["throughput"] == pytest.approx(26.0 / result["load"][0]["wall_s"])
     assert 0 < result["load"][0]["first_segment_p50_s"] <= result["load"][0]["p95_s"]
     assert "Requests of 4 to 35 s over HTTP:" in ran.stdout
+
+
+def test_where_the_system_keeps_no_peak_of_a_servers_memory_the_most_that_was_seen_counts(monkeypatch):
+    script = "held = b'x' * 100_000_000; print(flush=True); input(); del held; print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        server = load.Server(process, "http://127.0.0.1:1")
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert server.peak_mb() is None
+        process.stdout.readline()
+        server.look_at_memory()
+        peak = server.peak_mb()
+        assert peak == pytest.approx(psutil.Process(process.pid).memory_info().rss / 1e6, abs=1)
+        assert peak > 100
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        server.look_at_memory()
+        assert server.peak_mb() == peak
+        process.stdin.write("\n")

@@ -1,11 +1,15 @@
 """Audio files that are decoded in a process of its own: which, what it gives, and that nothing of it is left."""
 
 import io
+import re
+import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 
 from server.audio import decode as audio
@@ -269,6 +273,65 @@ def test_each_limit_of_the_process_is_set_even_if_the_system_refuses_another():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "(0, 0)"
+
+
+# A decoder as on macOS, where the address space cannot be limited. It may have 100 MB more than it begins with, and
+# what it decodes takes MEGABYTES more than that.
+AS_ON_A_MAC = """
+import resource, runpy
+setrlimit = resource.setrlimit
+
+def as_on_a_mac(limit, values):
+    if limit == resource.RLIMIT_AS:
+        raise ValueError("current limit exceeds maximum limit")
+    setrlimit(limit, values)
+
+resource.setrlimit = as_on_a_mac
+decoder = runpy.run_path(DECODER)
+own = decoder["main"].__globals__
+# What a process on Linux has had includes what the one that started it had.
+own["FILE_MEMORY"] = decoder["_peak_memory"]() + (100 << 20)
+decoded = own["blocks"]
+
+def blocks(*arguments):
+    held = bytearray()
+    yield from decoded(*arguments)
+    if MEGABYTES:
+        while len(held) < own["FILE_MEMORY"] + (MEGABYTES << 20):
+            held += b"x" * (10 << 20)
+
+own["blocks"] = blocks
+decoder["main"]()
+"""
+
+
+def as_on_a_mac(tmp_path: Path, megabytes: int) -> Path:
+    script = tmp_path / "decoding.py"
+    script.write_text(f"DECODER, MEGABYTES = {str(audio._DECODER)!r}, {megabytes}\n{AS_ON_A_MAC}")
+    return script
+
+
+def test_where_address_space_cannot_be_limited_a_decoder_that_takes_too_much_memory_is_ended(
+    monkeypatch, tmp_path, caplog
+):
+    file = written_by_av(tone(), 16000, "ipod", "aac")
+    monkeypatch.setattr(audio, "_DECODER", as_on_a_mac(tmp_path, megabytes=500))
+    with caplog.at_level("INFO"), pytest.raises(AudioError, match="Unsupported or damaged audio file"):
+        decode(file)
+    assert re.search(r"exited with 1: MemoryError: more than \d+ MiB of memory", caplog.text)
+
+
+def test_where_address_space_cannot_be_limited_a_decoder_within_its_memory_is_left_alone(monkeypatch, tmp_path):
+    file = written_by_av(tone(), 16000, "ipod", "aac")
+    alone = decode(file)
+    monkeypatch.setattr(audio, "_DECODER", as_on_a_mac(tmp_path, megabytes=0))
+    assert np.array_equal(decode(file), alone)
+
+
+def test_the_memory_that_a_decoder_watches_is_counted_in_bytes():
+    decoder = runpy.run_path(str(audio._DECODER))
+    before = psutil.Process().memory_info().rss
+    assert 0.9 * before < decoder["_peak_memory"]() < 100 * before
 
 
 def _film(with_sound: bool = True) -> bytes:

@@ -59,15 +59,15 @@ print(json.dumps([changed_variables(), len(mallopt_calls)]))
     assert found == [["OMP_WAIT_POLICY"], 3 if sys.platform == "linux" else 0]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere malloc decides")
 def test_memory_that_is_freed_goes_back_to_the_system_after_importing_the_model():
     found = child("""
 everything_in("model")
 import numpy as np
+import psutil
 
 def resident_mb():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 before_mb = resident_mb()
 arrays = [np.ones(2_500_000) for _ in range(10)]

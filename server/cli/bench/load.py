@@ -57,6 +57,7 @@ class Server:
 
     def __init__(self, process: "subprocess.Popen[str]", url: str):
         self.process = process
+        self._largest_seen_mb = 0.0
         parts = urlsplit(url)
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
 
@@ -87,15 +88,22 @@ class Server:
                 raise BenchError(f"the server failed: {response.read(500).decode(errors='replace')}")
         connection.close()
         whole = time.monotonic() - began
+        self.look_at_memory()
         return Answer(whole if first is None else first, whole)
 
     def peak_mb(self) -> float | None:
-        """The most memory it has held, in 10⁶ bytes; None where the system does not say."""
-        status = Path(f"/proc/{self.process.pid}/status")
-        if not status.exists():
-            return None
-        found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-        return int(found[1]) * 1024 / 1e6 if found else None
+        """The most resident memory it has had, in 10⁶ bytes: Linux says, elsewhere the most that was seen."""
+        if sys.platform == "linux":
+            found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
+            return int(found[1]) * 1024 / 1e6 if found else None
+        return self._largest_seen_mb or None
+
+    def look_at_memory(self) -> None:
+        """Note for `peak_mb` how much memory it has now."""
+        if sys.platform != "linux":
+            command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
+            kilobytes = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+            self._largest_seen_mb = max(self._largest_seen_mb, int(kilobytes or 0) * 1024 / 1e6)
 
 
 @contextmanager
