@@ -23,9 +23,9 @@ from convert.download import nemo_file
 from convert.errors import ConversionError
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
 from convert.quantize import fits, is_large, packed, packed_specs
-from convert.safetensors_writer import write_safetensors
 from convert.weights import LazyTensor, Table, aligner_table, canary_table, convert_tensors, dtype_of
 from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, QuantizationConfig
+from model.safetensors_writer import write_safetensors
 
 logger = logging.getLogger(__name__)
 

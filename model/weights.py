@@ -24,17 +24,21 @@ def load(module: nn.Module, path: Path, dtype: str, quantization: QuantizationCo
     Raises WeightsError, or ConfigError for CANARY_ARRAYS.
     """
     xp = library_for(dtype)
-    with allocator.on_pages_of_their_own():
-        load_weights(module, path, dtype, quantization)
-        if xp is numpy_arrays:
-            layout.lay_out(module)
+    load_weights(module, path, dtype, quantization)
+    if xp is numpy_arrays:
+        layout.lay_out(module)
+    else:
+        mx.eval(module.parameters())
+    # What weights were read into.
+    allocator.give_back_freed_memory()
 
 
 def load_weights(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:
-    """Read `path` into `module`: every parameter of it, and nothing else. Raises WeightsError naming what differs.
+    """Put the tensors of `path` into `module`: every parameter of it, and nothing else.
 
+    MLX reads a tensor when it is first used, so a CPU lays out one after the other and never holds them all twice.
     quantization: how the linear layers are packed whose weights come with scales. A GPU computes with them as they
-    are; for a CPU see `layout.take_packed`.
+    are; for a CPU see `layout.take_packed`. Raises WeightsError naming what differs.
     """
     try:
         weights = mx.load(str(path))
@@ -58,7 +62,7 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
             bits, group_size = quantization.bits, quantization.group_size
             nn.quantize(module, group_size, bits, class_predicate=lambda name, _: name in layers)
         else:
-            layout.take_packed(module, weights, layers, quantization)
+            layout.take_packed(module, weights, layers, quantization, path)
     # The filterbank stays float32: features are computed in it whatever the model's type.
     kept = {
         name: v if name.startswith("preprocessor.") or v.dtype == mx.uint32 else v.astype(DTYPES[dtype])
@@ -66,7 +70,6 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
     }
     module.load_weights(list(kept.items()))
     module.eval()
-    mx.eval(module.parameters())
 
 
 def _packed_layers(module: nn.Module, weights: dict[str, mx.array]) -> set[str]:

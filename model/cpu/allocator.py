@@ -6,13 +6,9 @@ up to a fifth of the time of encoding 35 s of audio. Outside Linux with glibc th
 
 import ctypes
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 # From glibc's malloc.h: option → value.
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
-# The size in bytes from which `on_pages_of_their_own` gives arrays their own pages.
-_OWN_PAGES = 64 << 10
 _OPTIONS = {
     # One arena for all threads, so that memory freed by one serves the others.
     _ARENA_MAX: 1,
@@ -27,20 +23,6 @@ def keep_freed_memory() -> None:
     if mallopt := _from_libc("mallopt"):
         for option, value in _OPTIONS.items():
             mallopt(option, value)
-
-
-@contextmanager
-def on_pages_of_their_own() -> Iterator[None]:
-    """Inside, arrays are returned to the system as soon as they are freed.
-
-    For loading: weights are read, copied to where they are used, and freed one after the other.
-    """
-    if mallopt := _from_libc("mallopt"):
-        mallopt(_MMAP_THRESHOLD, _OWN_PAGES)
-    try:
-        yield
-    finally:
-        keep_freed_memory()
 
 
 def give_back_freed_memory() -> None:

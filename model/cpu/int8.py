@@ -4,9 +4,10 @@ MLX has no fast product of packed weights on a CPU. CPUs with VNNI instructions 
 fast as float32. A decode step is bound by reading the weights, and 8 bits are a quarter of float32.
 """
 
+import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 import numpy as np
@@ -25,7 +26,16 @@ _LARGEST, _ZERO = 127, 128
 
 def is_fast() -> bool:
     """Whether models are computed on a CPU that is faster in 8 bits."""
-    return arrays.on_cpu() and not _VNNI.isdisjoint(_instructions())
+    return why_not() is None
+
+
+def why_not() -> str | None:
+    """Why models are not computed faster in 8 bits here, in words for the log. None if they are."""
+    if not arrays.on_cpu() or _VNNI.isdisjoint(_instructions()):
+        return "this CPU has no fast product of packed weights"
+    if not importlib.util.find_spec("torch"):
+        return "fast 8-bit products on this CPU need torch: pip install 'canary-server[int8]'"
+    return None
 
 
 @cache
@@ -44,18 +54,20 @@ class Int8Linear(Layer):
     Each row is scaled by itself, and 0 stays 0: so a row's result never depends on the other rows.
     """
 
-    def __init__(self, weight: mx.array, bias: mx.array | None):
-        """weight: (O, I); bias: (O,)."""
+    def __init__(self, packed: Any, scales: np.ndarray, bias: mx.array | None):
+        """packed, scales: as `pack` returns them; bias: (O,)."""
         super().__init__()
         import torch
 
-        matrix = np.array(weight.astype(mx.float32))
-        scales = _scales(matrix)
-        whole = np.rint(matrix / scales).astype(np.int8)
-        self._scales = torch.from_numpy(scales[:, 0])
+        self._packed = packed
+        self._scales = torch.from_numpy(scales)
         self._zeros = torch.zeros(len(scales), dtype=torch.int64)
-        self._packed = torch.ops.onednn.qlinear_prepack(torch.from_numpy(whole), None)
         self._bias = torch.zeros(len(scales)) if bias is None else torch.from_numpy(np.array(bias.astype(mx.float32)))
+
+    @classmethod
+    def of_weight(cls, weight: mx.array, bias: mx.array | None) -> Self:
+        """The layer with this weight (O, I), rounded to 8 bits."""
+        return cls(*pack(weight), bias)
 
     def __call__(self, x: Array) -> Array:
         """(…, I) → (…, O)"""
@@ -73,6 +85,17 @@ class Int8Linear(Layer):
         )
         scaled = torch.addcmul(self._bias, product[:R], torch.from_numpy(scales)).numpy().reshape(*x.shape[:-1], -1)
         return self.xp.asarray(scaled, x.dtype)
+
+
+def pack(weight: mx.array) -> tuple[Any, np.ndarray]:
+    """A weight (O, I) → its 8-bit integers in the layout that oneDNN multiplies, and the scales of the outputs (O,)."""
+    import torch
+
+    matrix = np.array(weight.astype(mx.float32))
+    scales = _scales(matrix)
+    matrix /= scales
+    integers = np.rint(matrix, out=matrix).astype(np.int8)
+    return torch.ops.onednn.qlinear_prepack(torch.from_numpy(integers), None), scales[:, 0]
 
 
 def _scales(rows: np.ndarray) -> np.ndarray:

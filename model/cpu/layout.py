@@ -1,6 +1,7 @@
 """Weights laid out for a CPU: matrices as BLAS reads them fast, packed weights in 8 bits or unpacked."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -10,7 +11,7 @@ from mlx.utils import tree_map_with_path
 
 from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig
-from model.cpu import int8
+from model.cpu import int8, packed_file
 from model.cpu.int8 import Int8Linear
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def lay_out(module: nn.Module) -> None:
     for each in matrices:
         outputs, inputs = each.weight.shape
         columns, room = room[: outputs * inputs].reshape(inputs, outputs), room[outputs * inputs :]
+        # Where it has not been read yet, MLX reads it here. Its memory, freed once it is laid out, serves the next one.
         rows = np.asarray(each.weight)
         for i in range(0, outputs, _LINE):
             columns[:, i : i + _LINE] = rows[i : i + _LINE].T
@@ -43,34 +45,33 @@ def lay_out(module: nn.Module) -> None:
 
 
 def take_packed(
-    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
+    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig, path: Path
 ) -> None:
-    """Prepare `module` for the packed weights of `layers`, and `weights` for its layers.
+    """Prepare `module` for the packed weights of `layers`, which are from `path`, and `weights` for its layers.
 
-    A CPU that is fast at it computes in 8 bits. Others have no fast product of packed numbers: weights are unpacked.
+    A CPU that is fast at it computes in 8 bits. Others have no fast product of packed weights and unpack them.
     """
-    if int8.is_fast():
-        log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
-        _put_in_8_bits(module, weights, layers, quantization)
+    if reason := int8.why_not():
+        log.warning(
+            "%d layers of %d bits are unpacked: %s. The model takes as much memory as one that is not quantized.",
+            *(len(layers), quantization.bits, reason),
+        )
+        for layer in layers:
+            weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
         return
-    log.warning(
-        "%d layers of %d bits are unpacked: this CPU has no fast product of packed numbers. "
-        "The model takes as much memory as one that is not quantized.",
-        *(len(layers), quantization.bits),
-    )
-    for layer in layers:
-        weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
-
-
-def _put_in_8_bits(
-    module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig
-) -> None:
-    """Replace `layers` one after the other. Their tensors are taken out of `weights`, to be freed early."""
+    log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
+    shapes = {name: layer.weight.shape for name, layer in module.named_modules() if name in layers}
+    kept = packed_file.read(path, shapes)
+    packed = kept or {name: int8.pack(_unpacked(weights, name, quantization)) for name in shapes}
+    if not kept:
+        packed_file.write(path, packed)
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
         if name not in layers:
             return layer
-        return Int8Linear(_unpacked(weights, name, quantization), weights.pop(f"{name}.bias", None))
+        for part in ("weight", "scales", "biases"):
+            weights.pop(f"{name}.{part}", None)
+        return Int8Linear(*packed[name], weights.pop(f"{name}.bias", None))
 
     module.update_modules(tree_map_with_path(replaced, module.leaf_modules(), is_leaf=nn.Module.is_module))
 

@@ -104,7 +104,7 @@ def computing_in_8_bits(canary: CanaryModel) -> CanaryModel:
     """The model with its large layers as a CPU computes them that is fast at it."""
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
-        return Int8Linear(layer.weight, layer.get("bias")) if is_large(f"{name}.weight") else layer
+        return Int8Linear.of_weight(layer.weight, layer.get("bias")) if is_large(f"{name}.weight") else layer
 
     canary.update_modules(tree_map_with_path(replaced, canary.leaf_modules(), is_leaf=nn.Module.is_module))
     return canary

@@ -200,7 +200,7 @@ def test_a_full_disk_is_a_one_line_error_and_leaves_nothing_behind(tmp_path, mon
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("convert.safetensors_writer.os.fsync", full)
+    monkeypatch.setattr("model.safetensors_writer.os.fsync", full)
     with pytest.raises(ConversionError, match=r"cannot write .*out: No space left on device"):
         converted(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "canary-180m-flash.nemo"]

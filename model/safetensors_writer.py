@@ -11,14 +11,23 @@ from typing import Any
 
 import numpy as np
 
-TYPES = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2), "uint32": ("U32", 4)}
+TYPES = {
+    "float32": ("F32", 4),
+    "bfloat16": ("BF16", 2),
+    "float16": ("F16", 2),
+    "uint32": ("U32", 4),
+    "uint8": ("U8", 1),
+}
 
 
 def write_safetensors(
-    path: Path, specs: list[tuple[str, str, tuple[int, ...]]], tensors: Iterable[tuple[str, np.ndarray]]
+    path: Path,
+    specs: list[tuple[str, str, tuple[int, ...]]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: dict[str, str] = {"format": "mlx"},  # noqa: B006
 ) -> None:
     """Write `tensors`, pairs of (name, array), which must match `specs`, (name, dtype, shape), in order."""
-    header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
+    header: dict[str, Any] = {"__metadata__": metadata}
     end = 0
     for name, dtype, shape in specs:
         code, size = TYPES[dtype]

@@ -1,0 +1,127 @@
+"""Weights packed for 8-bit products, kept in a file beside the portable one.
+
+Packing takes longer than everything else of loading. The packed form belongs to the CPU and to oneDNN's version; a file
+that was made for others, or from other weights, is made again. Nothing depends on it but the time that loading takes.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from model.safetensors_writer import write_safetensors
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".int8"
+_VERSION = "1"
+# Partial files of this age were left by processes that were killed.
+_ABANDONED_S = 600
+# A packed weight in oneDNN's layout, and its outputs' scales (O,), float32.
+Packed = tuple[Any, np.ndarray]
+Shape = tuple[int, ...]
+
+
+def path_beside(weights: Path) -> Path:
+    """Where packed weights of the file `weights` are kept."""
+    return weights.with_name(weights.name + SUFFIX)
+
+
+def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None:
+    """The packed weights of layers, by name and shape (O, I); None if there is no file of just these."""
+    path = path_beside(weights)
+    if not path.exists() or not _can_copy_packed():
+        return None
+    try:
+        with safe_open(path, "np") as file:
+            templates = {shape: _packed_zeros(shape) for shape in set(shapes.values())}
+            if file.metadata() != _identity(weights, templates.values()):
+                log.info("%s is not of these weights and this CPU; it is made again", path)
+                return None
+            return {name: _filled(templates[shape], file, name) for name, shape in shapes.items()}
+    except (OSError, SafetensorError, ValueError) as error:
+        log.warning("cannot read %s (%s); it is made again", path, error)
+        return None
+
+
+def write(weights: Path, packed: Mapping[str, Packed]) -> None:
+    """Keep packed weights for the next time. A folder that cannot be written to is left as it is."""
+    if not _can_copy_packed():
+        return
+    path = path_beside(weights)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        _remove_abandoned(path)
+        specs, tensors = [], []
+        for name, (matrix, scales) in packed.items():
+            content = _bytes_of(matrix)
+            specs += [(f"{name}.packed", "uint8", content.shape), (f"{name}.scales", "float32", scales.shape)]
+            tensors += [(f"{name}.packed", content), (f"{name}.scales", scales)]
+        identity = _identity(weights, (matrix for matrix, _ in packed.values()))
+        write_safetensors(partial, specs, tensors, identity)
+        os.replace(partial, path)
+        log.info("packed weights are kept in %s (%d MB) for the next start", path, path.stat().st_size / 1e6)
+    except OSError as error:
+        log.info("packed weights are not kept in %s: %s", path, error.strerror or error)
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _remove_abandoned(path: Path) -> None:
+    for partial in path.parent.glob(f".{path.name}.partial-*"):
+        if time.time() - partial.stat().st_mtime > _ABANDONED_S:
+            partial.unlink()
+
+
+def _identity(weights: Path, packed: Iterable[Any]) -> dict[str, str]:
+    """What a file must say of itself: which weights it is of, and how they are laid out."""
+    status = weights.stat()
+    layouts = sorted({_layout(matrix) for matrix in packed})
+    return {
+        "version": _VERSION,
+        "weights": f"{status.st_size} bytes of {status.st_mtime_ns}",
+        "layout": hashlib.sha256(b"".join(layouts)).hexdigest(),
+    }
+
+
+def _can_copy_packed() -> bool:
+    """Whether this torch shows the memory of packed weights."""
+    import torch
+
+    return all(hasattr(torch.ops.mkldnn, name) for name in ("data_ptr", "_nbytes", "_get_mkldnn_serialized_md"))
+
+
+def _layout(matrix: Any) -> bytes:
+    """How oneDNN describes a packed weight: shape, blocks and what it keeps beside them."""
+    import torch
+
+    return torch.ops.mkldnn._get_mkldnn_serialized_md(matrix).numpy().tobytes()
+
+
+def _packed_zeros(shape: Shape) -> Any:
+    import torch
+
+    return torch.ops.onednn.qlinear_prepack(torch.zeros(shape, dtype=torch.int8), None)
+
+
+def _bytes_of(matrix: Any) -> np.ndarray:
+    """The memory of a packed weight, which must outlive what is returned."""
+    import torch
+
+    size = torch.ops.mkldnn._nbytes(matrix)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(matrix)))
+
+
+def _filled(template: Any, file: Any, name: str) -> Packed:
+    """A packed weight of the template's shape, read from `file`. Raises ValueError if that has another size."""
+    matrix = template.clone()
+    _bytes_of(matrix)[:] = file.get_tensor(f"{name}.packed")
+    return matrix, file.get_tensor(f"{name}.scales")
