@@ -12,6 +12,7 @@ import numpy as np
 
 from model.config import SAMPLE_RATE
 from model.decoding import DecodingOptions, Detection, Encoded, Generated
+from model.device_errors import DeviceError, is_device_failure
 from model.family import Model
 from model.task import AUTO, Task
 from model.transcript import Transcript
@@ -20,6 +21,8 @@ from model.transcript import Transcript
 MAX_PADDED_S = 160.0
 MAX_PADDING = 1.25
 DEFAULT_OPTIONS = DecodingOptions()
+# What a device that works can always encode: a second.
+SILENCE = np.zeros(SAMPLE_RATE, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +86,11 @@ PassOutcome = PassResult | Exception
 
 
 class Batcher:
-    """`join` passes at any time, then `step` until nothing runs."""
+    """`join` passes at any time, then `step` until nothing runs.
+
+    A pass that fails has the error as its outcome. If the device fails, `join` and `step` raise DeviceError, and the
+    passes have no outcomes.
+    """
 
     def __init__(self, model: Model, max_rows: int):
         self._model = model
@@ -130,7 +137,7 @@ class Batcher:
             try:
                 run, its_utterances = self._begun(ticket, wanted, encoded)
             except Exception as error:
-                outcomes.append((ticket, error))
+                outcomes.append((ticket, self._error_of_one(error)))
                 continue
             utterances += its_utterances
             self._running[ticket] = run
@@ -162,7 +169,8 @@ class Batcher:
             encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
         except Exception as error:
             if len(passes) == 1:
-                return [(*passes[0], error)]
+                return [(*passes[0], self._error_of_one(error))]
+            _raise_device_failure(error)
             return [each for one in passes for each in self._encoded([one])]
         return [(*one, encoded) for one, encoded in zip(passes, encodings, strict=True)]
 
@@ -193,7 +201,7 @@ class Batcher:
                 try:
                     outcomes.append((run.ticket, self._result(run)))
                 except Exception as error:
-                    outcomes.append((run.ticket, error))
+                    outcomes.append((run.ticket, self._error_of_one(error)))
         return outcomes
 
     def _result(self, run: _Running) -> PassResult:
@@ -217,13 +225,34 @@ class Batcher:
 
     def _retry_one_by_one(self, error: Exception) -> list[tuple[int, PassOutcome]]:
         """A step failed, and with it every row. Run each pass again by itself, so that one cannot fail the others."""
+        _raise_device_failure(error)
         fallen, self._running, self._owner = list(self._running.values()), {}, {}
         self._batch = self._model.running_batch()
         if len(fallen) == 1:
-            return [(fallen[0].ticket, error)]
-        outcomes = []
+            return [(fallen[0].ticket, self._error_of_one(error))]
+        outcomes: list[tuple[int, PassOutcome]] = []
         for run in fallen:
             outcomes += self.join([(run.ticket, run.wanted)])
             while self._batch.rows:
                 outcomes += self.step()
+        if outcomes and all(isinstance(outcome, RuntimeError | MemoryError) for _, outcome in outcomes):
+            raise DeviceError(f"each of {len(fallen)} passes failed by itself too: {error}") from error
         return outcomes
+
+    def _error_of_one(self, error: Exception) -> Exception:
+        """`error`, which one pass met by itself. Raises DeviceError if silence fails too: the device is to blame."""
+        _raise_device_failure(error)
+        if isinstance(error, RuntimeError | MemoryError):
+            try:
+                self._model.encodings([SILENCE])
+            except Exception as again:
+                raise DeviceError(f"{error}; and on silence: {again}") from error
+        return error
+
+
+def _raise_device_failure(error: Exception) -> None:
+    """Raises DeviceError if `error` is one, or its message says that the device failed."""
+    if isinstance(error, DeviceError):
+        raise error
+    if is_device_failure(error):
+        raise DeviceError(str(error)) from error

@@ -19,6 +19,7 @@ import numpy as np
 
 from model.cpu import prepare_process
 from model.decoding import DecodingOptions
+from model.device_errors import DeviceError
 from model.family import Model, ModelConfig
 from model.task import Task, TaskError
 from model.tokenizer import Tokenizer
@@ -233,11 +234,14 @@ class Engine:
                 outcomes += batcher.step()
                 self._retire(outcomes)
                 self._rows = batcher.rows
+        except DeviceError as error:
+            self.failed_at = time.monotonic()
+            log.critical("the device failed, and the model has to be loaded again: %s", error, exc_info=True)
         except Exception:
             self.failed_at = time.monotonic()
             log.critical("the engine's loop failed", exc_info=True)
         finally:
-            # Passes are left here only by such a fault: fail them, so that nobody waits for ever.
+            # Passes are left here only by such a failure: fail them, so that nobody waits for ever.
             self._refuse_line()
             self._retire([(number, self._refusal()) for number in list(self._running)])
 
