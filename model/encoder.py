@@ -132,20 +132,19 @@ class RelativeAttention(Layer):
         H = self.pos_bias_u.shape[0]
         heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
         q, k, v = heads[:, :H], heads[:, H : 2 * H], heads[:, 2 * H :]
-        scale = 1 / math.sqrt(D // H)
-        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) * scale @ self._positions(T).swapaxes(-1, -2))
+        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) @ self._positions(T).swapaxes(-1, -2))
         if mask is not None:
             bias = xp.where(mask, bias, -math.inf)
         attended = xp.attention(q + self.pos_bias_u[:, None], k, v, bias)
         return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
 
     def _positions(self, length: int) -> Array:
-        """(H, 2·length - 1, D/H): the projected distances length-1 … -(length-1)."""
+        """(H, 2·length - 1, D/H): the projected distances length-1 … -(length-1), times attention's scale."""
         H, have, d = self._projected.shape
         if have < 2 * length - 1:
             longest = max(length, min(2 * length, POSITIONS_KEPT))
             sinusoids = self.xp.asarray(positional_encoding(longest, H * d), self.pos_bias_u.dtype)
-            projected = self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
+            projected = d**-0.5 * self.linear_pos(sinusoids).reshape(-1, H, d).transpose(1, 0, 2)
             if longest > POSITIONS_KEPT:
                 return projected
             # MLX would copy a strided array in every product.
@@ -191,10 +190,10 @@ class ConformerLayer(Layer):
     def __call__(self, x: Array, inside: Array | None) -> Array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
-        x = x + 0.5 * self.feed_forward1(self.norm_feed_forward1(x))
+        x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))
         x = x + self.self_attn(self.norm_self_att(x), mask)
         x = x + self.conv(self.norm_conv(x), inside)
-        x = x + 0.5 * self.feed_forward2(self.norm_feed_forward2(x))
+        x = self.xp.add_half(x, self.feed_forward2(self.norm_feed_forward2(x)))
         return self.norm_out(x)
 
 

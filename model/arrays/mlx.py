@@ -4,6 +4,8 @@ The names, arguments and results are those of `model.arrays.numpy`. Shapes: B ba
 of a head, R rows of a running batch.
 """
 
+import math
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -30,6 +32,7 @@ __all__ = [
     "CONCURRENT",
     "FixedSlots",
     "GrowingSlots",
+    "add_half",
     "arange",
     "asarray",
     "attention",
@@ -64,7 +67,7 @@ __all__ = [
 ]
 
 # A GPU computes rows side by side and while Python goes on. So audios are padded and encoded together, and a decode
-# step is begun before the tokens of the last one are known.
+# step is prepared while the last one is computed.
 CONCURRENT = True
 
 # Slots grow by so many positions at a time, so that shapes repeat.
@@ -85,6 +88,8 @@ def to_numpy(x: mx.array) -> np.ndarray:
 def evaluate(*arrays: mx.array) -> None:
     """Wait until the arrays are computed."""
     mx.eval(*arrays)
+    # A GPU lets go of what it has read a moment after the results are there.
+    mx.synchronize()
 
 
 def start(*arrays: mx.array) -> None:
@@ -112,7 +117,22 @@ def silu(x: mx.array) -> mx.array:
 
 def glu(x: mx.array) -> mx.array:
     """The first half of the last axis, gated by the second."""
-    return nn.glu(x)
+    return _gated(*mx.split(x, 2, axis=-1))
+
+
+@partial(mx.compile, shapeless=True)
+def _gated(x: mx.array, gate: mx.array) -> mx.array:
+    return x * mx.sigmoid(gate)
+
+
+def add_half(x: mx.array, y: mx.array) -> mx.array:
+    """x + y / 2"""
+    return _add_half(x, y)
+
+
+@partial(mx.compile, shapeless=True)
+def _add_half(x: mx.array, y: mx.array) -> mx.array:
+    return x + 0.5 * y
 
 
 def softmax(x: mx.array) -> mx.array:
@@ -138,7 +158,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> m
 def frames(x: mx.array, length: int, hop: int) -> mx.array:
     """(B, N) → a view (B, (N - length) // hop + 1, length) of frames that begin `hop` apart."""
     B, N = x.shape
-    return mx.as_strided(mx.contiguous(x), (B, (N - length) // hop + 1, length), (N, hop, 1))
+    return mx.as_strided(x, (B, (N - length) // hop + 1, length), (N, hop, 1))
 
 
 def relative_shift(by_distance: mx.array) -> mx.array:
@@ -148,13 +168,15 @@ def relative_shift(by_distance: mx.array) -> mx.array:
     """
     B, H, T, width = by_distance.shape
     strides = (H * T * width, T * width, width - 1, 1)
-    return mx.as_strided(mx.contiguous(by_distance), (B, H, T, T), strides, T - 1)
+    return mx.as_strided(by_distance, (B, H, T, T), strides, T - 1)
 
 
 def depthwise_1d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """Depthwise convolution over time that keeps the length: x (B, T, D), weight (D, K, 1), K odd."""
     D, K, _ = weight.shape
-    return mx.conv1d(x, weight, padding=K // 2, groups=D) + bias
+    # A GPU's fast kernel for depthwise convolution does not pad (MLX #2567).
+    padded = pad(x, [(0, 0), (K // 2, K // 2), (0, 0)])
+    return mx.conv1d(padded, weight, groups=D) + bias
 
 
 def conv_2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
@@ -176,92 +198,120 @@ def depthwise_2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 class FixedSlots:
     """Keys and values of a decoder's attention layers, for the rows of a running batch. A row keeps its length.
 
-    Each layer has a buffer (rows, H, time, d), of which the first rows are in use. Rows are padded to one length.
-    Rows join at the end, and the last row takes the place of one that leaves.
+    Each layer has one buffer (2, rows, H, time, d): keys, then values. The first rows are in use, and all of them end
+    at the same column. Rows join at the end, and the last row takes the place of one that leaves.
+
+    MLX writes into an array in place only if nothing else uses it; otherwise it first copies the whole array. So
+    whatever reads a buffer must be computed before the next write begins.
     """
 
+    # Free columns behind the rows in a new buffer.
+    _free_columns = 0
+
     def __init__(self, layers: int, n_heads: int, d_head: int, dtype: mx.Dtype):
-        self._empty = mx.zeros((0, n_heads, 0, d_head), dtype)
-        self._keys = [self._empty] * layers
-        self._values = [self._empty] * layers
-        # How many positions of each row are real.
-        self._lengths: list[int] = []
+        self._empty = mx.zeros((2, 0, n_heads, 0, d_head), dtype)
+        self._buffers = [self._empty] * layers
+        # Where each row begins, where the longest does, and where all of them end.
+        self._starts: list[int] = []
+        self._first = self._end = 0
+        # True where a row has keys and values, from the first column to the buffers' last: (R, H, 1, time). None if all
+        # rows are of one length.
         self._mask: mx.array | None = None
 
-    def join(self, pairs: list[tuple[mx.array, mx.array]], copies: int) -> None:
-        """Add `copies` rows that begin with these keys and values (1, H, T, d), one pair for each layer."""
-        first, T = len(self._lengths), pairs[0][0].shape[2]
-        last = first + copies
-        self._make_room(last, T)
-        for i, (keys, values) in enumerate(pairs):
-            self._keys[i][first:last, :, :T] = keys
-            self._values[i][first:last, :, :T] = values
-        self._set_lengths([*self._lengths, *[T] * copies])
+    def join(self, layers: list[mx.array], copies: int) -> None:
+        """Add `copies` rows that begin with these keys and values (1, 2H, T, d), one array for each layer."""
+        rows, length = len(self._starts), layers[0].shape[2]
+        if rows + copies > self._buffers[0].shape[1] or length > self._end:
+            self._lay_out(rows + copies, max(length, self._end - self._first))
+        start = self._end - length
+        for buffer, kv in zip(self._buffers, layers, strict=True):
+            buffer[:, rows : rows + copies, :, start : self._end] = _keys_and_values(kv)
+        self._set_starts([*self._starts, *[start] * copies])
 
     def attend(self, layer: int, q: mx.array) -> mx.array:
         """What the queries (R, H, 1, d) find in their rows: (R, H, 1, d)."""
-        R, time = len(self._lengths), _rounded_up(max(self._lengths))
-        if self._mask is None:
-            self._mask = (arange(time) < mx.array(self._lengths)[:, None])[:, None, None]
-        return attention(q, self._keys[layer][:R, :, :time], self._values[layer][:R, :, :time], self._mask)
+        buffer, rows, columns = self._buffers[layer], slice(len(self._starts)), slice(self._first, self._end)
+        mask = None if self._mask is None else self._mask[..., : self._end - self._first]
+        return attention(q, buffer[0, rows, :, columns], buffer[1, rows, :, columns], mask)
 
     def leave(self, row: int) -> None:
-        """Row `row` leaves, and the last row takes its place."""
-        last = len(self._lengths) - 1
-        if row != last:
-            for buffer in (*self._keys, *self._values):
-                buffer[row] = buffer[last]
-        self._lengths[row] = self._lengths[last]
-        self._set_lengths(self._lengths[:last])
+        """Row `row` leaves, and the last row takes its place. Buffers twice as large as needed shrink."""
+        starts = self._starts[:-1]
+        if row < len(starts):
+            self._copy([len(starts)], [row])
+            starts[row] = self._starts[-1]
+        self._set_starts(starts)
+        longest = self._end - self._first
+        if starts and math.prod(self._buffers[0].shape) >= 2 * math.prod(self._shape(len(starts), longest)):
+            self._lay_out(len(starts), longest)
 
     def clear(self) -> None:
         """Give the memory back."""
-        self._keys = [self._empty] * len(self._keys)
-        self._values = [self._empty] * len(self._values)
-        self._set_lengths([])
+        self._buffers = [self._empty] * len(self._buffers)
+        self._end = 0
+        self._set_starts([])
 
-    def _set_lengths(self, lengths: list[int]) -> None:
-        self._lengths, self._mask = lengths, None
+    def _set_starts(self, starts: list[int]) -> None:
+        self._starts, self._first, self._mask = starts, min(starts, default=self._end), None
+        if len(set(starts)) > 1:
+            columns = np.arange(self._first, self._buffers[0].shape[3])
+            mask = columns >= np.array(starts)[:, None, None, None]
+            # A GPU's fused attention would copy a mask that is broadcast over the heads, in every layer.
+            self._mask = asarray(np.repeat(mask, self._empty.shape[2], axis=1))
 
-    def _make_room(self, rows: int, time: int) -> None:
-        """Room for `rows` rows of `time` positions. Buffers grow in steps of a few sizes."""
-        have_rows, H, have_time, d = self._keys[0].shape
-        if have_rows >= rows and have_time >= time:
-            return
-        shape = (_doubled(have_rows, rows), H, max(have_time, _rounded_up(time)), d)
-        for buffers in (self._keys, self._values):
-            for i, old in enumerate(buffers):
-                buffers[i] = mx.zeros(shape, old.dtype)
-                buffers[i][:have_rows, :, :have_time] = old
+    def _shape(self, rows: int, time: int) -> tuple[int, ...]:
+        """The shape of a new buffer for `rows` rows, the longest of `time` positions. There are few such shapes."""
+        _, _, H, _, d = self._empty.shape
+        return 2, 1 << (rows - 1).bit_length(), H, _rounded_up(time) + self._free_columns, d
+
+    def _lay_out(self, rows: int, time: int) -> None:
+        """Move the rows to new buffers, with room for `rows` rows, the longest of `time` positions."""
+        R, first, end = len(self._starts), self._first, self._end
+        shift = _rounded_up(time) - end
+        for layer in range(len(self._buffers)):
+            buffer = mx.zeros(self._shape(rows, time), self._empty.dtype)
+            if R:
+                buffer[:, :R, :, first + shift : end + shift] = self._buffers[layer][:, :R, :, first:end]
+            self._buffers[layer] = buffer
+            # One layer at a time: its old buffer is freed before the next one's new buffer is made.
+            evaluate(buffer)
+        self._end = end + shift
+        self._set_starts([start + shift for start in self._starts])
+
+    def _copy(self, sources: list[int], rows: list[int]) -> None:
+        """Row rows[i] gets the keys and values of row sources[i]."""
+        columns, of, to = slice(self._first, self._end), mx.array(sources), mx.array(rows)
+        copies = [buffer[:, of, :, columns] for buffer in self._buffers]
+        evaluate(*copies)
+        for buffer, copied in zip(self._buffers, copies, strict=True):
+            buffer[:, to, :, columns] = copied
 
 
 class GrowingSlots(FixedSlots):
     """Rows that get longer by one position in each step."""
 
-    def begin_step(self, positions: list[int]) -> None:
-        """Where each row's next keys and values go. Until the next step a row attends to itself up to there."""
-        self._make_room(len(positions), max(positions) + 1)
-        self._at = arange(len(positions)), mx.array(positions)
-        self._set_lengths([position + 1 for position in positions])
+    _free_columns = TIME_STEP
 
-    def write(self, layer: int, keys: mx.array, values: mx.array) -> None:
-        """The new position of each row: keys and values (R, H, 1, d)."""
-        rows, columns = self._at
-        self._keys[layer][rows, :, columns] = keys.squeeze(2)
-        self._values[layer][rows, :, columns] = values.squeeze(2)
+    def begin_step(self) -> None:
+        """Make room for the next position of every row. `write` fills it, layer by layer."""
+        if self._end == self._buffers[0].shape[3]:
+            self._lay_out(len(self._starts), self._end - self._first)
+        self._end += 1
+
+    def write(self, layer: int, kv: mx.array) -> None:
+        """Keys and values (R, 2H, 1, d) of the new position."""
+        self._buffers[layer][:, : len(self._starts), :, self._end - 1 : self._end] = _keys_and_values(kv)
 
     def reorder(self, rows: list[int], sources: list[int]) -> None:
-        """Row rows[i] becomes what row sources[i] was."""
-        to, of = mx.array(rows), mx.array(sources)
-        for buffer in (*self._keys, *self._values):
-            buffer[to] = buffer[of]
+        """Row rows[i] becomes what row sources[i] was. All are of one length."""
+        self._copy(sources, rows)
+
+
+def _keys_and_values(kv: mx.array) -> mx.array:
+    """(R, 2H, T, d) → (2, R, H, T, d)"""
+    R, heads, T, d = kv.shape
+    return kv.reshape(R, 2, heads // 2, T, d).swapaxes(0, 1)
 
 
 def _rounded_up(time: int) -> int:
     return -(-time // TIME_STEP) * TIME_STEP
-
-
-def _doubled(n: int, least: int) -> int:
-    while n < least:
-        n = max(1, 2 * n)
-    return n

@@ -29,6 +29,7 @@ __all__ = [
     "CONCURRENT",
     "FixedSlots",
     "GrowingSlots",
+    "add_half",
     "arange",
     "asarray",
     "attention",
@@ -122,6 +123,11 @@ def glu(x: np.ndarray) -> np.ndarray:
     """The first half of the last axis, gated by the second."""
     half = x.shape[-1] // 2
     return _gated(x[..., :half], x[..., half:])
+
+
+def add_half(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """x + y / 2"""
+    return x + np.float32(0.5) * y
 
 
 def _gated(value: np.ndarray, gate: np.ndarray) -> np.ndarray:
@@ -224,10 +230,6 @@ def depthwise_2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndar
     return total
 
 
-# Keys and values (H, T, d) of one row in one layer.
-_Pair = tuple[np.ndarray, np.ndarray]
-
-
 class FixedSlots:
     """Keys and values of a decoder's attention layers, for the rows of a running batch. A row keeps its length.
 
@@ -236,16 +238,20 @@ class FixedSlots:
     """
 
     def __init__(self, layers: int, n_heads: int, d_head: int, dtype: Any):
-        # By row, then by layer.
-        self._rows: list[list[_Pair]] = []
+        # By row, then by layer: keys and values (2H, T, d).
+        self._rows: list[list[np.ndarray]] = []
 
-    def join(self, pairs: list[_Pair], copies: int) -> None:
-        """Add `copies` rows that begin with these keys and values (1, H, T, d), one pair for each layer."""
-        self._rows += [[(keys[0].copy(), values[0].copy()) for keys, values in pairs]] * copies
+    def join(self, layers: list[np.ndarray], copies: int) -> None:
+        """Add `copies` rows that begin with these keys and values (1, 2H, T, d), one array for each layer."""
+        self._rows += [[kv[0].copy() for kv in layers]] * copies
 
     def attend(self, layer: int, q: np.ndarray) -> np.ndarray:
         """What the queries (R, H, 1, d) find in their rows: (R, H, 1, d)."""
-        return np.stack([attention(queries, *row[layer], None) for queries, row in zip(q, self._rows, strict=True)])
+        H = q.shape[1]
+        found = [
+            attention(queries, row[layer][:H], row[layer][H:], None) for queries, row in zip(q, self._rows, strict=True)
+        ]
+        return np.stack(found)
 
     def leave(self, row: int) -> None:
         """Row `row` leaves, and the last row takes its place."""
@@ -262,43 +268,52 @@ class GrowingSlots(FixedSlots):
 
     def __init__(self, layers: int, n_heads: int, d_head: int, dtype: Any):
         super().__init__(layers, n_heads, d_head, dtype)
-        self._positions: list[int] = []
+        # How many positions of each row are in use.
+        self._lengths: list[int] = []
 
-    def join(self, pairs: list[_Pair], copies: int) -> None:
-        T = pairs[0][0].shape[2]
-        self._rows += [[(_grown(k[0], T), _grown(v[0], T)) for k, v in pairs] for _ in range(copies)]
+    def join(self, layers: list[np.ndarray], copies: int) -> None:
+        T = layers[0].shape[2]
+        self._rows += [[_grown(kv[0], T) for kv in layers] for _ in range(copies)]
+        self._lengths += [T] * copies
 
-    def begin_step(self, positions: list[int]) -> None:
-        """Where each row's next keys and values go. Until the next step a row attends to itself up to there."""
-        self._positions = positions
-        for row, position in zip(self._rows, positions, strict=True):
-            if position == row[0][0].shape[1]:
-                row[:] = [(_grown(keys, position + 1), _grown(values, position + 1)) for keys, values in row]
+    def begin_step(self) -> None:
+        """Make room for the next position of every row. `write` fills it, layer by layer."""
+        self._lengths = [length + 1 for length in self._lengths]
+        for row, length in zip(self._rows, self._lengths, strict=True):
+            if length > row[0].shape[1]:
+                row[:] = [_grown(kv, length) for kv in row]
 
-    def write(self, layer: int, keys: np.ndarray, values: np.ndarray) -> None:
-        """The new position of each row: keys and values (R, H, 1, d)."""
-        for i, (row, position) in enumerate(zip(self._rows, self._positions, strict=True)):
-            row_keys, row_values = row[layer]
-            row_keys[:, position] = keys[i, :, 0]
-            row_values[:, position] = values[i, :, 0]
+    def write(self, layer: int, kv: np.ndarray) -> None:
+        """Keys and values (R, 2H, 1, d) of the new position."""
+        for i, (row, length) in enumerate(zip(self._rows, self._lengths, strict=True)):
+            row[layer][:, length - 1] = kv[i, :, 0]
 
     def attend(self, layer: int, q: np.ndarray) -> np.ndarray:
-        attended = []
-        for queries, row, position in zip(q, self._rows, self._positions, strict=True):
-            keys, values = row[layer]
-            attended.append(attention(queries, keys[:, : position + 1], values[:, : position + 1], None))
-        return np.stack(attended)
+        found, H = [], q.shape[1]
+        for queries, row, length in zip(q, self._rows, self._lengths, strict=True):
+            kv = row[layer][:, :length]
+            found.append(attention(queries, kv[:H], kv[H:], None))
+        return np.stack(found)
+
+    def leave(self, row: int) -> None:
+        super().leave(row)
+        self._lengths[row] = self._lengths[-1]
+        self._lengths.pop()
+
+    def clear(self) -> None:
+        super().clear()
+        self._lengths.clear()
 
     def reorder(self, rows: list[int], sources: list[int]) -> None:
-        """Row rows[i] becomes what row sources[i] was."""
-        moved = [[(keys.copy(), values.copy()) for keys, values in self._rows[source]] for source in sources]
-        for row, pairs in zip(rows, moved, strict=True):
-            self._rows[row] = pairs
+        """Row rows[i] becomes what row sources[i] was. All are of one length."""
+        copies = [[kv.copy() for kv in self._rows[source]] for source in sources]
+        for row, copied in zip(rows, copies, strict=True):
+            self._rows[row] = copied
 
 
 def _grown(x: np.ndarray, positions: int) -> np.ndarray:
-    """(H, T, d) → a copy with room for so many positions."""
-    H, T, d = x.shape
-    grown = np.zeros((H, -(-positions // TIME_STEP) * TIME_STEP, d), np.float32)
+    """(2H, T, d) → a copy with room for so many positions."""
+    heads, T, d = x.shape
+    grown = np.zeros((heads, -(-positions // TIME_STEP) * TIME_STEP, d), np.float32)
     grown[:, :T] = x
     return grown

@@ -14,7 +14,10 @@ from model.layers import Layer, LayerNorm, Linear
 
 
 class Memory(Protocol):
-    """Keys and values of every layer, for queries to attend to."""
+    """Keys and values of every layer, for queries to attend to.
+
+    A layer's are one array (R, 2H, T, d), here and wherever they are named `kv`: heads of keys, then heads of values.
+    """
 
     def attend(self, layer: int, q: Array) -> Array:
         """(R, H, S, d) → (R, H, S, d)"""
@@ -25,28 +28,33 @@ class Memory(Protocol):
 class CrossMemory:
     """What the decoder attends to of each row's audio.
 
-    keys, values: one (R, H, T, d) for each layer; inside: (R, 1, 1, T), true at real encoder steps; xp: their library.
+    layers: keys and values (R, 2H, T, d); inside: (R, 1, 1, T), true at real encoder steps; xp: their library.
     """
 
-    keys: list[Array]
-    values: list[Array]
+    layers: list[Array]
     inside: Array
     xp: Any
 
     def attend(self, layer: int, q: Array) -> Array:
-        return self.xp.attention(q, self.keys[layer], self.values[layer], self.inside)
+        return self.xp.attention(q, *_keys_and_values(self.layers[layer]), self.inside)
 
     def of_rows(self, rows: list[int]) -> "CrossMemory":
         """The memory of these rows, in this order; a row may appear more than once."""
         if rows == list(range(self.inside.shape[0])):
             return self
         at = self.xp.asarray(rows)
-        return CrossMemory([k[at] for k in self.keys], [v[at] for v in self.values], self.inside[at], self.xp)
+        return CrossMemory([kv[at] for kv in self.layers], self.inside[at], self.xp)
 
-    def pairs(self, row: int, length: int) -> list[tuple[Array, Array]]:
-        """A row's first `length` keys and values (1, H, length, d), a pair for each layer."""
-        both = zip(self.keys, self.values, strict=True)
-        return [(k[row : row + 1, :, :length], v[row : row + 1, :, :length]) for k, v in both]
+
+def of_row(layers: list[Array], row: int, length: int) -> list[Array]:
+    """A row's first `length` keys and values (1, 2H, length, d) in each layer."""
+    return [kv[row : row + 1, :, :length] for kv in layers]
+
+
+def _keys_and_values(kv: Array) -> tuple[Array, Array]:
+    """(R, 2H, T, d) → keys and values, each (R, H, T, d)."""
+    H = kv.shape[1] // 2
+    return kv[:, :H], kv[:, H:]
 
 
 def _heads(x: Array, n_heads: int) -> Array:
@@ -69,11 +77,14 @@ class SelfAttention(Layer):
         self.linear_qkv = Linear(M, 3 * M)
         self.linear_out = Linear(M, M)
 
-    def project(self, x: Array) -> tuple[Array, Array, Array]:
-        """x: (R, S, M) → query, key, value, each (R, H, S, d)."""
-        H = self._n_heads
-        heads = _heads(self.linear_qkv(x), 3 * H)
-        return heads[:, :H], heads[:, H : 2 * H], heads[:, 2 * H :]
+    def project(self, x: Array) -> tuple[Array, Array]:
+        """x: (R, S, M) → queries (R, H, S, d), keys and values (R, 2H, S, d)."""
+        heads = _heads(self.linear_qkv(x), 3 * self._n_heads)
+        return heads[:, : self._n_heads], heads[:, self._n_heads :]
+
+    def attend(self, q: Array, kv: Array, mask: Array) -> Array:
+        """What the queries find in keys and values of the whole sequence: (R, S, M)."""
+        return self.output(self.xp.attention(q, *_keys_and_values(kv), mask))
 
     def output(self, attended: Array) -> Array:
         """(R, H, S, d) → (R, S, M)"""
@@ -137,18 +148,18 @@ class Decoder(Layer):
         """encoded: (R, T, M), lengths: its real steps (R,) → what all steps attend to."""
         layers, H = self._config.num_layers, self._config.num_attention_heads
         heads = _heads(self.cross_kv(self.xp.asarray(encoded)), 2 * layers * H)
-        by_layer = [heads[:, i * H : (i + 1) * H] for i in range(2 * layers)]
+        by_layer = [heads[:, i * 2 * H : (i + 1) * 2 * H] for i in range(layers)]
         inside = self.xp.asarray(np.arange(encoded.shape[1]) < np.array(lengths)[:, None])[:, None, None]
-        return CrossMemory(by_layer[0::2], by_layer[1::2], inside, self.xp)
+        return CrossMemory(by_layer, inside, self.xp)
 
-    def prefill(self, tokens: list[list[int]], audio: CrossMemory) -> tuple[Array, list[tuple[Array, Array]]]:
+    def prefill(self, tokens: list[list[int]], audio: CrossMemory) -> tuple[Array, list[Array]]:
         """A whole sequence for each row, causally.
 
         tokens: (R, S), padded on the right. Returns hidden states (R, S, M), and the layers' self-attention keys and
-        values (R, H, S, d); nothing may attend to those at padding.
+        values (R, 2H, S, d); nothing may attend to those at padding.
         """
-        x, _, pairs = self._through(tokens, audio, len(self.layers))
-        return self.final_layer_norm(x), pairs
+        x, _, written = self._through(tokens, audio, len(self.layers))
+        return self.final_layer_norm(x), written
 
     def cross_attention(self, tokens: list[int], audio: CrossMemory, layer: int) -> Array:
         """What each of tokens (S,) attends to in a layer, the mean over heads: (S, T), rows summing to 1.
@@ -157,24 +168,22 @@ class Decoder(Layer):
         """
         x, causal, _ = self._through([tokens], audio, layer)
         last = self.layers[layer]
-        q, k, v = last.self_attn.project(last.layer_norm_1(x))
-        x = x + last.self_attn.output(self.xp.attention(q, k, v, causal))
-        return last.cross_attn.weights(last.layer_norm_2(x), audio.keys[layer], audio.inside).mean(axis=1)[0]
+        x = x + last.self_attn.attend(*last.self_attn.project(last.layer_norm_1(x)), causal)
+        keys, _ = _keys_and_values(audio.layers[layer])
+        return last.cross_attn.weights(last.layer_norm_2(x), keys, audio.inside).mean(axis=1)[0]
 
-    def _through(
-        self, tokens: list[list[int]], audio: CrossMemory, layers: int
-    ) -> tuple[Array, Array, list[tuple[Array, Array]]]:
+    def _through(self, tokens: list[list[int]], audio: CrossMemory, layers: int) -> tuple[Array, Array, list[Array]]:
         """Tokens (R, S) through the first `layers`: hidden states, the causal mask, the layers' keys and values."""
         xp, S = self.xp, len(tokens[0])
         x = self._embedded(tokens, self.position_encoding[:S])
         causal = xp.asarray(np.tri(S, dtype=bool))
-        pairs = []
+        written = []
         for i, layer in enumerate(self.layers[:layers]):
-            q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
-            pairs.append((k, v))
-            x = x + layer.self_attn.output(xp.attention(q, k, v, causal))
+            q, kv = layer.self_attn.project(layer.layer_norm_1(x))
+            written.append(kv)
+            x = x + layer.self_attn.attend(q, kv, causal)
             x = layer.after_self_attention(x, audio, i)
-        return x, causal, pairs
+        return x, causal, written
 
     def step(self, tokens: Array, positions: list[int], text: Any, audio: Memory) -> Array:
         """One token a row: tokens (R,) at `positions` → hidden states (R, M).
@@ -182,11 +191,11 @@ class Decoder(Layer):
         text: the rows' own keys and values, from `empty_text_slots`, to which the tokens' are written; audio: those
         of the rows' audios, from `empty_audio_slots`.
         """
-        text.begin_step(positions)
+        text.begin_step()
         x = self._embedded(tokens, self.position_encoding[self.xp.asarray(positions)])[:, None]
         for i, layer in enumerate(self.layers):
-            q, k, v = layer.self_attn.project(layer.layer_norm_1(x))
-            text.write(i, k, v)
+            q, kv = layer.self_attn.project(layer.layer_norm_1(x))
+            text.write(i, kv)
             x = x + layer.self_attn.output(text.attend(i, q))
             x = layer.after_self_attention(x, audio, i)
         return self.final_layer_norm(x)[:, 0]

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.arrays import Array
 from model.canary.beam import Beam
-from model.canary.decoder import Decoder, Head
+from model.canary.decoder import Decoder, Head, of_row
 from model.decoding import Generated
 
 
@@ -74,8 +74,9 @@ class _Searched:
 class RunningBatch:
     """Rows being decoded side by side, each a step at a time.
 
-    look_ahead: begin each step before the tokens of the last one are known, so that a GPU never waits for Python; a
-    row that has ended is then stepped once for nothing. By default with arrays that are computed in the background.
+    look_ahead: prepare each step while the last one is computed, and start it before that one's tokens are looked at,
+    so that a GPU hardly waits for Python; a row that has ended is then stepped once for nothing. By default with arrays
+    that are computed in the background.
     """
 
     def __init__(
@@ -127,8 +128,8 @@ class RunningBatch:
             if (result := self._result(owner)) is not None:
                 finished.append(result)
                 continue
-            self._audio.join(memory.pairs(of_audio[i], lengths[of_audio[i]]), owner.width)
-            self._text.join([(k[i : i + 1], v[i : i + 1]) for k, v in written], owner.width)
+            self._audio.join(of_row(memory.layers, of_audio[i], lengths[of_audio[i]]), owner.width)
+            self._text.join(of_row(written, i, len(prompts[i])), owner.width)
             owner.rows = list(range(self.rows, self.rows + owner.width))
             self._owners += [owner] * owner.width
         return finished
@@ -142,6 +143,8 @@ class RunningBatch:
         written = self._ahead or self._written(self._last_tokens())
         if self._look_ahead:
             self._ahead = self._written(written[0], ahead=1)
+            # Nothing may read the slots when the next step starts to write, or MLX would copy all of them.
+            self._xp.evaluate(*written)
             self._xp.start(*self._ahead)
         return self._book_greedy(*written)
 

@@ -99,17 +99,18 @@ def test_what_a_cpu_remembers_of_an_audio_is_no_longer_than_it_and_is_let_go_wit
     batcher.join([(0, passes((7, 0, 0))), (1, passes((0, 0, 2)))])
 
     def remembered() -> list[np.ndarray]:
-        """The keys of each row's audio in the first layer."""
-        return [row[0][0] for row in batcher._batch._audio._rows]
+        """The keys and values of each row's audio in the first layer."""
+        return [row[0] for row in batcher._batch._audio._rows]
 
-    keys = remembered()
-    assert [k.shape[1] for k in keys] == [canary.encodings([sounds[i]])[0].vectors.shape[0] for i in (7, 0, 0, 0)]
+    layers = remembered()
+    steps = [canary.encodings([sounds[i]])[0].vectors.shape[0] for i in (7, 0, 0, 0)]
+    assert [layer.shape[1] for layer in layers] == steps
     # The hypotheses of one beam share it.
-    assert keys[1] is keys[2] is keys[3]
+    assert layers[1] is layers[2] is layers[3]
     # Nothing larger stays in memory for what is kept.
-    assert keys[0].base is None
+    assert layers[0].base is None
     batcher.cancel(0)
-    assert [k.shape[1] for k in remembered()] == [13, 13, 13]
+    assert [layer.shape[1] for layer in remembered()] == [13, 13, 13]
 
 
 def test_a_text_and_its_translation_share_one_cross_memory(canary, passes, monkeypatch):

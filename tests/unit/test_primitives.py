@@ -1,0 +1,45 @@
+"""How many primitives a GPU is asked to launch, 3 to 5 µs each: a number that must not creep up."""
+
+from collections import Counter
+
+import mlx.core as mx
+import pytest
+
+from tests.primitives import counted, of_encoder_layer, of_step
+
+# Two embeddings, their sum and norm; the last norm, the head, its log-softmax (2), the best token and its score.
+BESIDE_THE_LAYERS = 10
+
+
+def test_a_decoder_layers_step_is_16_primitives_one_of_them_writing_keys_and_values():
+    fewer, more = of_step(layers=2), of_step(layers=3)
+    more.subtract(fewer)
+    assert +more == {
+        "layer_norm": 3,
+        "AddMM": 6,  # products with their biases: qkv, q, two outputs, the two dense layers
+        "scaled_dot_product_attention": 2,
+        "SliceUpdate": 1,
+        "Add": 3,
+        "Maximum": 1,
+    }
+
+
+@pytest.mark.parametrize("layers", [4, 8])
+def test_a_step_is_10_primitives_beside_its_layers(layers):
+    assert of_step(layers).total() == BESIDE_THE_LAYERS + 16 * layers
+
+
+def test_an_encoder_layer_is_28_primitives_and_two_masks_where_audios_are_padded():
+    alone, padded = of_encoder_layer(padded=False), of_encoder_layer(padded=True)
+    assert alone.total() == 28
+    padded.subtract(alone)
+    assert +padded == {"Select": 2}
+
+
+def test_a_fused_operation_counts_once_and_views_not_at_all():
+    x, weight = mx.ones((2, 3, 4, 8)), mx.ones((8,))
+    with counted() as count:
+        attended = mx.fast.scaled_dot_product_attention(x, x, x, scale=0.5, mask=mx.ones((4, 4), mx.bool_))
+        normed = mx.fast.layer_norm(attended, weight, weight, 1e-5)
+        found = count(normed.reshape(2, 12, 8)[:, 1:].swapaxes(1, 2) + 1)
+    assert found == Counter(scaled_dot_product_attention=1, layer_norm=1, Add=1, Full=3)
