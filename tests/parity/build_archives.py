@@ -1,8 +1,9 @@
 """Small Canary archives with random weights, built and saved by NeMo itself.
 
-They have the real ones' four shapes at a hundredth of the width. Random weights that are left alone repeat one token
-for ever; here they are made loud enough that what comes out depends on the sound, the position and the history, and
-every norm, bias and running statistic is away from its neutral value, so that nothing left out goes unseen.
+They have the real ones' four shapes at a hundredth of the width; two more have heads as wide as the real ones'. Random
+weights that are left alone repeat one token for ever; here they are made loud enough that what comes out depends on the
+sound, the position and the history, and every norm, bias and running statistic is away from its neutral value, so that
+nothing left out goes unseen.
 """
 
 import gzip
@@ -61,6 +62,31 @@ SHAPES = {
         hidden=40,
         aligner=True,
         seed=14,
+    ),
+    # Attention heads and subsampling as wide as the published models', which a GPU's fast kernels ask for.
+    "180m-flash-wide": Shape(
+        features=32,
+        d_model=64,
+        encoder_heads=1,
+        conv_channels=256,
+        hidden=128,
+        decoder_heads=1,
+        max_sequence_length=96,
+        seed=31,
+    ),
+    "1b-v2-wide": Shape(
+        tokenizer="bpe",
+        languages=("en", "de", "fr", "bg", "uk"),
+        vocab=256,
+        features=32,
+        encoder_layers=1,
+        d_model=128,
+        encoder_heads=1,
+        conv_channels=256,
+        hidden=128,
+        decoder_heads=2,
+        max_sequence_length=96,
+        seed=31,
     ),
 }
 

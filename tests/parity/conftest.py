@@ -1,4 +1,4 @@
-"""Archives with what NeMo made of them, each converted and loaded once.
+"""Archives with what NeMo made of them, each converted once and loaded with both array libraries.
 
 CANARY_PARITY_DIR names a folder with more of them, made with make_goldens' --out.
 """
@@ -6,7 +6,9 @@ CANARY_PARITY_DIR names a folder with more of them, made with make_goldens' --ou
 import json
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +19,73 @@ import pytest
 from convert.convert import ConversionConfig, convert
 from model.canary.model import CanaryModel
 from model.decoding import Encoded
+from tests.libraries import LIBRARIES, computing_with
 from tests.parity.compared import GOLDENS
 from tests.parity.sounds import LENGTHS, sound
 
 EXTRA = os.environ.get("CANARY_PARITY_DIR")
-ARCHIVES = sorted(GOLDENS.glob("*.nemo")) + (sorted(Path(EXTRA).glob("*.nemo")) if EXTRA else [])
+FOLDERS = [GOLDENS, *([Path(EXTRA)] if EXTRA else [])]
+ARCHIVES = [values.with_suffix(".nemo") for folder in FOLDERS for values in sorted(folder.glob("*.json"))]
 
 _DIFFERENCES = pytest.StashKey[dict[str, dict[str, float]]]()
 
 
 @dataclass(frozen=True)
-class Case:
-    """One archive as this project has it, and NeMo's values."""
+class Archive:
+    """A converted archive, and NeMo's values."""
 
     name: str
-    canary: CanaryModel
     folder: Path
     values: dict[str, Any]
     arrays: dict[str, np.ndarray]
-    encoded: dict[str, Encoded]
-    """Each sound's, computed by itself."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """An archive's model as this project computes it, and NeMo's values."""
+
+    archive: Archive
+    canary: CanaryModel
+    name: str
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return self.archive.values
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        return self.archive.arrays
+
+    @cached_property
+    def encoded(self) -> dict[str, Encoded]:
+        """Each sound's, computed by itself."""
+        return {name: self.canary.encoded_together([sound(name)])[0] for name in LENGTHS}
 
 
 @pytest.fixture(scope="session", params=ARCHIVES, ids=lambda path: path.stem)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def archive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     path: Path = request.param
     folder = convert(ConversionConfig(source=path, output=tmp_path_factory.mktemp("converted") / path.stem))
-    canary = CanaryModel.load(folder, dtype="float32")
+    values = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     with np.load(path.with_suffix(".npz")) as arrays:
-        return Case(
-            path.stem,
-            canary,
-            folder,
-            json.loads(path.with_suffix(".json").read_text(encoding="utf-8")),
-            dict(arrays),
-            {name: canary.encoded_together([sound(name)])[0] for name in LENGTHS},
-        )
+        return Archive(path.stem, folder, values, dict(arrays))
+
+
+@pytest.fixture(scope="session", params=LIBRARIES)
+def case(request: pytest.FixtureRequest, archive: Archive) -> Case:
+    """In float32."""
+    with computing_with(request.param):
+        canary = CanaryModel.load(archive.folder, dtype="float32")
+        if canary._aligner:
+            canary._aligner()
+    assert canary.encodes_together == (request.param == "mlx")
+    return Case(archive, canary, f"{archive.name}, {request.param}")
+
+
+@pytest.fixture(scope="session")
+def case_in_16_bits(archive: Archive) -> Case:
+    """In bfloat16, a GPU's default."""
+    return Case(archive, CanaryModel.load(archive.folder, dtype="bfloat16"), f"{archive.name}, bfloat16")
 
 
 @pytest.fixture
@@ -60,22 +93,25 @@ def greatest(request: pytest.FixtureRequest, case: Case):
     """greatest(stage, [(ours, NeMo's), …]): the largest absolute difference; also reported at the end."""
     table = request.config.stash.setdefault(_DIFFERENCES, defaultdict(dict))
 
-    def measured(stage: str, pairs: list[tuple[mx.array, np.ndarray]]) -> float:
+    def measured(stage: str, pairs: Iterable[tuple[mx.array, np.ndarray]]) -> float:
+        differences = []
         for ours, theirs in pairs:
             assert ours.shape == theirs.shape
-        difference = max(float(np.abs(np.array(ours) - theirs).max()) for ours, theirs in pairs)
-        table[stage][case.name] = difference
-        return difference
+            differences.append(float(np.abs(np.array(ours) - theirs).max()))
+        table[case.name][stage] = max(differences)
+        return max(differences)
 
     return measured
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The largest differences by stage and archive."""
+    """The largest differences by archive, library and stage."""
     table = config.stash.get(_DIFFERENCES, {})
     if not table:
         return
     terminalreporter.section("largest differences from NeMo")
-    for stage, by_archive in table.items():
-        figures = "  ".join(f"{name} {difference:.1e}" for name, difference in by_archive.items())
-        terminalreporter.write_line(f"{stage:24}{figures}")
+    stages = list(dict.fromkeys(stage for by_stage in table.values() for stage in by_stage))
+    terminalreporter.write_line(" " * 24 + "  ".join(stages))
+    for name, by_stage in sorted(table.items()):
+        figures = [f"{by_stage[stage]:.1e}".ljust(len(stage)) for stage in stages]
+        terminalreporter.write_line(f"{name:24}{'  '.join(figures)}".rstrip())

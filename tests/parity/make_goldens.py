@@ -1,7 +1,7 @@
 """What NeMo makes of small archives, stage by stage, for the tests here to compare with.
 
-    python -m tests.parity.make_goldens                         # the four in tests/parity/goldens
-    python -m tests.parity.make_goldens --out DIR --shape 1b-flash --name wide --seed 7 --d-model 96 --features 80
+    python -m tests.parity.make_goldens                         # those in tests/parity/goldens
+    python -m tests.parity.make_goldens --out DIR --shape 1b-flash --name odd --seed 7 --d-model 96 --features 80
 
 Run from the repository's root, in an environment with requirements.txt. Each archive NAME.nemo gets NAME.json (tokens,
 texts, times) and NAME.npz (float32 arrays).
@@ -36,8 +36,8 @@ TRANSCRIBED = ("0.35s", "2.37s", "5.5s")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=GOLDENS)
-    parser.add_argument("--shape", choices=list(SHAPES), action="append", help="default: all four")
-    parser.add_argument("--name", help="of the files; default: the shape's")
+    parser.add_argument("--shape", choices=list(SHAPES), action="append", help="default: all")
+    parser.add_argument("--name", help="of the files; default: the shape's, with the seed if one is given")
     overridable = [f for f in fields(Shape) if f.type in (int, bool)]
     for field in overridable:
         kind: Any = {"type": int} if field.type is int else {"action": argparse.BooleanOptionalAction}
@@ -49,7 +49,8 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for shape in arguments.shape or list(SHAPES):
-        make(replace(SHAPES[shape], **chosen), arguments.out / f"{arguments.name or shape}.nemo")
+        name = arguments.name or (shape if arguments.seed is None else f"{shape}-{arguments.seed}")
+        make(replace(SHAPES[shape], **chosen), arguments.out / f"{name}.nemo")
 
 
 def make(shape: Shape, path: Path) -> None:

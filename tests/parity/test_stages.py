@@ -1,9 +1,11 @@
 """Features, encoder and log-probabilities against NeMo's, in float32."""
 
+import json
+
 import mlx.core as mx
 import numpy as np
 
-from tests.parity.compared import DRAWN, drawn_features, kept_frames
+from tests.parity.compared import DRAWN, GOLDENS, drawn_features, kept_frames
 from tests.parity.sounds import checksum, sound
 
 
@@ -12,6 +14,15 @@ def test_the_sounds_are_those_nemo_heard(case):
         waveform = sound(told["sound"])
         assert len(waveform) == told["samples"]
         assert checksum(waveform) == told["checksum"]
+
+
+def test_some_archives_have_the_widths_that_a_gpus_fast_kernels_ask_for():
+    told = [json.loads(path.read_text(encoding="utf-8")) for path in GOLDENS.glob("*.json")]
+    shapes = [one["shape"] for one in told]
+    assert {64, 128} <= {shape["d_model"] // shape["encoder_heads"] for shape in shapes}
+    assert {64, 128} <= {shape["hidden"] // shape["decoder_heads"] for shape in shapes}
+    assert 256 in {shape["conv_channels"] for shape in shapes}
+    assert {9, 10} <= {len(prompt["ids"]) for one in told for prompt in one["prompts"]}
 
 
 def test_the_features_are_nemos(case, greatest):

@@ -1,6 +1,7 @@
 """Scores a toy model on held-out sentences: exact sentences, word error rate, detected languages, word times.
 
     python -m tests.toy.score convert/toy/toy.nemo                    # with this project's model
+    python -m tests.toy.score convert/toy/toy.nemo --dtype bfloat16   # as a GPU computes
     python -m tests.toy.score convert/toy/toy.nemo --backend nemo     # with NeMo, if it is installed
     python -m tests.toy.score tests/toy/models/v1.nemo                # word times from cross-attention
     python -m tests.toy.score tests/toy/models/v1.nemo --aligner tests/toy/models/aligner.nemo
@@ -123,11 +124,11 @@ def nemo_backend(path: Path, batch: int = 20) -> Backend:
     return Backend(transcribe, languages)
 
 
-def mlx_backend(path: Path) -> Backend:
-    """This project's model through its Python API, in float32 for comparison with NeMo's."""
+def mlx_backend(path: Path, dtype: str = "float32") -> Backend:
+    """This project's model through its Python API, in float32 for comparison with NeMo's, or in another type."""
     from server import Canary
 
-    canary = Canary.from_pretrained(path, dtype="float32")
+    canary = Canary.from_pretrained(path, dtype=dtype)
 
     def transcribe(waveforms, language, target, pnc, timestamps):
         transcripts = canary.transcribe(
@@ -141,7 +142,7 @@ def mlx_backend(path: Path) -> Backend:
     return Backend(transcribe, languages)
 
 
-BACKENDS: dict[str, Callable[[Path], Backend]] = {"mlx": mlx_backend, "nemo": nemo_backend}
+BACKENDS: dict[str, Callable[..., Backend]] = {"mlx": mlx_backend, "nemo": nemo_backend}
 
 
 def heard(text: str) -> Heard:
@@ -261,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--backend", choices=list(BACKENDS), default="mlx")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="with mlx only")
     parser.add_argument("--count", type=int, default=100, help="recordings for each language (default %(default)s)")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--aligner", type=Path, help="an archive to take word times from; with mlx only")
@@ -270,7 +272,8 @@ def main() -> None:
         if options.aligner:
             combined = with_aligner(options.model, options.aligner, Path(folder) / "combined.nemo")
             path = convert(ConversionConfig(source=combined, output=Path(folder) / "combined"))
-        rows = scores(BACKENDS[options.backend](path), options.count)
+        chosen = {"dtype": options.dtype} if options.backend == "mlx" else {}
+        rows = scores(BACKENDS[options.backend](path, **chosen), options.count)
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

@@ -57,9 +57,10 @@ def test_word_times_are_close_to_when_the_words_were_spoken(request, unseen, lan
     assert np.mean(np.array(errors) <= 0.2) >= 0.95
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("archive", [TOY, MODELS / "v1.nemo"], ids=["canary2", "canary"])
-def test_the_spoken_language_is_detected_in_both_prompt_formats(unseen, archive: Path):
-    with Canary.from_pretrained(archive, dtype="float32") as canary:
+def test_the_spoken_language_is_detected_in_both_prompt_formats(unseen, archive: Path, dtype: str):
+    with Canary.from_pretrained(archive, dtype=dtype) as canary:
         assert canary.info.config.prompt_format == ("canary2" if archive == TOY else "canary")
         for language, items in unseen.items():
             transcripts = canary.transcribe([item.waveform for item in items], "auto")

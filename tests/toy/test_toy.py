@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from server import Canary
+from tests.libraries import LIBRARIES, computing_with
 from tests.toy.grammar import LANGUAGES, Sentence, sentence, vocabulary
 from tests.toy.score import heard
 from tests.toy.speech import SAMPLE_RATE, bare, speak
@@ -84,9 +85,13 @@ def test_words_and_times_are_parsed_from_a_flash_token_string():
     assert heard("<|nospeech|>").text == ""
 
 
-@pytest.fixture(scope="module")
-def toy() -> Iterator[Canary]:
-    with Canary.from_pretrained(TOY / "toy.nemo", dtype="float32") as canary:
+@pytest.fixture(scope="module", params=[*LIBRARIES, "bfloat16"])
+def toy(request) -> Iterator[Canary]:
+    """In float32 with each library, and in bfloat16, a GPU's default."""
+    in_16_bits = request.param == "bfloat16"
+    with computing_with("mlx" if in_16_bits else request.param):
+        canary = Canary.from_pretrained(TOY / "toy.nemo", dtype="bfloat16" if in_16_bits else "float32")
+    with canary:
         yield canary
 
 

@@ -1,0 +1,53 @@
+"""Counts the tests that run a model, by the arrays it computes with."""
+
+from collections import Counter, defaultdict
+
+import pytest
+
+_RAN = pytest.StashKey[defaultdict[str, set[str]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_RAN] = defaultdict(set)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _watched_models(request: pytest.FixtureRequest):
+    """Note for each test what the encoders and decoders that run in this process meanwhile compute with."""
+    from model.canary.decoder import Decoder
+    from model.encoder import FastConformer
+
+    ran = request.config.stash[_RAN]
+
+    def watch(patch: pytest.MonkeyPatch, kind: type, method: str) -> None:
+        original = getattr(kind, method)
+
+        def watched(self, *arguments, **named):
+            result = original(self, *arguments, **named)
+            first = result[0] if isinstance(result, tuple) else result
+            library = "MLX" if self.xp.CONCURRENT else "numpy"
+            ran[request.config.stash[_CURRENT]].add(f"{library} {str(first.dtype).removeprefix('mlx.core.')}")
+            return result
+
+        patch.setattr(kind, method, watched)
+
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, FastConformer, "__call__")
+        watch(patch, Decoder, "prefill")
+        watch(patch, Decoder, "step")
+        yield
+
+
+_CURRENT = pytest.StashKey[str]()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    item.config.stash[_CURRENT] = item.nodeid
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    counts = Counter(arrays for each in config.stash[_RAN].values() for arrays in each)
+    if counts:
+        figures = ", ".join(f"{count} on {arrays}" for arrays, count in sorted(counts.items()))
+        terminalreporter.write_line(f"tests that ran a model in this process: {figures}")
