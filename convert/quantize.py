@@ -44,7 +44,8 @@ def packed_specs(
 
 def packed(weight: np.ndarray, quantization: QuantizationConfig) -> list[np.ndarray]:
     """A weight (O, I) → the arrays that `packed_specs` names."""
-    import mlx.core as mx
+    # Its error says how to install MLX.
+    from model.arrays import mx
 
     integers, scales, offsets = mx.quantize(mx.array(weight), quantization.group_size, quantization.bits)
     # numpy cannot read MLX's bfloat16; float32 represents all of its values exactly.

@@ -20,6 +20,10 @@ class ConfigError(ValueError):
     """A configuration that is incomplete or not supported."""
 
 
+class WeightsError(ValueError):
+    """Weights that do not fit the configuration beside them, or cannot be read."""
+
+
 @dataclass(frozen=True)
 class PreprocessorConfig:
     """NeMo's AudioToMelSpectrogramPreprocessor. Windows are seconds."""

@@ -8,14 +8,10 @@ from mlx.utils import tree_flatten
 
 from model.arrays import as_on_gpu, library_for
 from model.arrays import numpy as numpy_arrays
-from model.config import QuantizationConfig
+from model.config import QuantizationConfig, WeightsError
 from model.cpu import allocator, layout
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit the configuration beside them, or cannot be read."""
 
 
 def load(module: nn.Module, path: Path, dtype: str, quantization: QuantizationConfig | None = None) -> None:

@@ -12,10 +12,18 @@ import os
 from types import ModuleType
 from typing import Any, TypeAlias
 
-import mlx.core as mx
+from model.config import ConfigError
+
+try:
+    import mlx.core as mx
+except ImportError as error:
+    # On Linux the package alone brings no MLX, and MLX alone no library to compute with.
+    raise ConfigError(
+        f"MLX cannot be imported ({error}); on Linux, install it with pip install 'canary-server[cpu]', "
+        "or for an NVIDIA GPU with [cuda12] or [cuda13]"
+    ) from None
 
 from model.arrays import mlx, numpy
-from model.config import ConfigError
 
 # mx.array or np.ndarray. The two types have too little in common for a type checker to check code on both.
 Array: TypeAlias = Any

@@ -27,9 +27,8 @@ def fail(message: object) -> NoReturn:
 def one_line_failures() -> Iterator[None]:
     """Expected errors end the command with one line; unexpected ones keep their traceback."""
     from convert.errors import ConversionError
-    from model.config import ConfigError
+    from model.config import ConfigError, WeightsError
     from model.tokenizer import TokenizerError
-    from model.weights import WeightsError
 
     try:
         yield

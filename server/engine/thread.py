@@ -8,6 +8,7 @@ retire, so a request joins the running batch at the next token and leaves it at 
 import asyncio
 import bisect
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -212,10 +213,11 @@ class Engine:
         try:
             self._work()
         finally:
-            # Not at the top: a process that only shows its help should not wait for MLX.
-            from model.loading import give_memory_back
+            # Not at the top: a process that only shows its help should not wait for MLX, which may not be installed.
+            if "mlx.core" in sys.modules:
+                from model.loading import give_memory_back
 
-            give_memory_back()
+                give_memory_back()
 
     def _work(self) -> None:
         """Load the model and run it until the engine stops. Nothing refers to the model when this returns."""
@@ -246,11 +248,12 @@ class Engine:
             self._retire([(number, self._refusal()) for number in list(self._running)])
 
     def _load(self) -> Model:
-        from model.loading import device_name
-
         began = time.monotonic()
         model = self._resolve_model()
         load_s = time.monotonic() - began
+
+        from model.loading import device_name
+
         self._info.set_result(ModelInfo(model.config, model.tokenizer, model.dtype, device_name(), load_s))
         return model
 

@@ -110,3 +110,33 @@ def test_an_array_library_that_does_not_exist_ends_a_command_with_one_line(tmp_p
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "canary: CANARY_ARRAYS 'torch' is not supported; must be one of mlx, numpy"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["transcribe", "convert"])
+@pytest.mark.parametrize("reason", ["No module named 'mlx'", "libmlx.so: cannot open shared object file"])
+def test_without_mlx_a_command_ends_with_one_line_that_names_the_extras(tmp_path, command, reason):
+    """As on Linux when no extra was installed."""
+    package = tmp_path / "packages" / "mlx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "core.py").write_text(f"raise ImportError({reason!r})\n")
+    recording = tmp_path / "silence.wav"
+    soundfile.write(recording, np.zeros(16000, np.float32), 16000)
+    arguments = {
+        "transcribe": ["transcribe", str(recording)],
+        "convert": ["convert", "toy", str(tmp_path / "out"), "--quantize", "8"],
+    }
+    path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "server", *arguments[command]],
+        env={**os.environ, "CANARY_CACHE": str(tmp_path / "cache"), "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"canary: MLX cannot be imported ({reason}); on Linux, install it with pip install 'canary-server[cpu]', "
+        "or for an NVIDIA GPU with [cuda12] or [cuda13]"
+    )
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

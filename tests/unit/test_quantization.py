@@ -14,10 +14,9 @@ from convert.convert import ConversionConfig, convert
 from convert.quantize import is_large
 from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
-from model.config import ConfigError, QuantizationConfig, read_config
+from model.config import ConfigError, QuantizationConfig, WeightsError, read_config
 from model.cpu import int8, packed_file
 from model.cpu.int8 import Int8Linear
-from model.weights import WeightsError
 from tests import archives
 
 # The encoder is 32 wide, which groups of 32 fill; the decoder 48, which they do not, but for its inner layer of 192.
