@@ -21,7 +21,7 @@ class ConfigError(ValueError):
 
 
 class WeightsError(ValueError):
-    """Weights that do not fit the configuration beside them, or cannot be read."""
+    """Weights that do not fit the configuration beside them or into memory, or cannot be read."""
 
 
 @dataclass(frozen=True)

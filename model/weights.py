@@ -10,6 +10,7 @@ from model.arrays import as_on_gpu, library_for
 from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig, WeightsError
 from model.cpu import allocator, layout
+from model.memory import opened
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -36,11 +37,7 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
     quantization: how the linear layers are packed whose weights come with scales. A GPU computes with them as they
     are; for a CPU see `layout.take_packed`. Raises WeightsError naming what differs.
     """
-    try:
-        weights = mx.load(str(path))
-    except (RuntimeError, OSError, ValueError) as error:
-        raise WeightsError(f"cannot read {path}: {error}") from None
-    assert isinstance(weights, dict)
+    weights = opened(path)
     expected = {name: value.shape for name, value in dict(tree_flatten(module.parameters())).items()}
     layers = _packed_layers(module, weights) if quantization else set()
     if quantization:

@@ -6,15 +6,15 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-import mlx.core as mx
 import numpy as np
 
 from model import weights
 from model.aligner import Aligner
 from model.alignment import attention_times
-from model.arrays import Array, default_dtype, on_cpu
+from model.arrays import Array, default_dtype
 from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
+from model.canary.footprint import reserve_memory
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
 from model.canary.prompt import BEGIN, END, NO_SPEECH, PAD, language_query_tokens, prompt_tokens
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
@@ -28,8 +28,6 @@ from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
 
 MIN_DURATION_S = 1.0
-# Bytes of freed arrays that MLX keeps to use again. On a CPU malloc does that.
-GPU_CACHE = 256 << 20
 
 
 class CanaryModel(Layer):
@@ -56,9 +54,9 @@ class CanaryModel(Layer):
         """
         folder = Path(folder)
         config = read_config(folder, CanaryConfig)
-        mx.set_cache_limit(0 if on_cpu() else GPU_CACHE)
-        canary = cls(config, load_tokenizer(folder, config.tokenizer, (BEGIN, END, PAD)))
         dtype = dtype or default_dtype()
+        reserve_memory(folder, config, dtype)
+        canary = cls(config, load_tokenizer(folder, config.tokenizer, (BEGIN, END, PAD)))
         weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
