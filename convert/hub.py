@@ -24,7 +24,7 @@ from convert.errors import ConversionError, HubError
 from model.canary.config import CanaryConfig
 from model.config import read_config
 
-__all__ = ["MODELS", "ConversionError", "HubError", "resolve"]
+__all__ = ["MODELS", "ConversionError", "HubError", "converted_folder", "resolve"]
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,7 @@ def resolve(
     if quantize not in (None, *get_args(Bits)):
         bits = " or ".join(map(str, get_args(Bits)))
         raise ConversionError(f"quantize {quantize} is not supported; must be {bits}")
-    cache_dir = Path(cache_dir or default_cache_dir())
-    folder = cache_dir / "models" / folder_name(_cache_key(source), dtype, quantize)
+    folder = _cached_folder(source, dtype, quantize, cache_dir)
     if is_converted(folder):
         return folder
     _log_licence(source)
@@ -72,7 +71,23 @@ def resolve(
         quantize=cast(Bits | None, quantize),
         progress=progress,
     )
-    return convert_once(config, cache_dir)
+    return convert_once(config, Path(cache_dir or default_cache_dir()))
+
+
+def converted_folder(
+    name_or_path: str, dtype: str, quantize: int | None = None, cache_dir: Path | None = None
+) -> Path | None:
+    """The folder that `resolve` would return without downloading or converting anything; None if there is none."""
+    is_folder = is_converted(Path(name_or_path).expanduser()) and name_or_path not in MODELS
+    if is_folder:
+        return Path(name_or_path).expanduser()
+    cached = _cached_folder(name_or_path, dtype, quantize, cache_dir)
+    return cached if is_converted(cached) else None
+
+
+def _cached_folder(source: str, dtype: str, quantize: int | None, cache_dir: Path | None) -> Path:
+    """Where the conversion of a source is kept."""
+    return Path(cache_dir or default_cache_dir()) / "models" / folder_name(_cache_key(source), dtype, quantize)
 
 
 def _check_quantization(folder: Path, quantize: int | None) -> None:

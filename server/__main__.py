@@ -245,5 +245,29 @@ def bench(
     )
 
 
+@main.command(cls=taking("dtype", "quantize", "cache", "host", "port"))
+def doctor(
+    ctx: typer.Context,
+    model: Model = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Do not compare with NeMo and do not measure: a few seconds.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object to stdout, and the lines to stderr.")
+    ] = False,
+) -> None:
+    """Check whether this machine is ready, and whether its device computes right and how fast.
+
+    Compares every stage with NeMo's values and the toy's texts with what is said, on this device. If a check fails, the
+    exit code is 1. The output is made for bug reports: it contains no names, keys or home folders.
+
+    Settings in brackets come from the environment or a file named .env. Options take precedence.
+    """
+    from server.cli.doctor.command import doctor
+
+    if not doctor({**ctx.obj, "model": model and [model]}, quick=quick, json_output=json_output):
+        raise typer.Exit(1)
+
+
 if __name__ == "__main__":
     main()

@@ -23,16 +23,22 @@ def fail(message: object) -> NoReturn:
     raise typer.Exit(1)
 
 
-@contextmanager
-def one_line_failures() -> Iterator[None]:
-    """Expected errors end the command with one line; unexpected ones keep their traceback."""
+def expected_errors() -> tuple[type[Exception], ...]:
+    """Errors whose message alone tells a user what to do."""
     from convert.errors import ConversionError
     from model.config import ConfigError, WeightsError
     from model.tokenizer import TokenizerError
 
+    return ConversionError, WeightsError, ConfigError, TokenizerError, ServiceError, OSError
+
+
+@contextmanager
+def one_line_failures() -> Iterator[None]:
+    """Expected errors end the command with one line; unexpected ones keep their traceback."""
+    expected = expected_errors()
     try:
         yield
-    except (ConversionError, WeightsError, ConfigError, TokenizerError, ServiceError, OSError) as error:
+    except expected as error:
         fail(error)
 
 

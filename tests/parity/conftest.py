@@ -19,9 +19,9 @@ import pytest
 from convert.convert import ConversionConfig, convert
 from model.canary.model import CanaryModel
 from model.decoding import Encoded
+from server.cli.doctor.compared import GOLDENS
+from server.cli.doctor.sounds import LENGTHS, sound
 from tests.libraries import LIBRARIES, computing_with
-from tests.parity.compared import GOLDENS
-from tests.parity.sounds import LENGTHS, sound
 
 EXTRA = os.environ.get("CANARY_PARITY_DIR")
 FOLDERS = [GOLDENS, *([Path(EXTRA)] if EXTRA else [])]

@@ -1,6 +1,6 @@
 """What NeMo makes of small archives, stage by stage, for the tests here to compare with.
 
-    python -m tests.parity.make_goldens                         # those in tests/parity/goldens
+    python -m tests.parity.make_goldens                         # those in server/cli/doctor/goldens
     python -m tests.parity.make_goldens --out DIR --shape 1b-flash --name odd --seed 7 --d-model 96 --features 80
 
 Run from the repository's root, in an environment with requirements.txt. Each archive NAME.nemo gets NAME.json (tokens,
@@ -25,9 +25,9 @@ from nemo.collections.asr.parts.utils.timestamp_utils import get_forced_aligned_
 from nemo.utils import logging as nemo_logging
 from omegaconf import OmegaConf
 
+from server.cli.doctor.compared import DRAWN, GOLDENS, drawn_features, kept_frames
+from server.cli.doctor.sounds import LENGTHS, SAMPLE_RATE, checksum, sound
 from tests.parity.build_archives import SHAPES, Shape, build, replace_weights, sentences, set_end
-from tests.parity.compared import DRAWN, GOLDENS, drawn_features, kept_frames
-from tests.parity.sounds import LENGTHS, SAMPLE_RATE, checksum, sound
 
 BATCHES = (["5.5s", "0.35s", "2.37s"], ["1s", "12s"])
 TRANSCRIBED = ("0.35s", "2.37s", "5.5s")

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import numpy as np
 
-from tests.parity.compared import DRAWN, drawn_features
-from tests.parity.sounds import LENGTHS
+from server.cli.doctor.compared import DRAWN, drawn_features
+from server.cli.doctor.sounds import LENGTHS
 
 
 def test_encodings_are_within_two_percent_of_nemos(case_in_16_bits):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.parity.sounds import sound
+from server.cli.doctor.sounds import sound
 
 
 def test_an_archive_without_a_timestamps_model_loads_without_an_aligner(case):

@@ -5,8 +5,8 @@ import json
 import mlx.core as mx
 import numpy as np
 
-from tests.parity.compared import DRAWN, GOLDENS, drawn_features, kept_frames
-from tests.parity.sounds import checksum, sound
+from server.cli.doctor.compared import DRAWN, GOLDENS, drawn_features, kept_frames
+from server.cli.doctor.sounds import checksum, sound
 
 
 def test_the_sounds_are_those_nemo_heard(case):

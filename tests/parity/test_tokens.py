@@ -8,7 +8,7 @@ from model.config import SAMPLE_RATE
 from model.decoding import DecodingOptions
 from model.task import Task
 from model.timestamps import plain_text
-from tests.parity.sounds import sound
+from server.cli.doctor.sounds import sound
 
 GREEDY = DecodingOptions(beam_size=1)
 

@@ -63,8 +63,8 @@ class EncodeCost:
 class EndlessBatch(RunningBatch):
     """A batch in which no token ends a row: only the limit does."""
 
-    def __init__(self, canary: CanaryModel):
-        super().__init__(canary.decoder, canary.head, NO_TOKEN, NO_TOKEN)
+    def __init__(self, canary: CanaryModel, look_ahead: bool | None = None):
+        super().__init__(canary.decoder, canary.head, NO_TOKEN, NO_TOKEN, look_ahead=look_ahead)
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
