@@ -328,7 +328,7 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     assert run(*narrow, "--subtitle-lines", "1").stdout.endswith("\n2\n00:00:01,000 --> 00:00:02,000\n0.1\n")
     several = run("transcribe", "a.wav", sound("b.wav", 0.1), "-f", "srt")
     assert several.exit_code == 2
-    assert "srt takes one file, not 2" in several.stderr
+    assert "srt without --output-dir takes one file, not 2" in several.stderr
 
 
 def test_a_language_that_the_model_does_not_support_is_a_usage_error(engine):
