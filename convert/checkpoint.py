@@ -2,7 +2,7 @@
 
 A checkpoint is a zip file of uncompressed records: `data.pkl`, a pickle that describes the tensors, and `data/KEY`, the
 bytes of each storage. The unpickler knows only the names of torch's storages and of the functions that rebuild tensors,
-and maps them to code of ours. A pickle with any other name is rejected.
+and maps them to our own code. A pickle with any other name is rejected.
 Format: torch/serialization.py, `_rebuild_tensor_v2` in torch/_utils.py.
 """
 

@@ -9,8 +9,8 @@ from convert.errors import ArchiveError
 from convert.nemo import ALIGNER_CONFIG, CONFIG, NemoArchive, StoredTensor
 from model.canary.config import CanaryConfig
 from model.config import AlignerConfig, ConfigError, section_from
+from model.tokenizer import SPECIAL
 
-SPECIAL_TOKENS = "spl_tokens"
 EMBEDDING = "transf_decoder._embedding.token_embedding.weight"
 # The languages canary-1b-v2 was trained on. Its tokenizer has tokens for many more.
 # fmt: off
@@ -133,9 +133,9 @@ def _processor(archive: NemoArchive, name: str, content: bytes) -> Any:
 
 
 def _languages(archive: NemoArchive, models: dict[str, str], files: dict[str, bytes]) -> list[str]:
-    """Languages with their own tokenizer; of a unified tokenizer, canary-1b-v2's languages that it has a token for."""
+    """Languages with their own tokenizer; for a unified one, canary-1b-v2's languages that it has a token for."""
     if "" not in models:
-        return [language for language in models if language != SPECIAL_TOKENS]
+        return [language for language in models if language != SPECIAL]
     processor = _processor(archive, models[""], files[models[""]])
     pieces = {processor.IdToPiece(index) for index in range(processor.GetPieceSize())}
     return [language for language in UNIFIED_LANGUAGES if f"<|{language}|>" in pieces]

@@ -30,7 +30,7 @@ def packed_specs(
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """(name, dtype, shape) of the tensors that replace a weight (O, I): packed integers, scales and offsets.
 
-    dtype: of the scales and offsets, of which each group has one.
+    dtype: of the scales and offsets; each group has one of each.
     """
     outputs, inputs = shape
     groups = (outputs, inputs // quantization.group_size)

@@ -11,8 +11,9 @@ from model.timestamps import WordTokens
 
 FRAME_S = 0.01
 _FRAME = int(FRAME_S * SAMPLE_RATE)
-# How far a boundary may move, in seconds. How loud a pause may be, from 0 (noise floor) to 1 (loud speech).
+# How far a boundary may move, in seconds.
 REACH_S = 0.16
+# How loud a pause may be, from 0 (noise floor) to 1 (loud speech).
 QUIET = 0.04
 
 

@@ -13,7 +13,7 @@ WEIGHTS_FILE = "model.safetensors"
 ALIGNER_DIR = "aligner"
 FORMAT_VERSION = 1
 SAMPLE_RATE = 16_000
-"""Of all audio that the models take, in Hz."""
+"""The sample rate of all audio that models take, in Hz."""
 
 
 class ConfigError(ValueError):
@@ -152,7 +152,7 @@ def _section_class(annotation: Any) -> type | None:
 
 
 def read_values(folder: Path) -> dict[str, Any]:
-    """The contents of a converted folder's `config.json`. Raises ConfigError if there is none that can be used."""
+    """The contents of a converted folder's `config.json`. Raises ConfigError if it is missing or cannot be used."""
     path = Path(folder) / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ MAX_BEAM = 32
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to search. None takes the model's own setting."""
+    """How to search. None means the model's own setting."""
 
     beam_size: int | None = None
     length_penalty: float | None = None
@@ -41,7 +41,7 @@ class Encoded:
 class Generated:
     """The new tokens of one text without the end token, and the log-probability of each.
 
-    key: the caller's name for the text; nothing: the probability, before the first token, that there is no speech.
+    key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech.
     """
 
     key: int

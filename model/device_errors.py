@@ -1,13 +1,14 @@
-"""Errors of the device that a model computes on, told apart from errors of what it was asked to compute.
+"""Tells failures of the device that a model runs on from errors in a single computation.
 
-MLX raises both as RuntimeError, so only the message tells: those of the Metal and CUDA back ends of MLX 0.32.
+MLX raises both as RuntimeError, so only the message differs. These are the messages of MLX 0.32's Metal and CUDA
+back ends.
 """
 
 import re
 
 
 class DeviceError(RuntimeError):
-    """The device failed. Every later computation of this thread may fail too: load the model again in another one."""
+    """The device failed. Later computations in this thread may fail too: load the model again in another thread."""
 
 
 # A kernel that crashed or timed out, a lost device, a process that holds too many buffers.
@@ -18,7 +19,7 @@ _FAILURE = re.compile(
     r"|Resource limit \(\d+\) exceeded"
     r"|\bcu(da|blas|dnn)?[A-Z]\w*\(.* failed"
 )
-# One computation asked for more than there is. A smaller one may still succeed.
+# One computation needed more memory than there is. A smaller one may still succeed.
 _OUT_OF_MEMORY = re.compile(r"\[(metal::)?malloc\] (Attempting|Unable)|Insufficient Memory|out of memory")
 
 

@@ -15,7 +15,7 @@ from model.transcript import Transcript
 
 
 class ModelConfig(Protocol):
-    """Facts about a model. Unlike the model they may be used in any thread."""
+    """What a model is and supports. Unlike the model itself, it may be used in any thread."""
 
     @property
     def name(self) -> str: ...

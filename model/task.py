@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 TIMESTAMPS = ("none", "segment", "word")
-# As a task's language: detect it from the audio.
+# The language of a task that detects it from the audio.
 AUTO = "auto"
 
 
@@ -23,7 +23,7 @@ class LanguagePairError(TaskError):
 class Task:
     """One text to write from an audio. `target_language` None means the spoken language; another means translation.
 
-    language: ISO 639-1, or AUTO. timestamps: one of TIMESTAMPS. context: text that tells the model what to expect.
+    language: ISO 639-1, or AUTO. timestamps: one of TIMESTAMPS. context: text that helps, such as names.
     """
 
     language: str = "en"

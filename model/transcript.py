@@ -48,8 +48,8 @@ class Segment:
 class Transcript:
     """The text of one audio. `language` is the spoken one, `target_language` that of the text.
 
-    timestamps_source: where times come from: "model", "aligner" or "cross_attention"; None if there are none but the
-    start and end of the audio.
+    timestamps_source: where times come from: "model", "aligner" or "cross_attention"; None if the only times are
+    the start and end of the audio.
     """
 
     text: str

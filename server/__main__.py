@@ -17,7 +17,7 @@ main = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Model = Annotated[
+ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
@@ -66,7 +66,7 @@ def serve(ctx: typer.Context) -> None:
 def transcribe(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Audio files, folders, and patterns in quotes.")],
-    model: Model = None,
+    model: ModelOption = None,
     language: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +101,7 @@ def transcribe(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Skip files whose output is in --output-dir already.")
+        bool, typer.Option("--resume", help="Skip files whose output is already in --output-dir.")
     ] = False,
 ) -> None:
     """Transcribe or translate audio files of any length.
@@ -109,14 +109,14 @@ def transcribe(
     Folders are searched for audio files, and their structure is kept in --output-dir. There, files of the same name
     go into subfolders named after the folders they come from.
 
-    If a file fails, its error goes to stderr, the other files are still done, and the exit code is 1.
+    If a file fails, its error goes to stderr, the other files are still transcribed, and the exit code is 1.
 
     Settings in brackets come from the environment or a file named .env. Options take precedence.
     """
     from server.cli.transcribe import transcribe_files
 
     if resume and not output_dir:
-        raise typer.BadParameter("needs --output-dir, to know which files are done", param_hint="--resume")
+        raise typer.BadParameter("needs --output-dir to know which files are done", param_hint="--resume")
     if language and detect_each:
         raise typer.BadParameter("cannot be combined with --language", param_hint="--detect-each")
     failed = transcribe_files(
@@ -159,7 +159,7 @@ def convert(
     ] = None,
     group_size: Annotated[
         Literal["32", "64", "128"] | None,
-        typer.Option(help="With --quantize, weights that share one scale.  [default: 64]"),
+        typer.Option(help="With --quantize, how many weights share one scale.  [default: 64]"),
     ] = None,
     preserve_keys: Annotated[bool, typer.Option("--preserve-keys", help="Keep NeMo's tensor names.")] = False,
     encoder_only: Annotated[bool, typer.Option("--encoder-only", help="Leave out the decoder.")] = False,
@@ -188,7 +188,7 @@ def convert(
 @main.command(cls=taking("dtype", "quantize", "cache"))
 def bench(
     ctx: typer.Context,
-    model: Model = None,
+    model: ModelOption = None,
     seconds: Annotated[
         str, typer.Option(metavar="LIST", help="Lengths of audio for one stream, in seconds.")
     ] = "10,35",
@@ -248,7 +248,7 @@ def bench(
 @main.command(cls=taking("dtype", "quantize", "cache", "host", "port"))
 def doctor(
     ctx: typer.Context,
-    model: Model = None,
+    model: ModelOption = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Do not compare with NeMo and do not measure: a few seconds.")
     ] = False,

@@ -1,4 +1,4 @@
-"""Canary for Python users: a model by name, and audio in whatever form it is at hand."""
+"""Canary for Python users: a model by name, and audio in whatever form is at hand."""
 
 import asyncio
 import shutil
@@ -48,7 +48,7 @@ class Options(TypedDict, total=False):
     on_progress: OnProgress | None
 
 
-# How long closing waits for each of the two threads: the model's may be within a pass.
+# How long closing waits for each of the two threads: the engine's may be in the middle of a pass.
 CLOSE_S = 10.0
 _IN_MEMORY = 1 << 20
 
@@ -62,7 +62,7 @@ class Canary:
     """
 
     def __init__(self, load: Callable[[], Model], settings: Settings):
-        """load: called once, in the engine's thread. Raises what it raises."""
+        """load: makes the model; called once, in the engine's thread. Its errors are raised here."""
         self._settings = settings
         self._engine = Engine.from_settings(load, settings, max_queue=settings.max_rows * AT_ONCE)
         # As many recordings at a time as the batch has rows; the others wait for their turn.
@@ -143,14 +143,14 @@ class Canary:
         """The transcription of one audio of any length, or of each in a list, in the list's order; with another
         `target_language`, the translation.
 
-        language: of the speech; "auto" detects it. By default the setting `default_language`, which is "auto" itself.
-        pnc: punctuation and capitals. timestamps: "none", "segment" or "word". context: text to go by, such as names.
+        language: of the speech; "auto" detects it. By default the setting `default_language`, normally "auto".
+        pnc: punctuation and capitals. timestamps: "none", "segment" or "word". context: text that helps, such as names.
         detect_each: with the language "auto", detect it anew every few seconds. on_progress: called in this thread
         whenever segments are ready; in a list, `Progress.index` is the audio's place.
 
         Raises TaskError for what the model does not support, server.errors.RequestError for other arguments (AudioError
         for audio that cannot be read), OSError for a file that cannot be opened, server.errors.TranscriptionFailed if
-        the model fails. In a list the first failure ends the others.
+        the model fails. In a list, the first failure cancels the rest.
         """
         task = Task(*self._languages(language, target_language), pnc, timestamps, context)
         request = _Request(task, DecodingOptions(beam_size, length_penalty), detect_each)
@@ -179,7 +179,7 @@ class Canary:
         return self._segments(audio, _Request(task, DecodingOptions(beam_size, length_penalty), detect_each))
 
     def close(self) -> None:
-        """Cancel what runs and give the model's memory back. Any other use afterwards raises RuntimeError."""
+        """Cancel running work and free the model's memory. Any other use afterwards raises RuntimeError."""
         with self._lock:
             self._shut_down()
 
@@ -231,42 +231,42 @@ class Canary:
                 total_s=await asyncio.to_thread(_length_s, audio),
             )
 
-    # ---- between the two ----
+    # ---- between the caller's thread and the loop ----
 
     def _run(self, work: Callable[[OnProgress], Coroutine[Any, Any, T]]) -> Generator[Progress, None, T]:
-        """Run `work` on the event loop: its progress as it is made, then its result.
+        """Run `work` on the event loop. Yields its progress and returns its result.
 
         Closing the generator cancels the work and waits until that is done.
         """
-        told: SimpleQueue[Progress | asyncio.Task[T]] = SimpleQueue()
+        updates: SimpleQueue[Progress | asyncio.Task[T]] = SimpleQueue()
         tasks: list[asyncio.Task[T]] = []
 
         def begin() -> None:
-            tasks.append(self._loop.create_task(work(told.put)))
-            tasks[0].add_done_callback(told.put)
+            tasks.append(self._loop.create_task(work(updates.put)))
+            tasks[0].add_done_callback(updates.put)
 
         with self._lock:
             if not self._shut_down.alive:
                 raise RuntimeError("This Canary is closed.")
             self._loop.call_soon_threadsafe(begin)
         try:
-            while isinstance(item := told.get(), Progress):
+            while isinstance(item := updates.get(), Progress):
                 yield item
         except BaseException:
-            # A loop that has been closed meanwhile has cancelled its tasks itself.
+            # If the loop was closed meanwhile, its tasks are cancelled already.
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())
-            while isinstance(told.get(), Progress):
+            while isinstance(updates.get(), Progress):
                 pass
             raise
         if item.cancelled():
-            raise RuntimeError("This Canary was closed before it was done.")
+            raise RuntimeError("This Canary was closed before its work was done.")
         return item.result()
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for each audio."""
+    """What to do with each audio."""
 
     task: Task
     options: DecodingOptions
@@ -274,7 +274,7 @@ class _Request:
 
 
 def _result(run: Generator[Progress, None, T], on_progress: OnProgress | None = None) -> T:
-    """What `Canary._run` ends with."""
+    """The result of `Canary._run`, whose progress goes to `on_progress`."""
     with closing(run):
         while True:
             try:
@@ -286,7 +286,7 @@ def _result(run: Generator[Progress, None, T], on_progress: OnProgress | None = 
 
 
 def _blocks(audio: Audio, limits: AudioLimits) -> Iterator[np.ndarray]:
-    """Any form of audio as blocks (n,) float32 at 16 kHz. Raises TypeError for what is no audio."""
+    """Any form of audio as blocks (n,) float32 at 16 kHz. Raises TypeError for anything else."""
     match audio:
         case str() | Path():
             return decode_blocks(Path(audio), limits)
@@ -305,14 +305,14 @@ def _blocks(audio: Audio, limits: AudioLimits) -> Iterator[np.ndarray]:
 
 
 def _copied_blocks(file: BinaryIO, limits: AudioLimits) -> Iterator[np.ndarray]:
-    """Of a pipe or a response, which decoders cannot seek in."""
+    """The blocks of a pipe or an HTTP response: decoders need a file that they can seek in."""
     with SpooledTemporaryFile(_IN_MEMORY) as copy:
         shutil.copyfileobj(file, copy)
         yield from decode_blocks(cast(BinaryIO, copy), limits)
 
 
 def _length_s(audio: Audio) -> float | None:
-    """The length as far as it is known before decoding."""
+    """The length in seconds, if it is known before decoding."""
     match audio:
         case np.ndarray():
             return len(audio) / SAMPLE_RATE
@@ -326,7 +326,7 @@ def _length_s(audio: Audio) -> float | None:
 
 
 def _shut_down(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    """Cancel what runs on the loop, then end it and the engine."""
+    """Cancel the loop's tasks, then stop the loop and the engine."""
 
     async def end() -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -338,7 +338,7 @@ def _shut_down(engine: Engine, loop: asyncio.AbstractEventLoop, thread: threadin
         loop.stop()
 
     asyncio.run_coroutine_threadsafe(end(), loop)
-    # The last reference may go in the loop's own thread, which cannot wait for itself.
+    # The last reference may be dropped in the loop's own thread, which cannot wait for itself.
     if threading.current_thread() is not thread:
         thread.join(CLOSE_S)
     engine.close(CLOSE_S)

@@ -18,7 +18,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object per line. What a record gets as `extra={"fields": {…}}` becomes keys of it."""
+    """One object per line. The items of a record's `extra={"fields": {…}}` become keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -27,8 +27,8 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if named := request_id.get():
-            line["request_id"] = named
+        if current := request_id.get():
+            line["request_id"] = current
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -31,7 +31,7 @@ Secrets = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)]
 
 
 def _about(group: str) -> Any:
-    """`Field` for the settings of a group, under whose name `serve --help` and the documents list them."""
+    """`Field` for the settings of a group, which `serve --help` and the documents list under its name."""
     return partial(Field, json_schema_extra={"group": group})
 
 
@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     max_upload_mb: float = _files(1074.0, gt=0, description="Largest request body, in MB (1074 MB are 1 GiB).")
     max_audio_s: float = _files(14_400.0, gt=0, description="Longest audio, in seconds (14400 are 4 hours).")
     max_sample_rate: int = _files(192_000, ge=16_000, description="Highest sample rate, in Hz.")
-    max_channels: int = _files(8, ge=1, description="Most channels.")
+    max_channels: int = _files(8, ge=1, description="Highest number of channels.")
     pass_s: float | None = _files(
         None,
         ge=2,
@@ -103,12 +103,12 @@ class Settings(BaseSettings):
         description="Longest piece, in seconds, that long audio is cut into. By default as long as the model allows.",
     )
     loop_guard: bool = _files(
-        True, description="Decode again, in another way, where the text repeats itself endlessly or speech got no text."
+        True, description="Decode again, in another way, where the text repeats itself endlessly or speech has no text."
     )
 
     # Defaults from Netflix's timed text style guide.
-    subtitle_line_length: int = _subtitles(42, ge=1, description="Most characters in a line of srt and vtt.")
-    subtitle_lines: int = _subtitles(2, ge=1, description="Most lines in a subtitle.")
+    subtitle_line_length: int = _subtitles(42, ge=1, description="Longest line in srt and vtt, in characters.")
+    subtitle_lines: int = _subtitles(2, ge=1, description="Maximum number of lines in a subtitle.")
     subtitle_min_s: float = _subtitles(
         1.0, ge=0, description="Shortest time a subtitle stays, in seconds, unless the next one follows sooner."
     )
@@ -116,12 +116,14 @@ class Settings(BaseSettings):
     subtitle_reading_speed: float = _subtitles(17.0, gt=0, description="Reading speed, in characters per second.")
 
     max_queue: int = _capacity(
-        32, ge=1, description="Most pieces of audio that wait for a model; requests beyond that get 503."
+        32, ge=1, description="Maximum number of pieces of audio that wait for a model; further requests get 503."
     )
     max_rows: int = _capacity(
-        16, ge=1, description="Most rows (texts, or hypotheses of a beam search) that a model decodes in one batch."
+        16, ge=1, description="Maximum number of rows (texts, or hypotheses of a beam search) in one batch."
     )
-    max_connections: int = _capacity(256, ge=1, description="Most connections at a time; further ones get 503.")
+    max_connections: int = _capacity(
+        256, ge=1, description="Maximum number of connections at a time; further ones get 503."
+    )
     max_message_mb: float = _capacity(1.0, gt=0, description="Largest websocket message, in MB.")
     keep_alive_s: int = _capacity(10, ge=1, description="Seconds before an idle connection is closed.")
     shutdown_s: int = _capacity(30, ge=0, description="Seconds that running requests have to finish after Ctrl-C.")
@@ -131,7 +133,9 @@ class Settings(BaseSettings):
     )
     live_step_s: float = _live(0.4, gt=0.05, description="Seconds of new audio before the model runs again.")
     live_idle_s: float = _live(60.0, gt=0, description="Seconds without a message before a live session is closed.")
-    max_live_sessions: int = _live(16, ge=1, description="Most live sessions at a time; further ones are refused.")
+    max_live_sessions: int = _live(
+        16, ge=1, description="Maximum number of live sessions at a time; further ones are refused."
+    )
     max_live_rate: float = _live(
         8.0, ge=1, description="Fastest rate at which a session may send audio; 1 is real time."
     )

@@ -1,4 +1,4 @@
-"""Canary's configuration, and what follows from it: what the model can be asked, how much audio it takes at once."""
+"""Canary's configuration, and what follows from it: what the model supports, and how much audio it takes at once."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -78,7 +78,7 @@ class CanaryConfig:
 
     @property
     def longest_s(self) -> float:
-        """The longest audio for one pass: 40 s, or what the decoder has room for: 34 s with canary-1b's 512 tokens."""
+        """The longest audio for one pass: 40 s, or as the decoder has room: 34 s for canary-1b with its 512 tokens."""
         tokens = TOKENS_PER_WORD + TIME_TOKENS_PER_WORD * self.writes_times
         return min(TRAINED_S, self.decoder.max_sequence_length / (WORDS_PER_S * tokens))
 

@@ -16,7 +16,7 @@ from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
 from model.canary.footprint import reserve_memory
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
-from model.canary.prompt import BEGIN, END, NO_SPEECH, PAD, language_query_tokens, prompt_tokens
+from model.canary.prompt import BEGIN, END, NO_SPEECH, language_query_tokens, prompt_tokens
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
 from model.decoding import DecodingOptions, Detection, Encoded, Generated, detection_from
 from model.encoder import FastConformer, subsampled
@@ -24,7 +24,7 @@ from model.features import LogMel
 from model.layers import Layer, Linear
 from model.task import Task
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
-from model.tokenizer import Tokenizer, load_tokenizer
+from model.tokenizer import PAD, Tokenizer, load_tokenizer
 from model.transcript import Transcript
 
 MIN_DURATION_S = 1.0
@@ -43,7 +43,7 @@ class CanaryModel(Layer):
             self.encoder_decoder_proj = Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
         self.head = Head(config.vocab_size)
-        # canary-1b-v2's timestamps model is as large as itself, so it is loaded when times are first asked for.
+        # canary-1b-v2's aligner is large (2.4 GB in float32), so it is loaded when times are first asked for.
         self._aligner: Callable[[], Aligner] | None = None
 
     @classmethod
@@ -69,7 +69,7 @@ class CanaryModel(Layer):
 
     @property
     def encodes_together(self) -> bool:
-        """If rows are computed side by side. Otherwise padding would only cost time."""
+        """True if rows are computed side by side. Otherwise padding would only cost time."""
         return self.xp.CONCURRENT
 
     def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
@@ -115,7 +115,7 @@ class CanaryModel(Layer):
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
 
     def detect_language(self, encoded: Encoded) -> Detection:
-        """The spoken language: what the model itself finds most probable at the prompt's place for it."""
+        """The spoken language: the one that the model itself finds most probable at its place in the prompt."""
         codes = self.config.languages
         vectors = encoded.vectors[None]
         memory = self.decoder.cross_memory(vectors, [vectors.shape[1]])
@@ -148,7 +148,7 @@ class CanaryModel(Layer):
         """`attention` for a prompt given as tokens."""
         vectors = encoded.vectors[None]
         cross = self.decoder.cross_memory(vectors, [vectors.shape[1]])
-        # NeMo uses the last layer but one. Of only two layers, the first attends to no place in particular.
+        # NeMo uses the last layer but one. With only two layers, the first attends to no place in particular.
         layers = self.config.decoder.num_layers
         layer = layers - 2 if layers > 2 else layers - 1
         return self.xp.to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
@@ -236,7 +236,7 @@ class CanaryModel(Layer):
         return Transcript(text, task.language, task.target, duration, segments, source)
 
     def _aligned(self, waveform: np.ndarray, task: Task, text: str) -> list[tuple[float, float]] | None:
-        """The words' times from the aligner, if there is one. Of a translation it places sentences, not words."""
+        """The words' times from the aligner, if there is one. In a translation it times sentences, not words."""
         if not self._aligner or (task.is_translation and task.timestamps == "word"):
             return None
         return self._aligner().word_times(waveform, text)

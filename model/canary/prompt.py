@@ -6,7 +6,6 @@ from model.tokenizer import Tokenizer
 
 BEGIN = "<|startoftranscript|>"
 END = "<|endoftext|>"
-PAD = "<pad>"
 NO_SPEECH = "<|nospeech|>"
 
 _CONTEXT = "<|startofcontext|>"

@@ -1,8 +1,8 @@
-"""What an audio file is, and whether it was cut off, read from its bytes. Its name is never looked at.
+"""What an audio file is, and whether it was cut off, read from its bytes. File names are ignored.
 
-A file is cut off after a download that stopped, a recorder that lost its power or a full disk. Containers declare
-lengths; these are compared with what is there. A recorder that writes as it goes does not know the length yet, and
-declares none or a placeholder: such a file is not taken for cut off.
+A file is cut off when a download stops, a recorder loses power or a disk fills up. Containers declare
+lengths; these are compared with the file. A recorder that writes as it goes does not know the length yet and declares
+none, or a placeholder: such a file does not count as cut off.
 """
 
 import io
@@ -37,11 +37,11 @@ class FileType:
     offset: int
     """Where the container begins: behind any ID3 tags."""
     for_libsndfile: bool
-    """libsndfile may open it. MPEG audio is not for it: mpg123 within writes to standard error about broken frames."""
+    """libsndfile may open it. Not MPEG audio: its mpg123 reports broken frames on standard error."""
 
 
 def find_type(file: BinaryIO) -> FileType | None:
-    """None is an unsupported file. Leaves the file at any position."""
+    """The type; None for an unsupported file. Leaves the file at any position."""
     offset, head = 0, b""
     for _ in range(_MAX_ID3_TAGS + 1):
         file.seek(offset)
@@ -76,7 +76,7 @@ def _wav_format_tag(head: bytes) -> int | None:
 
 
 def _id3_length(head: bytes) -> int:
-    """Of an ID3v2 tag, in bytes: four times 7 bits, without the header and the footer of 10 bytes each."""
+    """The bytes of an ID3v2 tag: its size field, four times 7 bits, plus header and footer of 10 bytes each."""
     a, b, c, d = (byte & 0x7F for byte in head[6:10])
     footer = 10 if head[5] & 0x10 else 0
     return 10 + (a << 21 | b << 14 | c << 7 | d) + footer
@@ -87,9 +87,9 @@ _PLACEHOLDER = 0x7FFF_0000
 # The chunks of WAV and AIFF that hold the audio. Some recorders count their header, too.
 _IFF_AUDIO = {b"data", b"SSND"}
 _SLACK = 64
-# Chunks that are looked at; four hours of MP4 in fragments of 200 ms have 144 000.
+# The most chunks to look at; four hours of MP4 in fragments of 200 ms have 144 000.
 _MAX_CHUNKS = 200_000
-# A forged size may lead beyond what a file can be asked for.
+# A forged size may point beyond the offsets that a file accepts.
 _MAX_OFFSET = 1 << 62
 _MAX_OGG_PAGE = 65_307
 _MATROSKA_SEGMENT = 0x18538067
@@ -97,14 +97,14 @@ _MATROSKA_SEGMENT = 0x18538067
 
 @dataclass(frozen=True)
 class Extent:
-    """What a file declares of its length. The defaults are those of a file that declares nothing."""
+    """What a file declares about its length. The defaults mean that it declares nothing."""
 
     is_cut_off: bool = False
     """It ends before its structure does."""
     missing_index: str | None = None
-    """The index that a cut took away, without which nothing can be decoded."""
+    """The index that was cut off, without which nothing can be decoded."""
     min_s: float = 0.0
-    """Seconds of audio that must come out of it."""
+    """Seconds of audio that it must contain."""
 
 
 class _Chunk(NamedTuple):
@@ -116,7 +116,7 @@ class _Chunk(NamedTuple):
 
 
 def declared_extent(file: BinaryIO, demuxer: str, offset: int = 0) -> Extent:
-    """Read from the headers of the file, whose container begins at `offset`. Leaves the file at any position."""
+    """What the file's headers declare. The container begins at `offset`. Leaves the file at any position."""
     length = file.seek(0, io.SEEK_END)
     match demuxer:
         case "wav":
@@ -150,7 +150,7 @@ def _wav_is_cut_off(file: BinaryIO, offset: int, length: int) -> bool:
     long_size = None
     for chunk in _iff_chunks(file, offset, "<"):
         if chunk.name == b"ds64":
-            # RF64 has its sizes here: those of the file and of the data, 64 bits each.
+            # RF64 has its sizes here, 64 bits each: of the file, then of the data.
             long_size = struct.unpack("<8xQ", _read(file, chunk.start, 16).ljust(16, b"\0"))[0]
         if chunk.name == b"data" and chunk.size is None and long_size:
             chunk = chunk._replace(size=long_size)
@@ -223,7 +223,7 @@ def _mp4_boxes(file: BinaryIO, offset: int) -> Iterator[_Chunk]:
 
 
 def _matroska_is_cut_off(file: BinaryIO, offset: int, length: int) -> bool:
-    """Of the top level alone: the Segment, which holds everything, declares its size unless it was recorded live."""
+    """Looks only at the top level: the Segment, which holds everything, declares its size unless recorded live."""
     for _ in range(_MAX_CHUNKS):
         head = _read(file, offset, 12)
         if not head or not head[0]:
@@ -258,7 +258,7 @@ def _ogg_is_cut_off(file: BinaryIO, offset: int, length: int) -> bool:
 
 
 def _flac_s(file: BinaryIO, offset: int) -> float:
-    """From STREAMINFO, the first block; 0 samples stand for an unknown number."""
+    """Seconds, from STREAMINFO, the first block; 0 samples mean an unknown number."""
     info = _read(file, offset + 8, 18)
     if len(info) < 18:
         return 0.0
@@ -269,7 +269,7 @@ def _flac_s(file: BinaryIO, offset: int) -> float:
 
 
 def _mp3_s(file: BinaryIO, offset: int) -> float:
-    """From the number of frames in a Xing or Info header, which takes the place of the first frame's audio."""
+    """Seconds, from the frame count in a Xing or Info header, which replaces the first frame's audio."""
     head = _read(file, offset, 4096)
     first = next((i for i, (a, b) in enumerate(itertools.pairwise(head)) if a == 0xFF and b & 0xE0 == 0xE0), None)
     if first is None or len(head) < first + 64:

@@ -1,7 +1,7 @@
 """Audio files to 16 kHz mono float32.
 
 libsndfile reads wav, aiff, flac and ogg in this process. PyAV reads the rest in a separate one (`decoder_process.py`):
-its demuxers may crash or hang, and mpg123, which libsndfile has for mp3, writes to standard error. All limits are
+its demuxers may crash or hang, and mpg123, which libsndfile uses for mp3, writes to standard error. All limits are
 checked while decoding, since a small file can decode to gigabytes and a header can lie. Nothing but the given bytes is
 opened.
 """
@@ -46,7 +46,7 @@ _UNSUPPORTED, _TOO_LONG, _DAMAGED = 3, 4, 5
 
 @dataclass(frozen=True)
 class AudioLimits:
-    """The most that is decoded. `max_s` counts seconds of audio, after resampling; rates are in Hz."""
+    """Limits on what is decoded. `max_s` counts seconds of audio, after resampling; rates are in Hz."""
 
     max_s: float = 14_400.0
     max_rate: int = 192_000
@@ -69,7 +69,7 @@ def decode(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits())
 def decode_blocks(
     source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits()
 ) -> Generator[np.ndarray, None, bool]:
-    """The same in blocks of a few seconds, decoded as they are taken: memory does not grow with the length.
+    """`decode` in blocks of a few seconds, decoded as they are read: memory does not grow with the length.
 
     Returns whether the file was cut off; `Blocks` has this as `truncated`. An open file must stay open until the end.
     """
@@ -95,7 +95,7 @@ def decode_blocks(
                 raise _unreadable() from None
             truncated = True
         if not samples and truncated:
-            raise AudioError("The file is cut off, and no audio can be decoded from what is left of it.")
+            raise AudioError("The file is cut off, and no audio can be decoded from what is left.")
         if not samples:
             raise AudioError("The audio is empty: the file has a header but no samples.")
         return truncated or samples + _ROUNDING < extent.min_s * SAMPLE_RATE
@@ -142,7 +142,7 @@ class Blocks:
             return block
 
     def close(self) -> None:
-        """Waits until the block that is being read is done; no more follow."""
+        """Wait for the block that is being read; no more follow."""
         with self._reading:
             self._closed = True
             cast(Any, self._blocks).close()
@@ -156,7 +156,7 @@ def within_full_scale(block: np.ndarray) -> np.ndarray:
 
 
 class _Damaged(Exception):
-    """The decoder cannot make sense of the file, from its start or after some blocks."""
+    """The decoder cannot read the file, from its start or after some blocks."""
 
 
 @contextmanager
@@ -177,7 +177,7 @@ def _file_blocks(file: BinaryIO, file_type: FileType, limits: AudioLimits) -> It
         try:
             sound = soundfile.SoundFile(cast(Any, _Unnamed(file)))
         except soundfile.LibsndfileError:
-            # A codec that libsndfile does not have.
+            # libsndfile does not have the codec.
             file.seek(0)
         else:
             with sound:
@@ -232,7 +232,7 @@ def _check_header(sound: soundfile.SoundFile, limits: AudioLimits) -> None:
     if sound.channels > limits.max_channels:
         raise AudioError(f"The file has {sound.channels} channels; supported: 1 to {limits.max_channels}.")
     seconds = sound.frames / sound.samplerate
-    # An unknown length is declared as an absurd one; what is decoded is counted in any case.
+    # An unknown length is declared as an absurd one; decoded samples are counted in any case.
     if limits.max_s < seconds < 1e9:
         raise AudioTooLong(f"The audio is {seconds:.1f} s long; the limit is {limits.max_s:g} s.")
 
@@ -276,18 +276,18 @@ def _samples(decoder: subprocess.Popen[bytes]) -> Iterator[np.ndarray]:
 
 
 def decoder_command(demuxer: str, limits: AudioLimits, live: bool = False) -> list[str]:
-    """Runs `decoder_process.py`, which describes its input and output."""
+    """The command that runs `decoder_process.py`, which describes its input and output."""
     numbers = (limits.max_s, limits.min_rate, limits.max_rate, limits.max_channels)
     return [sys.executable, "-I", str(_DECODER), demuxer, *map(str, numbers), *(["live"] if live else [])]
 
 
 def decoder_environment() -> dict[str, str]:
-    """numpy's threads would be idle, and each takes part of the memory that the process may have."""
+    """One thread for numpy: more would be idle, and each counts towards the process's memory limit."""
     return os.environ | {"OPENBLAS_NUM_THREADS": "1"}
 
 
 def decoder_error(code: int, stderr: str, demuxer: str) -> AudioError | None:
-    """The caller's error of a decoder that exited with `code`; None if there is only something to log."""
+    """The error to show when a decoder exits with `code`. None, after logging, if it has no message for callers."""
     last = stderr.strip().rpartition("\n")[2]
     if code in (_UNSUPPORTED, _TOO_LONG):
         return AudioTooLong(last) if code == _TOO_LONG else AudioError(last)
@@ -302,7 +302,7 @@ def header_length_s(source: bytes | Path | BinaryIO) -> float | None:
             seconds = soundfile.info(cast(Any, _Unnamed(file))).duration
         except soundfile.LibsndfileError:
             return None
-    # An absurd length stands for one that was not known when the header was written.
+    # An absurd length means that it was not known when the header was written.
     return seconds if 0 < seconds < 1e9 else None
 
 

@@ -1,4 +1,4 @@
-"""Samples that a caller already has in memory, as blocks of what the model hears."""
+"""Samples that a caller already has in memory, as blocks for the model."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _BLOCK_FRAMES = 1 << 16
 def sample_blocks(samples: np.ndarray, rate: float, limits: AudioLimits = AudioLimits()) -> Iterator[np.ndarray]:
     """Blocks (n,) float32 at 16 kHz, mono, of floating-point samples (N,) or (N, channels) at `rate` Hz.
 
-    Raises AudioError for samples of another kind or beyond the limits, as a file of them would be refused.
+    Raises AudioError for other types or shapes, and beyond the limits, which are those for files.
     """
     if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
         raise AudioError(

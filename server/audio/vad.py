@@ -18,7 +18,7 @@ FRAME_S = FRAME / SAMPLE_RATE
 # Silero VAD 6.2 in the form that takes many frames in one call: made from the weights of github.com/snakers4/silero-vad
 # at 806dcba by its examples/onnx_sequence/export.py, for 16 kHz.
 _MODEL = Path(__file__).parent / "silero" / "vad_16k_sequence.onnx"
-# The network sees the end of the frame before, too.
+# Samples of the previous frame that the network also sees.
 _CONTEXT = 64
 _HIDDEN = 128
 # Frames in one call, so that memory stays bounded.

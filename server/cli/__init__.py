@@ -1,1 +1,1 @@
-"""What each command does, one file a command."""
+"""The work of each command, and what the commands share."""

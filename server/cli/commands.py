@@ -45,7 +45,7 @@ class Command(TyperCommand):
 
 
 class SettingsCommand(Command):
-    """A command that also takes settings as options, and finds those that the user gave in `ctx.obj`."""
+    """A command that also takes settings as options. Those that the user gave are in `ctx.obj`."""
 
     settings: tuple[str, ...] | None = None
     """Their names; None for all."""
@@ -73,9 +73,9 @@ def taking(*names: str) -> type[SettingsCommand]:
 
 
 def exit_at_once_if_busy(code: int) -> None:
-    """End the process now if a thread still runs.
+    """End the process now if another thread is still running.
 
-    One that runs native code would be unwound by the interpreter's exit, on which C++ calls abort().
+    A normal exit of the interpreter would unwind a thread in native code, and C++ would then call abort().
     """
     if threading.active_count() > 1:
         sys.stdout.flush()

@@ -43,14 +43,14 @@ def one_line_failures() -> Iterator[None]:
 
 
 def log_to_stderr(level: int = logging.WARNING) -> None:
-    """Log like the command's own messages."""
+    """Log in the style of the command's own messages."""
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter("canary: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 
 
 def chosen_settings(**given: Any) -> Settings:
-    """Settings from the command line (`given`; None is not given), the environment and .env, in this order.
+    """Settings from the command line (`given`; None means not given), the environment and .env, in this order.
 
     A bad value is a usage error that names the option or the variable it comes from.
     """

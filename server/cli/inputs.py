@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-# Files taken from folders; a file that is named itself may have any suffix.
-SOUNDS = {
+# The files to take from folders. A file named on the command line may have any suffix.
+AUDIO_SUFFIXES = {
     *(".aac", ".aif", ".aifc", ".aiff", ".caf", ".flac", ".m4a", ".m4b", ".mka", ".mov", ".mp3", ".mp4", ".ogg"),
     *(".opus", ".wav", ".webm"),
 }
@@ -27,7 +27,7 @@ class Job:
 
 
 def missing_paths(named: Iterable[Path]) -> list[Path]:
-    """The paths that do not exist and are no patterns."""
+    """The paths that do not exist and are not patterns."""
     return [path for path in named if not path.exists() and not glob.has_magic(str(path))]
 
 
@@ -36,7 +36,7 @@ def find_jobs(named: Iterable[Path], output_dir: Path | None, suffix: str) -> tu
 
     named: files, folders (searched for audio files) and patterns. suffix: of the output files.
     """
-    # By absolute path, so that a file that is named twice is done once.
+    # By absolute path, so that a file named twice is transcribed once.
     found: dict[str, tuple[Path, Path]] = {}
     empty = []
     for path in named:
@@ -54,7 +54,7 @@ def find_jobs(named: Iterable[Path], output_dir: Path | None, suffix: str) -> tu
 def _files(path: Path) -> dict[Path, Path]:
     """The files that a path, folder or pattern stands for, each with its place in the output folder."""
     if path.is_dir():
-        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SOUNDS and file.is_file())
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
         return {file: file.relative_to(path) for file in inside}
     if not path.exists() and glob.has_magic(str(path)):
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 
 from server.settings import Settings, choices, default_text, flag, group, value_type, variable
 
-# Besides the long ones.
+# In addition to the long ones.
 _SHORT_FLAGS = {"model": "-m"}
 _UNITS = {"_s": "SECONDS", "_mb": "MB"}
 
@@ -44,7 +44,7 @@ def _annotation(name: str) -> Any:
 
 
 def _parsed_type(field: FieldInfo) -> Any:
-    """What the command line checks; the rest is left to `Settings`."""
+    """The type that the command line checks; `Settings` checks the rest."""
     kind = value_type(field)
     if get_origin(kind) is Literal:
         return Literal[choices(field)]

@@ -1,4 +1,4 @@
-"""`canary serve`: listen, load the model, log what is running, serve until Ctrl-C."""
+"""`canary serve`: listen, load the model, log what is served, and serve until Ctrl-C."""
 
 import asyncio
 import errno
@@ -100,7 +100,7 @@ def uvicorn_config(app: Any, settings: Settings) -> uvicorn.Config:
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        # Up to this, connections beyond max_connections get a proper error from the application.
+        # Up to this number, connections beyond max_connections get a proper error from the application.
         limit_concurrency=settings.max_connections + 64,
         backlog=min(2048, settings.max_connections + 64),
         timeout_keep_alive=settings.keep_alive_s,
@@ -128,7 +128,7 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # uvicorn exits if it cannot listen: here, if the port was taken after `_refuse_taken_port` looked
+            # uvicorn exits if it cannot listen; here the port was taken after `_refuse_taken_port` checked it.
             fail(_cannot_listen(self.config.host, self.config.port))
         if self.started and self.servers:
             host, port = self.servers[0].sockets[0].getsockname()[:2]

@@ -13,7 +13,7 @@ from model.decoding import DecodingOptions
 from model.task import AUTO, Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks
 from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
-from server.cli.inputs import SOUNDS, Job, find_jobs, missing_paths
+from server.cli.inputs import AUDIO_SUFFIXES, Job, find_jobs, missing_paths
 from server.cli.progress import ProgressBar
 from server.engine.registry import LoadProgress, load_model
 from server.engine.thread import BULK, Engine
@@ -27,12 +27,12 @@ from server.text.subtitles import SubtitleRules
 SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 # Files that are transcribed at the same time.
 FILES_AT_ONCE = 4
-# How long the engine's thread may take to end once there is nothing left to do.
+# How long to wait for the engine's thread to end.
 STOPPING_S = 10.0
 
 
 @dataclass(frozen=True)
-class Request:
+class FileRequest:
     """What to do with every file."""
 
     task: Task
@@ -77,16 +77,16 @@ def transcribe_files(
         return len(missing)
     jobs, empty = find_jobs(files, output_dir, SUFFIXES[format])
     for path in empty:
-        complain(f"{path}: no audio files; supported: {', '.join(sorted(SOUNDS))}")
+        complain(f"{path}: no audio files; supported: {', '.join(sorted(AUDIO_SUFFIXES))}")
     if format in ("srt", "vtt") and not output_dir and len(jobs) > 1:
         raise typer.BadParameter(
-            f"{format} takes one file, not {len(jobs)}, unless there is an --output-dir", param_hint="--format"
+            f"{format} without --output-dir takes one file, not {len(jobs)}", param_hint="--format"
         )
     if resume:
         jobs = [job for job in jobs if not job.is_done]
     if not jobs:
         return len(empty)
-    request = Request(
+    request = FileRequest(
         task,
         _language_source(task, language),
         DecodingOptions(beam_size),
@@ -116,7 +116,7 @@ class _Loading(LoadProgress):
         super().__call__(stage, done, total)
 
 
-async def _transcribe(jobs: list[Job], request: Request, settings: Settings) -> int:
+async def _transcribe(jobs: list[Job], request: FileRequest, settings: Settings) -> int:
     """Load the model and work on all jobs, a few at a time; returns how many failed."""
     loading = _Loading()
     engine = Engine.from_settings(
@@ -135,13 +135,13 @@ async def _transcribe(jobs: list[Job], request: Request, settings: Settings) -> 
         await engine.stop(STOPPING_S)
 
 
-async def _transcribe_all(engine: Engine, jobs: list[Job], request: Request, settings: Settings) -> int:
+async def _transcribe_all(engine: Engine, jobs: list[Job], request: FileRequest, settings: Settings) -> int:
     turn = asyncio.Semaphore(FILES_AT_ONCE)
     failed = 0
     with ProgressBar([job.path for job in jobs]) as bar:
         working = [asyncio.create_task(_transcribe_one(engine, job, request, settings, turn, bar)) for job in jobs]
         try:
-            # What goes to the screen keeps the order of the files.
+            # Output on the screen keeps the order of the files.
             for finished in working if jobs[0].output is None else asyncio.as_completed(working):
                 job, done = await finished
                 bar.clear()
@@ -160,7 +160,7 @@ async def _transcribe_all(engine: Engine, jobs: list[Job], request: Request, set
 
 
 async def _transcribe_one(
-    engine: Engine, job: Job, request: Request, settings: Settings, turn: asyncio.Semaphore, bar: ProgressBar
+    engine: Engine, job: Job, request: FileRequest, settings: Settings, turn: asyncio.Semaphore, bar: ProgressBar
 ) -> tuple[Job, Transcription | str]:
     """The job and its transcription or, if it failed, the line that says why."""
     async with turn:
@@ -183,7 +183,7 @@ async def _transcribe_one(
             bar.finish(job.path)
 
 
-def _text(done: Transcription, job: Job, request: Request, named: bool) -> str:
+def _text(done: Transcription, job: Job, request: FileRequest, named: bool) -> str:
     match request.format:
         case "json":
             body = done.to_dict(request.language_source)
@@ -199,7 +199,7 @@ def _write(text: str, job: Job) -> None:
         typer.echo(text, nl=False)
         return
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when complete, so that --resume never takes half a file for a whole one.
+    # Renamed when complete, so that --resume never mistakes half a file for a whole one.
     part = job.output.with_name(job.output.name + ".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, job.output)

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Names that clients of other services send by default.
 _ALIAS = re.compile(r"default|whisper-[\w.-]+|gpt-([\w.-]+-)?transcribe([\w.-]*)|gpt-realtime[\w.-]*", re.IGNORECASE)
-# How long after a failure a model may be loaded again.
+# How long to wait after a failure before loading a model again.
 RETRY_LOADING_S = 30.0
 
 
@@ -83,7 +83,7 @@ class Engines:
         return self._settings.max_rows
 
     def named(self, name: str | None) -> Served:
-        """The model of this name; the default one for None, or for a name of another service. Raises ModelNotFound."""
+        """The model of this name; the default for None or for another service's model. Raises ModelNotFound."""
         if not name or _ALIAS.fullmatch(name):
             return next((model for model in self.models if name in model.names), self.default)
         for model in self.models:
@@ -104,14 +104,14 @@ class Engines:
             self._begin(self.default)
 
     async def loaded(self, name: str | None = None) -> ModelInfo:
-        """Load the model, however long that takes. Raises what loading raised."""
+        """Load the model, however long that takes. Raises whatever loading raises."""
         model = self.named(name)
-        self._begin(model, tell=False)
+        self._begin(model, log_result=False)
         return await model.engine.start()
 
     @asynccontextmanager
     async def use(self, name: str | None = None) -> AsyncIterator[Engine]:
-        """An engine that is ready, and is not unloaded inside.
+        """A ready engine, which is not unloaded inside the `with` block.
 
         Raises ModelNotFound; ModelLoading if it is not ready within `load_wait_s`; ModelFailed; EngineStopped.
         """
@@ -139,15 +139,15 @@ class Engines:
     def _new_engine(self, source: str, progress: LoadProgress) -> Engine:
         return Engine.from_settings(lambda: self._resolve(source, progress), self._settings)
 
-    def _begin(self, model: Served, tell: bool = True) -> None:
+    def _begin(self, model: Served, log_result: bool = True) -> None:
         failed_at = model.engine.failed_at
         if failed_at is not None and time.monotonic() - failed_at > RETRY_LOADING_S:
             self._renew(model)
         if model.state == "idle":
             model.has_begun = True
-            # This only starts the thread. Whoever needs the model gets what loading raises.
+            # This only starts the thread. Callers that wait for the model get the error if loading fails.
             starting = asyncio.ensure_future(model.engine.start())
-            starting.add_done_callback(lambda done: _note_loading(model, done, tell))
+            starting.add_done_callback(lambda done: _note_loading(model, done, log_result))
 
     async def _ready(self, model: Served) -> Engine:
         self._begin(model)
@@ -182,7 +182,7 @@ class Engines:
 
 
 def name_of(source: str) -> str:
-    """A model's name for callers: a known name or repository as it is, a file or folder without its path."""
+    """A model's name for callers: a known name or repository unchanged, a file or folder without its path."""
     if source in MODELS:
         return source
     path = Path(source).expanduser()
@@ -205,14 +205,14 @@ def load_model(settings: Settings, source: str | None = None, progress: LoadProg
     return load(folder, dtype)
 
 
-def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", tell: bool) -> None:
-    """Log how loading ended, if `tell`. The error is read in any case, or asyncio would complain."""
+def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", log_result: bool) -> None:
+    """Log how loading ended, if `log_result`. Reads the error in any case, or asyncio would complain."""
     if done.cancelled():
         return
     if error := done.exception():
-        if tell:
+        if log_result:
             log.error("%s could not be loaded: %s", model.id, error)
         return
     model.was_ready = True
-    if tell:
+    if log_result:
         log.info("%s is loaded, in %.1f s", model.id, done.result().load_s)

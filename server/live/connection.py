@@ -1,4 +1,4 @@
-"""What every live route shares: a session that keeps up with the audio as fast as the model allows, within bounds.
+"""What all live routes share: a session that follows the audio as fast as the model allows, within bounds.
 
 Knows no protocol: a route passes samples to `hear` and gets events through `emit`.
 """
@@ -76,7 +76,7 @@ class LiveConnection:
         return cls(session, emit, Bounds.from_settings(settings))
 
     async def hear(self, samples: np.ndarray) -> None:
-        """Take samples, (N,) float32 at 16 kHz; returns when there is room for more."""
+        """Take samples, (N,) float32 at 16 kHz. Returns when there is room for more."""
         for at in range(0, len(samples), PIECE):
             piece = samples[at : at + PIECE]
             async with self._detecting:

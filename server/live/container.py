@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 CONTAINERS = {"webm": "matroska", "mp4": "mov", "ogg": "ogg"}
 # A decoder has hung if it takes none of its pending input, or gives no output after the end of it, for this long.
 STALL_S = 15.0
-# Bytes that are read without any audio in them before the session is given up.
+# How many bytes may arrive without any audio in them before the session is ended.
 MAX_SILENT_BYTES = 8 << 20
 # Half a second of the decoder's output.
 READ_BYTES = 1 << 15
@@ -31,8 +31,8 @@ READ_BYTES = 1 << 15
 class ContainerSound:
     """A webm, mp4 or ogg stream. `run` owns the decoder process, and must run while `write` and `end` are called.
 
-    limits: of channels and rate; the length is not limited here.
-    What is pending in each direction is what fits into a pipe, about 200 kB: after that, `write` waits.
+    limits: for channels and rate; the length is not limited here.
+    Each direction buffers what fits into a pipe, about 200 kB; after that, `write` waits.
     """
 
     def __init__(self, encoding: str, sink: Sink, limits: AudioLimits = AudioLimits()):
@@ -62,7 +62,7 @@ class ContainerSound:
         await asyncio.Event().wait()
 
     async def write(self, data: bytes) -> None:
-        """Returns when there is room for more. Raises AudioError without audio in the data, or after its end."""
+        """Returns when there is room for more. Raises AudioError if no audio is found, or after the stream's end."""
         decoder = await asyncio.shield(self._decoder)
         if not data:
             return
@@ -81,7 +81,7 @@ class ContainerSound:
             await decoder.stdin.drain()
 
     async def flush(self) -> None:
-        """Nothing to do: a decoder gives out what it holds back only at the end."""
+        """Nothing to do: a decoder releases what it buffers only at the end."""
 
     async def end(self) -> None:
         """Returns when all audio has been passed on. Waits for ever if `run` raises."""
@@ -105,7 +105,7 @@ class ContainerSound:
                 await decoder.wait()
 
     async def _output(self, decoder: Process) -> bytes:
-        """The bytes that are there, b"" at their end. Waits for as long as the decoder itself is waiting for input."""
+        """The next bytes; b"" at the end. Waits as long as the decoder itself waits for input."""
         assert decoder.stdin
         assert decoder.stdout
         while True:
@@ -126,7 +126,7 @@ class ContainerSound:
 
 
 async def _stopped(decoder: Process) -> bytes:
-    """Stops the process and waits until it is gone. Returns what it wrote to standard error."""
+    """Kill the process and wait for its end. Returns what it wrote to standard error."""
     assert decoder.stdin
     with suppress(ProcessLookupError):
         decoder.kill()

@@ -16,7 +16,7 @@ from server.live.endpointing import SAMPLE_RATE
 from server.live.policy import Token
 from server.live.session import Heard
 
-# Between two attempts to enter a full queue.
+# Time between two attempts to enter a full queue.
 RETRY_S = 0.1
 # The most new tokens in one pass over a growing window; the next pass goes on from there.
 STEP_TOKENS = 40
@@ -26,7 +26,7 @@ MIN_SAMPLES = SAMPLE_RATE
 
 
 class EngineDecoder:
-    """A Decode. word_times: also time the words of a finished segment's transcript, at the cost of one more row."""
+    """A `session.Decode`. word_times: also time the words of a finished segment, at the cost of one more row."""
 
     def __init__(self, engine: Engine, word_times: bool):
         assert engine.info
@@ -41,8 +41,8 @@ class EngineDecoder:
         # Pad on the right here: the engine would pad short audio on both sides, which would shift all times.
         window = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
         asked, prefixes = tasks, given
-        tell_words = last and self._word_times and not tasks[0].is_translation
-        if tell_words:
+        wants_words = last and self._word_times and not tasks[0].is_translation
+        if wants_words:
             asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*given, ())
         options = DecodingOptions(beam_size=1, max_new_tokens=None if last else STEP_TOKENS)
         result = await self._run(Pass(window, asked, options, prefixes, attention=True))
@@ -50,7 +50,7 @@ class EngineDecoder:
             self._tokens(before, generated.tokens, attention[len(before) :])
             for before, generated, attention in zip(prefixes, result.generated, result.attention, strict=True)
         )
-        words = [word for segment in result.transcripts[-1].segments for word in segment.words] if tell_words else ()
+        words = [word for segment in result.transcripts[-1].segments for word in segment.words] if wants_words else ()
         detection = result.detection
         return Heard(
             tokens[: len(tasks)],

@@ -34,7 +34,7 @@ class Translation:
 class LiveResult:
     """A segment's text so far; its first `stable` characters will not change.
 
-    is_final: nothing of it will change; ends_turn: the speaker stopped after it.
+    is_final: the text will not change; ends_turn: the speaker stopped after it.
     """
 
     segment: int

@@ -103,7 +103,7 @@ class Line:
         return _text([*self.certain, *self.tail])
 
     def hear(self, tokens: Sequence[Token], heard_s: float, options: LiveOptions, last: bool, may_stay: bool) -> None:
-        """Take a new hypothesis for the text after the certain part, and keep what is certain of it."""
+        """Take a new hypothesis for the text after the certain part, and keep its certain words."""
         tail = without_loop(tokens, self.certain)
         if last:
             staying = tail
@@ -176,7 +176,7 @@ class LiveSession:
         self._current: _Current | None = None
         self._segments = 0
         self._language: str | None = None
-        self._lag_told = 0.0
+        self._reported_lag_s = 0.0
 
     @property
     def heard_s(self) -> float:
@@ -378,11 +378,11 @@ class LiveSession:
 
     def _lag(self) -> list[Event]:
         behind = self.behind_s
-        if behind >= self.options.lag_s and abs(behind - self._lag_told) >= 0.5:
-            self._lag_told = behind
+        if behind >= self.options.lag_s and abs(behind - self._reported_lag_s) >= 0.5:
+            self._reported_lag_s = behind
             return [Lag(behind)]
-        if self._lag_told and behind < self.options.lag_s / 2:
-            self._lag_told = 0.0
+        if self._reported_lag_s and behind < self.options.lag_s / 2:
+            self._reported_lag_s = 0.0
             return [Lag(0.0)]
         return []
 

@@ -19,12 +19,12 @@ class Sound(Protocol):
     """Takes bytes in pieces of any size and passes their samples to a sink. A slow sink makes `write` wait."""
 
     async def run(self) -> None:
-        """Await this for as long as the others are used. Raises AudioError for audio that cannot be decoded."""
+        """Must run while the other methods are used. Raises AudioError for audio that cannot be decoded."""
 
     async def write(self, data: bytes) -> None: ...
 
     async def flush(self) -> None:
-        """Pass on what is still buffered, as far as that is possible before the end; more may be written."""
+        """Pass on buffered audio as far as possible before the end; more may be written."""
 
     async def end(self) -> None:
         """The audio is complete: pass on the rest."""

@@ -41,7 +41,7 @@ MIN_LOG_PROB = math.log(0.5)
 
 
 class Runner(Protocol):
-    """What long audio needs of an Engine."""
+    """The part of an Engine that long audio needs."""
 
     @property
     def info(self) -> ModelInfo | None: ...
@@ -51,7 +51,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class PieceOutcome:
-    """A piece's segments, with times in the whole recording, and what else its passes found out.
+    """A piece's segments, with times in the whole recording, and what else its passes found.
 
     attention: (tokens, steps), if it was asked for.
     """
@@ -166,7 +166,7 @@ class PieceTranscriber:
                 result = await self.engine.run(wanted, self.priority)
                 break
             except QueueFull:
-                # A recording that has been let in once is not turned away halfway through.
+                # Once a recording is accepted, it is not refused halfway through.
                 if is_first:
                     raise
                 await asyncio.sleep(0.5)

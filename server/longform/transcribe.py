@@ -1,4 +1,4 @@
-"""Audio of any length: cut into pieces that a pass is good for, and joined into one transcript.
+"""Audio of any length: cut into pieces that suit one pass, and joined into one transcript.
 
 Pieces are cut while the audio is being decoded, and a bounded number of them runs side by side in the engine, so memory
 does not grow with the length.
@@ -39,7 +39,7 @@ DETECT_EACH = Cutting(5.0, 10.0, 2.0)
 class Progress:
     """How far a transcription is. total_s: None while the length is unknown; segments: the new ones, in order.
 
-    index: which of several recordings it is about, where there are several.
+    index: which recording it is about, if there are several.
     """
 
     done_s: float
@@ -69,7 +69,7 @@ class RecordingTiming(Timing):
         )
 
     def to_dict(self, audio_s: float) -> dict[str, float]:
-        """For JSON, with the real-time factor for so many seconds of audio."""
+        """For JSON, with the real-time factor. audio_s: the audio's length."""
         seconds = {
             "queue_s": self.queue_s,
             "audio_decode_s": self.audio_decode_s,
@@ -85,7 +85,7 @@ class RecordingTiming(Timing):
 
 @dataclass(frozen=True)
 class Transcription(Transcript):
-    """A recording's transcript, and what was found out on the way.
+    """A recording's transcript, and what else was found.
 
     detection: of the language, in the first piece where it was asked for; uncovered: (start, end) of speech that got no
     text; truncated: the file was cut off, and the text ends where it does.
@@ -117,7 +117,7 @@ async def transcribe_recording(
     shorten_context: bool = False,
     total_s: float | None = None,
 ) -> Transcription:
-    """The transcription of `blocks`, (n,) float32 at 16 kHz, read beside the event loop and closed at the end.
+    """The transcription of `blocks`, (n,) float32 at 16 kHz, read outside the event loop and closed at the end.
 
     shorten_context: drop the beginning of a context that is too long instead of raising; for the rest see
     `transcribe_audio`. Raises TaskError and RequestError for what the model cannot do, before a block is read; and
@@ -241,7 +241,7 @@ class _Assembly:
         return self.samples / SAMPLE_RATE
 
     def add(self, piece: Piece, outcome: PieceOutcome) -> tuple[Segment, ...]:
-        """Take in a piece; returns the segments that are now final."""
+        """Add a piece; returns the segments that are now final."""
         if outcome.detection:
             self._take_language(piece, outcome.detection)
         if self.task.timestamps != "none":
@@ -303,8 +303,8 @@ def _speech_s(piece: Piece) -> float:
 
 
 def with_fitting_context(task: Task, engine: Engine, shorten: bool) -> Task:
-    """The task with a context that leaves room for the text: if `shorten`, as much of its end as fits, or none for a
-    model that takes none.
+    """The task with a context that leaves room for the text. If `shorten`, keeps only the end that fits, or nothing if
+    the model takes no context.
 
     Raises RequestError for a context that is too long.
     """
@@ -335,7 +335,7 @@ def _in_some_language(done: Transcription, engine: Engine) -> Transcription:
 def language_source(task: Task, given: bool, done: Transcription) -> str:
     """Where a transcript's language comes from: "request", "detected", or "default" if it was only assumed.
 
-    task: as it was asked for; given: whether the caller named its language.
+    task: as requested; given: whether the request named its language.
     """
     if task.language == AUTO:
         return "detected" if done.detection else "default"

@@ -33,7 +33,7 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
 
 
 def answer(error: Exception) -> JSONResponse:
-    """The response for an error from `server.errors`, or for one of a library that means the same."""
+    """The response for an error from `server.errors`, or for a library's error with the same meaning."""
     if isinstance(error, TaskError):
         return error_response(400, f"{error}.", _task_code(error), error.param)
     if isinstance(error, RequestValidationError | ValidationError):
@@ -68,7 +68,7 @@ def _is_storage_full(error: Exception) -> bool:
 
 
 def _path_without_slash(request: Request) -> str | None:
-    """The path of a route that the request missed by a slash at its end."""
+    """The path without its trailing slash, if that is the path of a route."""
     path = request.scope["path"].rstrip("/")
     if path == request.scope["path"]:
         return None
@@ -82,7 +82,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def handle(request: Request, error: Exception) -> JSONResponse:
         if isinstance(error, HTTPException) and error.status_code == 404 and (path := _path_without_slash(request)):
-            return error_response(404, f"Not found; the path is {path}, without a slash at the end.", "not_found")
+            return error_response(404, f"Not found; the path is {path}, without a trailing slash.", "not_found")
         return answer(error)
 
     async def handle_system(request: Request, error: Exception) -> JSONResponse:

@@ -17,7 +17,7 @@ from server.web.security import Guard
 
 
 def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
-    """The application. It starts to load its default model on start-up, and answers 503 until that is done."""
+    """The application. It begins to load its default model on start-up, and answers 503 until the model is loaded."""
     engines = engines or Engines(settings)
     metrics = Metrics(engines)
 
@@ -48,7 +48,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
             expose_headers=["x-request-id", "retry-after"],
         )
     app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
-    # Around Requests, since that may answer before the end of a body.
+    # Outside Requests, which may answer before the end of a body.
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
     install_error_handlers(app)
     for routes in (page, health, native, openai, captions, realtime):

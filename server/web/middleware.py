@@ -75,7 +75,7 @@ class Requests:
             request_id.reset(named)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count the request under its route, of which there are few, and log it under its path."""
+        """Count the request under its route, since there are few routes, and log it under its path."""
         method, path = _method(scope), _path(scope)
         route = getattr(scope.get("route"), "path", "(none)")
         self._metrics.count_request(method, route, status, seconds)
@@ -95,7 +95,7 @@ def _path(scope: Scope) -> str:
 
 
 def _method(scope: Scope) -> str:
-    """The method as counted and logged. Unknown ones share a name, or the metrics would grow with each."""
+    """The method as counted and logged. Unknown ones share a name, or each would add to the metrics."""
     if scope["type"] == "websocket":
         return "WEBSOCKET"
     return scope["method"] if scope["method"] in _METHODS else "OTHER"

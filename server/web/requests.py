@@ -1,5 +1,5 @@
 """What the routes share: the engines, the settings and the upload of a request, the upload's transcription, and work
-that ends when the caller hangs up."""
+that is cancelled when the client disconnects."""
 
 import asyncio
 import time
@@ -94,25 +94,25 @@ async def transcribe_upload(
             detect_each=detect_each,
             shorten_context=shorten_context,
         )
-    # With the time that the model took to load.
+    # Including the time that the model took to load.
     timing = replace(done.timing, total_s=time.monotonic() - began)
     state.metrics.count_transcription(done.duration, timing.total_s, timing.audio_decode_s, timing)
     return replace(done, timing=timing)
 
 
 async def unless_disconnected(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the caller hangs up. The body must have been read."""
+    """The result of `work`, which is cancelled when the client disconnects. The body must have been read."""
     working = asyncio.ensure_future(work)
-    hung_up = asyncio.ensure_future(_disconnected(request))
+    disconnected = asyncio.ensure_future(_disconnected(request))
     try:
-        await asyncio.wait({working, hung_up}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGone("The caller hung up.")
+            raise ClientGone("The client disconnected.")
         return working.result()
     finally:
-        for task in (working, hung_up):
+        for task in (working, disconnected):
             task.cancel()
-        await asyncio.gather(working, hung_up, return_exceptions=True)
+        await asyncio.gather(working, disconnected, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -191,7 +191,7 @@ class NotReady(BaseModel):
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """For a route's `responses`."""
     descriptions = {
-        400: "The request is invalid or not supported; the message says what is.",
+        400: "The request is invalid or not supported; the message says what is supported.",
         401: "An API key is required.",
         403: "The host or origin is not allowed.",
         404: "No such model.",

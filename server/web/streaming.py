@@ -1,4 +1,4 @@
-"""Answers in parts: segments as they are ready, as server-sent events."""
+"""Streamed answers: segments as server-sent events, each as soon as it is ready."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 
 async def progress_of(work: Callable[[OnProgress], Awaitable[T]]) -> AsyncIterator[list[Segment] | T]:
-    """New segments as they are ready, and at last the result. `work` is cancelled with the iterator."""
+    """New segments as they are ready, and finally the result. `work` is cancelled with the iterator."""
     loop = asyncio.get_running_loop()
-    told: asyncio.Queue[list[Segment] | None] = asyncio.Queue()
+    updates: asyncio.Queue[list[Segment] | None] = asyncio.Queue()
 
     def tell(progress: Progress) -> None:
         if progress.segments:
-            loop.call_soon_threadsafe(told.put_nowait, list(progress.segments))
+            loop.call_soon_threadsafe(updates.put_nowait, list(progress.segments))
 
     working = asyncio.ensure_future(work(tell))
-    working.add_done_callback(lambda _: told.put_nowait(None))
+    working.add_done_callback(lambda _: updates.put_nowait(None))
     try:
-        while (segments := await told.get()) is not None:
+        while (segments := await updates.get()) is not None:
             yield segments
         yield await working
     finally:
@@ -40,8 +40,7 @@ async def event_stream(
 ) -> StreamingResponse:
     """The events as a response of server-sent events.
 
-    The first is waited for, so that what can be refused at once is refused with its own status; what fails later can
-    only be told in an event.
+    Waits for the first event, so that an early error gets its own HTTP status. A later error can only be an event.
     """
     first = await unless_disconnected(request, anext(events))
 

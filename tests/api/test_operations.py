@@ -146,7 +146,7 @@ def test_a_slash_at_the_end_is_a_404_that_names_the_right_path(client, wav):
         response = client.post(f"{path}/", content=wav())
         assert response.status_code == 404
         assert response.json()["error"]["code"] == "not_found"
-        assert response.json()["error"]["message"] == f"Not found; the path is {path}, without a slash at the end."
+        assert response.json()["error"]["message"] == f"Not found; the path is {path}, without a trailing slash."
     message = client.get("/none/").json()["error"]["message"]
     assert message == "Not found; /docs lists the available paths."
 

@@ -26,10 +26,10 @@ import numpy as np
 
 from convert.hub import resolve
 from model.canary.config import CanaryConfig
-from model.canary.prompt import END, PAD, prompt_tokens
+from model.canary.prompt import END, prompt_tokens
 from model.config import read_config
 from model.task import Task
-from model.tokenizer import load_tokenizer
+from model.tokenizer import PAD, load_tokenizer
 from server.cli.bench.command import THREAD_VARIABLES
 from server.cli.bench.load import MIXED_LENGTHS
 from server.cli.bench.stages import TOKENS_PER_S, sound

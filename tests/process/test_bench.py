@@ -37,13 +37,13 @@ def test_where_the_system_keeps_no_peak_of_a_servers_memory_the_most_that_was_se
         monkeypatch.setattr(sys, "platform", "darwin")
         assert server.peak_mb() is None
         process.stdout.readline()
-        server.look_at_memory()
+        server.sample_memory()
         peak = server.peak_mb()
         assert peak == pytest.approx(psutil.Process(process.pid).memory_info().rss / 1e6, abs=1)
         assert peak > 100
         process.stdin.write("\n")
         process.stdin.flush()
         process.stdout.readline()
-        server.look_at_memory()
+        server.sample_memory()
         assert server.peak_mb() == peak
         process.stdin.write("\n")

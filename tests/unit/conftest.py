@@ -11,8 +11,9 @@ from mlx.utils import tree_map_with_path
 
 from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
-from model.canary.prompt import END, PAD
+from model.canary.prompt import END
 from model.cpu.layout import lay_out
+from model.tokenizer import PAD
 from tests.configs import canary_config
 
 # `make quick` tries a tenth of the examples that `make test` does.

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -328,10 +329,19 @@ def test_srt_and_vtt_ask_for_segment_times_and_take_one_file(engine):
     assert run(*narrow, "--subtitle-lines", "1").stdout.endswith("\n2\n00:00:01,000 --> 00:00:02,000\n0.1\n")
     several = run("transcribe", "a.wav", sound("b.wav", 0.1), "-f", "srt")
     assert several.exit_code == 2
-    assert "srt takes one file, not 2" in several.stderr
+    assert "srt without --output-dir takes one file, not 2" in several.stderr
 
 
 def test_a_language_that_the_model_does_not_support_is_a_usage_error(engine):
     result = run("transcribe", sound("a.wav", 0.1), "--language", "fr")
     assert result.exit_code == 2
     assert "'fr' is not supported by mock; must be one of en, de, es" in " ".join(result.stderr.split())
+
+
+def test_the_command_line_offers_every_format():
+    from server.__main__ import transcribe
+    from server.cli.transcribe import SUFFIXES
+    from server.text.formats import Format
+
+    offered = get_args(get_type_hints(transcribe)["format"])
+    assert set(offered) == set(SUFFIXES) == set(get_args(Format))

@@ -21,7 +21,7 @@ import numpy as np
 
 from server.cli.bench.stages import SAMPLE_RATE, sound
 
-# Seconds of audio, in turn: short remarks to what a pass holds at most.
+# Seconds of audio, in turn: from short remarks to nearly the longest that one pass takes.
 MIXED_LENGTHS = (4.0, 22.0, 9.0, 30.0, 6.0, 15.0, 35.0, 11.0)
 STARTING_S = 600.0
 REQUEST_S = 3600.0
@@ -33,7 +33,7 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    """`concurrency` clients at once. Throughput is seconds of audio done in a second; times are in seconds."""
+    """`concurrency` clients at once. Throughput is seconds of audio per second; times are in seconds."""
 
     concurrency: int
     requests: int
@@ -62,7 +62,7 @@ class Server:
         self.host, self.port = parts.hostname or "127.0.0.1", parts.port or 80
 
     def wait_until_ready(self) -> None:
-        """Until the model is loaded. Raises BenchError if that fails."""
+        """Wait until the model is loaded. Raises BenchError if that fails."""
         until = time.monotonic() + STARTING_S
         while time.monotonic() < until and self.process.poll() is None:
             connection = http.client.HTTPConnection(self.host, self.port, timeout=60)
@@ -88,18 +88,18 @@ class Server:
                 raise BenchError(f"the server failed: {response.read(500).decode(errors='replace')}")
         connection.close()
         whole = time.monotonic() - began
-        self.look_at_memory()
+        self.sample_memory()
         return Answer(whole if first is None else first, whole)
 
     def peak_mb(self) -> float | None:
-        """The most resident memory it has had, in 10⁶ bytes: Linux says, elsewhere the most that was seen."""
+        """Peak resident memory in 10⁶ bytes: from the kernel on Linux, elsewhere the largest sample."""
         if sys.platform == "linux":
             found = re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())
             return int(found[1]) * 1024 / 1e6 if found else None
         return self._largest_seen_mb or None
 
-    def look_at_memory(self) -> None:
-        """Note for `peak_mb` how much memory it has now."""
+    def sample_memory(self) -> None:
+        """Sample the resident memory for `peak_mb`, where the kernel does not record the peak."""
         if sys.platform != "linux":
             command = ["ps", "-o", "rss=", "-p", str(self.process.pid)]
             kilobytes = subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -117,7 +117,7 @@ def running_server(model: str, dtype: str | None, tokens_per_s: float, environme
     try:
         url = addresses.get(timeout=STARTING_S)
         if url is None:
-            raise BenchError(f"the server did not start: {last[-1] if last else 'it said nothing'}")
+            raise BenchError(f"the server did not start: {last[-1] if last else 'no output'}")
         server = Server(process, url)
         server.wait_until_ready()
         yield server
@@ -129,7 +129,7 @@ def running_server(model: str, dtype: str | None, tokens_per_s: float, environme
 
 
 def _watch(process: "subprocess.Popen[str]", addresses: "queue.Queue[str | None]", last: list[str]) -> None:
-    """Read the server's log, to the end: its address, and the last line for when it fails."""
+    """Read the server's log to the end: its address goes to `addresses`, its last line to `last`, in case it fails."""
     assert process.stderr
     for line in process.stderr:
         last[:] = [line.strip()]
@@ -139,7 +139,7 @@ def _watch(process: "subprocess.Popen[str]", addresses: "queue.Queue[str | None]
 
 
 def measured_load(server: Server, concurrency: int, requests: int) -> Load:
-    """So many requests of mixed lengths, `concurrency` of them at a time."""
+    """Send `requests` requests of mixed lengths, `concurrency` at a time."""
     lengths = [MIXED_LENGTHS[i % len(MIXED_LENGTHS)] for i in range(requests)]
     files = {length: wav_file(sound(length)) for length in set(lengths)}
     server.transcribe(files[lengths[0]])

@@ -1,8 +1,8 @@
-"""A server whose texts have a fixed length, whatever the model says: run by `canary bench` in a process of its own.
+"""A server whose texts have a fixed length. `canary bench` runs it in a process of its own.
 
     python -m server.cli.bench.paced MODEL DTYPE TOKENS_PER_S
 
-Everything but the end of a text is what `canary serve` runs.
+Everything except the end of a text is as in `canary serve`.
 """
 
 import sys
@@ -16,7 +16,7 @@ from server.cli.serve import serve
 
 
 def pace(tokens_per_s: float) -> None:
-    """Make every Canary of this process write so many tokens for each second of audio."""
+    """Make every Canary in this process write `tokens_per_s` tokens for each second of audio."""
     own_limit = CanaryModel.prompted
 
     def prompted(
@@ -36,5 +36,5 @@ if __name__ == "__main__":
     is_paced = float(tokens_per_s) > 0
     if is_paced:
         pace(float(tokens_per_s))
-    # A random model's texts repeat themselves, and say nothing that would be worth another pass.
+    # Random weights write loops; decoding those again would only distort the figures.
     serve(model=(model,), dtype=dtype or None, port=0, loop_guard=False if is_paced else None)

@@ -9,7 +9,7 @@ Rows = Sequence[Mapping[str, Any]]
 # The title of each part of a result, and the heading, key and format of its columns.
 _TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
     "single": (
-        "One stream, a fixed count of tokens",
+        "One stream, a fixed number of tokens",
         [
             ("audio s", "audio_s", "g"),
             ("tokens", "tokens", "d"),
@@ -25,7 +25,7 @@ _TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
         [
             ("clients", "concurrency", "d"),
             ("requests", "requests", "d"),
-            ("audio s a second", "throughput", ".1f"),
+            ("audio s per s", "throughput", ".1f"),
             ("p50 s", "p50_s", ".2f"),
             ("p95 s", "p95_s", ".2f"),
             ("first segment s", "first_segment_p50_s", ".2f"),
@@ -38,12 +38,12 @@ _TABLES: dict[str, tuple[str, list[tuple[str, str, str]]]] = {
             ("audio s", "audio_s", "g"),
             ("rows", "rows", "d"),
             ("step ms", "step_ms", ".1f"),
-            ("ms a row", "row_ms", ".2f"),
+            ("ms per row", "row_ms", ".2f"),
         ],
     ),
     "encode": (
         "Encoding by length",
-        [("audio s", "audio_s", "g"), ("encode s", "encode_s", ".3f"), ("ms an audio s", "per_audio_s_ms", ".1f")],
+        [("audio s", "audio_s", "g"), ("encode s", "encode_s", ".3f"), ("ms per audio s", "per_audio_s_ms", ".1f")],
     ),
 }
 
@@ -102,11 +102,11 @@ def _from_zero(rows: Rows, key: str) -> tuple[float, float]:
 def _plot_decoding(axes: Any, rows: Rows) -> None:
     for audio_s in dict.fromkeys(_column(rows, "audio_s")):
         of_length = [row for row in rows if row["audio_s"] == audio_s]
-        axes.plot(_column(of_length, "rows"), _column(of_length, "row_ms"), "o-", label=f"{audio_s:g} s of audio a row")
+        axes.plot(_column(of_length, "rows"), _column(of_length, "row_ms"), "o-", label=f"{audio_s:g} s per row")
     counts = list(dict.fromkeys(_column(rows, "rows")))
     axes.set_xscale("log", base=2)
     axes.set_xticks(counts, [str(count) for count in counts])
-    axes.set(xlabel="rows in the batch", ylabel="decode step, ms a row")
+    axes.set(xlabel="rows in the batch", ylabel="decode step, ms per row")
     axes.set_ylim(_from_zero(rows, "row_ms"))
     axes.legend()
     axes.grid(alpha=0.3)
@@ -114,7 +114,7 @@ def _plot_decoding(axes: Any, rows: Rows) -> None:
 
 def _plot_encoding(axes: Any, rows: Rows) -> None:
     axes.plot(_column(rows, "audio_s"), _column(rows, "per_audio_s_ms"), "o-")
-    axes.set(xlabel="seconds of audio", ylabel="encoding, ms a second of audio")
+    axes.set(xlabel="seconds of audio", ylabel="encoding, ms per second of audio")
     axes.set_ylim(_from_zero(rows, "per_audio_s_ms"))
     axes.grid(alpha=0.3)
 
@@ -123,7 +123,7 @@ def _plot_load(axes: Any, rows: Rows) -> None:
     clients = range(len(rows))
     axes.plot(clients, _column(rows, "throughput"), "o-")
     axes.set_xticks(clients, [str(count) for count in _column(rows, "concurrency")])
-    axes.set(xlabel="clients", ylabel="seconds of audio done in a second")
+    axes.set(xlabel="clients", ylabel="seconds of audio per second")
     axes.set_ylim(_from_zero(rows, "throughput"))
     axes.grid(alpha=0.3)
     latency = axes.twinx()

@@ -1,7 +1,7 @@
 """The model by itself: features, encoding and decoding, timed stage by stage.
 
-Everything runs in the thread that calls, with a fixed count of tokens: what a random or an unsuited model writes has
-any length, and a peer's would have another.
+Everything runs in the calling thread, with a fixed number of tokens: a random or unsuited model writes texts of any
+length, which could not be compared.
 """
 
 import statistics
@@ -19,7 +19,7 @@ from model.decoding import Encoded
 
 TOKENS_PER_S = 4.0
 NO_TOKEN = -1
-# A prompt of canary2 has so many tokens; which ones does not matter to the time.
+# As long as a canary2 prompt. Which tokens they are does not affect the time.
 PROMPT = [5] * 10
 STEPS_TIMED = 16
 
@@ -37,7 +37,7 @@ class Single:
 
     @property
     def rtfx(self) -> float:
-        """Seconds of audio done in a second."""
+        """Seconds of audio per second."""
         return self.audio_s / (self.features_s + self.encode_s + self.decode_s)
 
 
@@ -61,14 +61,14 @@ class EncodeCost:
 
 
 class EndlessBatch(RunningBatch):
-    """A batch in which no token ends a row: only the limit does."""
+    """A batch in which no token ends a row; only the limit does."""
 
     def __init__(self, canary: CanaryModel, look_ahead: bool | None = None):
         super().__init__(canary.decoder, canary.head, NO_TOKEN, NO_TOKEN, look_ahead=look_ahead)
 
 
 def sound(seconds: float, seed: int = 0) -> np.ndarray:
-    """Noise whose loudness wanders, (N,) float32 at 16 kHz."""
+    """Noise of varying loudness, (N,) float32 at 16 kHz."""
     random = np.random.default_rng(seed)
     n = int(seconds * SAMPLE_RATE)
     swell = np.interp(np.arange(n), np.linspace(0, n, 16), random.uniform(0.01, 0.3, 16))
@@ -76,7 +76,7 @@ def sound(seconds: float, seed: int = 0) -> np.ndarray:
 
 
 def single_stream(canary: CanaryModel, audio_s: float, repeats: int) -> Single:
-    """One audio from waveform to tokens, after one run that is not counted."""
+    """One audio from waveform to tokens, after one run that does not count."""
     tokens, waveform = round(TOKENS_PER_S * audio_s), sound(audio_s)
     runs = []
     for repeat in range(repeats + 1):
@@ -89,7 +89,7 @@ def single_stream(canary: CanaryModel, audio_s: float, repeats: int) -> Single:
 
 
 def decode_costs(canary: CanaryModel, counts: list[int], audio_s: float) -> list[DecodeCost]:
-    """The cost of a step at each count of rows, at the middle of a text of the audio's length."""
+    """The cost of a step at each number of rows, in the middle of a text of the audio's length."""
     encoded = canary.encodings([sound(audio_s)])[0]
     middle = [5] * (len(PROMPT) + round(TOKENS_PER_S * audio_s / 2))
     costs = []

@@ -14,8 +14,8 @@ with a `type`. Times are seconds from the start of the audio.
 
     ready           session_id, model, language, target_language
     speech_started  start                      speech_stopped  end
-    result          segment_id; text; stable_chars: so many of its first characters will not change; is_final: none
-                    will; speech_final: the speaker stopped after it; start, end; language; words (if is_final);
+    result          segment_id; text; stable_chars: how many of its first characters are final; is_final: all of
+                    them are; speech_final: the speaker stopped after it; start, end; language; words (if is_final);
                     translation (if a target_language was set): language, text, stable_chars, or null
     lag             seconds: how far the captions are behind; 0 when they have caught up
     error           code, message, fatal (the session ends), param (the field at fault)
@@ -131,7 +131,7 @@ async def _started(inbox: Inbox) -> Start:
         try:
             message = await inbox.next(START_S)
         except TimeoutError:
-            raise Fatal("no_start", f"No start message came within {START_S:g} s.") from None
+            raise Fatal("no_start", f"No start message within {START_S:g} s.") from None
         if isinstance(message, bytes) or message["type"] != "start":
             received = "audio" if isinstance(message, bytes) else message["type"]
             inbox.mistake("not_started", f"received {received} before the start message")
@@ -169,7 +169,7 @@ class Captions:
             )
         except TaskError as error:
             raise RequestError(f"{error}.", error.param) from None
-        # Finalize requests that are not done.
+        # Finalize requests in progress.
         self._ends = 0
         self._all_final = asyncio.Event()
         self._sound: Sound = (
@@ -227,13 +227,13 @@ class Captions:
         await self._connection.finalize()
 
     async def _break_off(self, error: AudioError) -> None:
-        """The audio cannot be read any further: finish the text so far, then end the session with the reason."""
+        """The rest of the audio cannot be read: finish the text so far, then end the session with the reason."""
         await self._finalize()
         await self._all_final.wait()
         raise Fatal(error.code, str(error))
 
     async def _stop(self) -> None:
-        """Finish the text, and report that."""
+        """Finish the text, and confirm it with `done`."""
         await self._sound.end()
         await self._finalize()
         await self._all_final.wait()

@@ -163,7 +163,7 @@ def _rendered(done: Transcription, fields: Fields, settings: Settings, task: str
 
 
 async def _events(request: Request, upload: Upload, task: Task, model: Served) -> AsyncIterator[str]:
-    """Deltas; joined, they are the text of the last event."""
+    """Events of the text's parts, then one of the whole text, which equals the joined parts."""
     sent = ""
     work = progress_of(lambda tell: transcribe_upload(request, upload.file, task, model.id, tell, shorten_context=True))
     async for ready in work:

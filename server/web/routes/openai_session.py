@@ -8,9 +8,9 @@ from server.live.endpointing import Endpointing
 from server.text.languages import language_code
 
 PCM_RATES = (8_000, 16_000, 24_000, 48_000)
-# Where the client ends turns itself, segments still end at pauses of this length.
+# If the client ends turns itself, segments still end at pauses of this length.
 MANUAL_SILENCE_S = 1.0
-# The longest prompt. It is kept and repeated, but not used.
+# The longest prompt. It is stored and echoed, but not used.
 MAX_PROMPT = 10_000
 
 

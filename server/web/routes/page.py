@@ -1,4 +1,4 @@
-"""GET /, the page in the browser; its files under /static; and GET /capabilities, what the page can offer."""
+"""GET /, the page in the browser; its files under /static; and GET /capabilities, the choices that the page offers."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -43,7 +43,7 @@ SUBPROTOCOL = "realtime"
 SERVER_ERRORS = {kind.code for kind in (ServiceError, TranscriptionFailed, ModelLoading, ModelFailed, EngineStopped)}
 SERVER_ERRORS.add("internal_error")
 MAX_MISTAKES = 100
-# The longest event_id of a client that is repeated in an answer.
+# The longest client event_id that is repeated in an answer.
 MAX_EVENT_ID = 512
 # The least audio that can be committed.
 SHORTEST_COMMIT_S = 0.1
@@ -179,9 +179,9 @@ class Conversation:
             wrong = invalid_field(error) if isinstance(error, ValidationError) else error
             raise Mistake("invalid_value", str(wrong), f"session.{wrong.param}") from None
         if self._hearing and updated != self._session:
-            # Finish the audio so far under the settings that it was sent under.
+            # Finish the audio so far with the settings it was sent under.
             self._heard_before_s += await self._hearing.finish()
-            # Not before: if the client leaves meanwhile, `run` still has to stop it.
+            # Not earlier: if the client disconnects meanwhile, `run` still has to stop it.
             self._open, self._hearing = self._hearing.open, None
         self._session = updated
         self.send("session.updated", session=self._described())
@@ -361,7 +361,7 @@ def _sound(audio: Any) -> bytes:
 
 
 def _error(code: str, message: str, param: str | None = None, event_id: Any = None) -> dict[str, Any]:
-    """event_id: the client's, of the message at fault."""
+    """event_id: the client's ID for the message at fault."""
     kind = "server_error" if code in SERVER_ERRORS else "invalid_request_error"
     named = isinstance(event_id, str) and len(event_id) <= MAX_EVENT_ID
     event_id = event_id.encode(errors="replace").decode() if named else None

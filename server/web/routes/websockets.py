@@ -1,4 +1,4 @@
-"""What the live routes share: one conversation over a websocket, from start to end, whichever side ends it."""
+"""What the live routes share: one conversation over a websocket, whichever side ends it."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
-# RFC 6455's codes for closing.
+# Close codes of RFC 6455.
 NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
 # How long sending the last messages, and closing, may take.
 FAREWELL_S = 2.0
