@@ -9,8 +9,8 @@ import numpy as np
 from model.config import SAMPLE_RATE
 from model.timestamps import WordTokens
 
-FRAME_S = 0.01
-_FRAME = int(FRAME_S * SAMPLE_RATE)
+_FRAME_S = 0.01
+_FRAME = int(_FRAME_S * SAMPLE_RATE)
 # How far a boundary may move, in seconds.
 REACH_S = 0.16
 # How loud a pause may be, from 0 (noise floor) to 1 (loud speech).
@@ -92,4 +92,4 @@ def _runs(quiet: np.ndarray) -> np.ndarray:
     """(n, 2): begin and end in seconds of every run of at least two quiet frames."""
     edges = np.flatnonzero(np.diff(np.r_[False, quiet, False]))
     runs = edges.reshape(-1, 2)
-    return runs[runs[:, 1] - runs[:, 0] >= 2] * FRAME_S
+    return runs[runs[:, 1] - runs[:, 0] >= 2] * _FRAME_S

@@ -88,8 +88,8 @@ class CanaryModel(Layer):
         encoded = self.encoder(mel, lengths)
         return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
 
-    def logits(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
-        """Teacher-forced log-probabilities (B, S, V) of what follows each of tokens (B, S). encoded: (B, T, M)."""
+    def forced_log_probs(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
+        """Log-probabilities (B, S, V) of what follows each of the given tokens (B, S). encoded: (B, T, M)."""
         hidden, _ = self.decoder.prefill(tokens, self.decoder.cross_memory(encoded, lengths))
         return self.head(hidden, self.decoder.token_embedding)
 

@@ -44,7 +44,7 @@ class Cue:
 
 
 @dataclass(frozen=True)
-class _Word:
+class _CueWord:
     text: str
     start: float
     end: float
@@ -66,23 +66,23 @@ def cues(segments: tuple[Segment, ...], rules: SubtitleRules) -> list[Cue]:
     return result
 
 
-def _words(segment: Segment) -> list[_Word]:
+def _words(segment: Segment) -> list[_CueWord]:
     """The words with their times. Without word times, the segment's time is divided by the words' lengths."""
     if segment.words:
-        return [_Word(text, w.start, w.end) for w in segment.words for text in w.word.split()]
+        return [_CueWord(text, w.start, w.end) for w in segment.words for text in w.word.split()]
     texts = segment.text.split()
     letters = max(1, sum(map(len, texts)))
     words, at = [], segment.start
     for text in texts:
         end = at + (segment.end - segment.start) * len(text) / letters
-        words.append(_Word(text, at, end))
+        words.append(_CueWord(text, at, end))
         at = end
     return words
 
 
-def _groups(words: list[_Word], rules: SubtitleRules) -> list[list[_Word]]:
+def _groups(words: list[_CueWord], rules: SubtitleRules) -> list[list[_CueWord]]:
     """The words of each cue: as many as fit, or fewer if there is a comma or a pause in the cue's second half."""
-    groups: list[list[_Word]] = []
+    groups: list[list[_CueWord]] = []
     while words:
         count = 1
         while count < len(words) and _fit(words[: count + 1], rules):
@@ -95,21 +95,21 @@ def _groups(words: list[_Word], rules: SubtitleRules) -> list[list[_Word]]:
     return groups
 
 
-def _fit(words: list[_Word], rules: SubtitleRules) -> bool:
+def _fit(words: list[_CueWord], rules: SubtitleRules) -> bool:
     """Whether the words fit into one cue."""
     lines = _lines([word.text for word in words], rules)
     return len(lines) <= rules.max_lines and words[-1].end - words[0].start <= rules.max_s
 
 
-def _ends_well(words: list[_Word], count: int) -> bool:
+def _ends_well(words: list[_CueWord], count: int) -> bool:
     """Whether a cue of the first `count` words would end at a comma or a pause."""
     pause_s = words[count].start - words[count - 1].end if count < len(words) else 0.0
     return words[count - 1].text.endswith(_CLAUSE_END) or pause_s >= _PAUSE_S
 
 
-def _without_flashes(groups: list[list[_Word]], rules: SubtitleRules) -> list[list[_Word]]:
+def _without_flashes(groups: list[list[_CueWord]], rules: SubtitleRules) -> list[list[_CueWord]]:
     """The groups, with those that would be shown too briefly merged into the next one if both fit into one cue."""
-    merged: list[list[_Word]] = []
+    merged: list[list[_CueWord]] = []
     for group in groups:
         if merged and group[0].start - merged[-1][0].start < rules.min_s and _fit(merged[-1] + group, rules):
             merged[-1] = merged[-1] + group

@@ -131,7 +131,7 @@ def log_probs(canary: CanaryModel) -> np.ndarray:
     for seed in range(2):
         tokens = np.random.default_rng(seed).integers(0, canary.config.vocab_size, TOKENS).tolist()
         vectors = canary.encodings([sound(10, seed)])[0].vectors[None]
-        rows.append(np.array(canary.logits([tokens], vectors, [vectors.shape[1]])[0]))
+        rows.append(np.array(canary.forced_log_probs([tokens], vectors, [vectors.shape[1]])[0]))
     return np.concatenate(rows).astype(np.float64)
 
 

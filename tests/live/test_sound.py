@@ -177,7 +177,7 @@ async def test_who_does_not_read_is_given_up(monkeypatch):
     box.put("a")
     with pytest.raises(NotReading):
         await box.run()
-    for i in range(websockets.MAX_WAITING):
+    for i in range(websockets.MAX_UNSENT):
         box.put(i)
     with pytest.raises(NotReading):
         box.put("one more")

@@ -26,7 +26,7 @@ def test_log_probabilities_are_close_to_nemos_and_nearly_always_name_the_same_to
     ours, theirs = [], []
     for i, told in enumerate(case.values["forced"]):
         vectors = case.encoded[told["sound"]].vectors
-        ours.append(np.array(case.canary.logits([told["tokens"]], vectors[None], [len(vectors)])[0]))
+        ours.append(np.array(case.canary.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])[0]))
         theirs.append(case.arrays[f"log_probs/{i}"])
     ours, theirs = np.concatenate(ours), np.concatenate(theirs)
     assert np.abs(ours - theirs).max() < 0.25

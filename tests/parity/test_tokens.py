@@ -73,7 +73,7 @@ def test_log_probabilities_of_greedy_tokens_are_those_of_the_teacher_forced_deco
     told = case.values["greedy"][0]
     encoded, ids = case.encoded[told["sound"]], prompt(case, told["prompt"])
     [ours] = case.canary.generate([encoded], [ids], GREEDY)
-    forced = case.canary.logits([ids + ours.tokens], encoded.vectors[None], [len(encoded.vectors)])
+    forced = case.canary.forced_log_probs([ids + ours.tokens], encoded.vectors[None], [len(encoded.vectors)])
     rows = np.array(forced[0, len(ids) - 1 : -1])
     np.testing.assert_allclose(ours.log_probs, rows[np.arange(len(ours.tokens)), ours.tokens], atol=1e-4)
 

@@ -33,7 +33,7 @@ def test_where_the_system_keeps_no_peak_of_a_servers_memory_the_most_that_was_se
     with subprocess.Popen([sys.executable, "-c", script], stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdin
         assert process.stdout
-        server = load.Server(process, "http://127.0.0.1:1")
+        server = load.BenchServer(process, "http://127.0.0.1:1")
         monkeypatch.setattr(sys, "platform", "darwin")
         assert server.peak_mb() is None
         process.stdout.readline()

@@ -62,7 +62,7 @@ def test_steps_through_the_cache_score_like_the_whole_sequence_at_once(canary, s
     (encoded,) = canary.encodings(sounds[3:4])
     (generated,) = canary.generate([encoded], prompts[:1], FREE)
     whole = prompts[0] + generated.tokens
-    scores = canary.logits([whole], encoded.vectors[None], [encoded.vectors.shape[0]])[0]
+    scores = canary.forced_log_probs([whole], encoded.vectors[None], [encoded.vectors.shape[0]])[0]
     first = len(prompts[0]) - 1
     for i, (token, log_prob) in enumerate(zip(generated.tokens, generated.log_probs, strict=True)):
         assert token == int(scores[first + i].argmax())
@@ -204,7 +204,7 @@ def test_numpys_arrays_give_what_mlxs_do_at_every_stage(sounds, prompts, layer_o
     assert lengths.tolist() == numpys_lengths.tolist()
     padded, numpys_padded = as_on_gpu.encode(mel, lengths), as_on_cpu.encode(mel, lengths)
     assert isinstance(numpys_padded, np.ndarray)
-    assert numpys_padded.dtype == as_on_cpu.logits(prompts[:1], numpys_padded[:1], [1]).dtype == np.float32
+    assert numpys_padded.dtype == as_on_cpu.forced_log_probs(prompts[:1], numpys_padded[:1], [1]).dtype == np.float32
     for row, n in enumerate(subsampled(lengths).tolist()):
         assert difference(padded[row, :n], numpys_padded[row, :n]) < 2e-5
     encoded = as_on_gpu.encodings(sounds)
@@ -271,7 +271,7 @@ def test_a_model_in_16_bits_computes_with_mlxs_arrays_and_writes(sounds, prompts
     assert arrays.library_for("bfloat16") is canary.xp is mlx_arrays
     (encoded,) = canary.encodings(sounds[:1])
     assert encoded.vectors.dtype == mx.bfloat16
-    assert canary.logits(prompts[:1], encoded.vectors[None], [len(encoded.vectors)]).dtype == mx.float32
+    assert canary.forced_log_probs(prompts[:1], encoded.vectors[None], [len(encoded.vectors)]).dtype == mx.float32
     (alone,) = canary.generate([encoded], prompts[:1], FREE)
     assert len(alone.tokens) == len(alone.log_probs) > 20
     for look_ahead in (False, True):

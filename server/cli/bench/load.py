@@ -52,7 +52,7 @@ class Answer:
     whole_s: float
 
 
-class Server:
+class BenchServer:
     """A running server: its address and process id."""
 
     def __init__(self, process: "subprocess.Popen[str]", url: str):
@@ -107,7 +107,9 @@ class Server:
 
 
 @contextmanager
-def running_server(model: str, dtype: str | None, tokens_per_s: float, environment: dict[str, str]) -> Iterator[Server]:
+def running_server(
+    model: str, dtype: str | None, tokens_per_s: float, environment: dict[str, str]
+) -> Iterator[BenchServer]:
     """A server on a free port, stopped afterwards. tokens_per_s: see `paced`; 0 lets the model end its texts."""
     command = [sys.executable, "-m", "server.cli.bench.paced", model, dtype or "", str(tokens_per_s)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
@@ -118,7 +120,7 @@ def running_server(model: str, dtype: str | None, tokens_per_s: float, environme
         url = addresses.get(timeout=STARTING_S)
         if url is None:
             raise BenchError(f"the server did not start: {last[-1] if last else 'no output'}")
-        server = Server(process, url)
+        server = BenchServer(process, url)
         server.wait_until_ready()
         yield server
     except queue.Empty:
@@ -138,7 +140,7 @@ def _watch(process: "subprocess.Popen[str]", addresses: "queue.Queue[str | None]
     addresses.put(None)
 
 
-def measured_load(server: Server, concurrency: int, requests: int) -> Load:
+def measured_load(server: BenchServer, concurrency: int, requests: int) -> Load:
     """Send `requests` requests of mixed lengths, `concurrency` at a time."""
     lengths = [MIXED_LENGTHS[i % len(MIXED_LENGTHS)] for i in range(requests)]
     files = {length: wav_file(sound(length)) for length in set(lengths)}

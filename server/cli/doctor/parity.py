@@ -132,7 +132,7 @@ def add(comparison: Comparison, canary: "CanaryModel", golden: Golden) -> None:
         compare("sound to vectors", to_numpy(each.vectors), arrays[f"encoded/{name}"])
     for i, told in enumerate(values["forced"]):
         vectors = encoded[told["sound"]].vectors
-        log_probs = canary.logits([told["tokens"]], vectors[None], [len(vectors)])
+        log_probs = canary.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])
         compare("log-probabilities", to_numpy(log_probs)[0], arrays[f"log_probs/{i}"])
     greedy, beam = values["greedy"], [run for run in values["beam"] if BEAM.items() <= run.items()]
     for runs, options in ((greedy, DecodingOptions(beam_size=1)), (beam, DecodingOptions(**BEAM))):

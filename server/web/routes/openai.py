@@ -31,10 +31,10 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 _FORMATS = ("json", "text", "srt", "verbose_json", "vtt")
 # Like Whisper, keep the end of a longer prompt; it must leave room for the text.
-MAX_PROMPT = 1000
+PROMPT_CHARS_KEPT = 1000
 
 
-class Fields(BaseModel):
+class OpenAIFields(BaseModel):
     """The fields that have an effect. Others are ignored, and an empty one counts as not given."""
 
     model_config = ConfigDict(extra="ignore")
@@ -77,19 +77,19 @@ class Fields(BaseModel):
             raise invalid_field(error) from None
 
 
-class TranscriptionFields(Fields):
+class TranscriptionFields(OpenAIFields):
     stream: bool = Field(False, description="Send the text as server-sent events as soon as it is ready.")
     timestamp_granularities: list[Literal["segment", "word"]] = Field(
         default_factory=list, description="For `verbose_json`: `word` adds the times of words."
     )
 
 
-class TranslationFields(Fields):
+class TranslationFields(OpenAIFields):
     target_language: Language = Field(None, description="By default `en`.", examples=["de"])
     to_language: Language = Field(None, description="Alias of `target_language`.")
 
 
-def _form(fields: type[Fields]) -> dict[str, Any]:
+def _form(fields: type[OpenAIFields]) -> dict[str, Any]:
     """The form for /docs."""
     properties = dict(fields.model_json_schema()["properties"])
     if granularities := properties.pop("timestamp_granularities", None):
@@ -142,16 +142,16 @@ async def translations(request: Request, upload: UploadDep, engines: EnginesDep,
     return _rendered(done, fields, settings, "translate", False)
 
 
-def _task(fields: Fields, default_language: str, target: str | None, words: bool) -> Task:
+def _task(fields: OpenAIFields, default_language: str, target: str | None, words: bool) -> Task:
     timed = fields.response_format in ("srt", "vtt", "verbose_json")
     return Task(
         *language_pair(fields.language, target, default_language),
         timestamps=("word" if words else "segment") if timed else "none",
-        context=(fields.prompt or "")[-MAX_PROMPT:],
+        context=(fields.prompt or "")[-PROMPT_CHARS_KEPT:],
     )
 
 
-def _rendered(done: Transcription, fields: Fields, settings: Settings, task: str, words: bool) -> Response:
+def _rendered(done: Transcription, fields: OpenAIFields, settings: Settings, task: str, words: bool) -> Response:
     match fields.response_format:
         case "json":
             return JSONResponse({**to_openai_json(done), **formats.warnings_dict(done.warnings)})

@@ -20,8 +20,8 @@ NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_LATER = 1000, 1001, 1008, 1011, 1013
 FAREWELL_S = 2.0
 WENT_WRONG = "Internal server error; see the server's log."
 
-# How many messages may wait, and how long sending one may take; beyond that, the client counts as not reading.
-MAX_WAITING = 500
+# The most unsent messages, and how long sending one may take. Beyond either, the client counts as not reading.
+MAX_UNSENT = 500
 SEND_S = 20.0
 
 # An error as a message of the protocol: code, message.
@@ -53,7 +53,7 @@ class Outbox:
         the same `replaces`. Raises NotReading."""
         if replaces is not None and self._waiting and self._waiting[-1][0] == replaces:
             self._waiting.pop()
-        if len(self._waiting) >= MAX_WAITING:
+        if len(self._waiting) >= MAX_UNSENT:
             raise NotReading
         self._waiting.append((replaces, message))
         self._changed.set()

@@ -50,7 +50,7 @@ export class Listening {
     return !this.#session.isReady && this.#session.state !== "closed";
   }
 
-  /** No more sound; the words for what was said still come. A second call does not wait for them. */
+  /** Stop recording; the last words still come. A second call does not wait for them. */
   stop() {
     this.#microphone.close();
     if (this.#session.state === "stopping") this.#session.end();

@@ -32,7 +32,7 @@ let awake = null;
 let restart = false;
 let heard = "";
 let count = 0;
-// Take back the notices that may be outlived by what they say.
+// Functions that withdraw notices which are no longer true.
 let withdrawSilent = () => {};
 let withdrawUnreachable = () => {};
 
@@ -90,7 +90,7 @@ async function start() {
   }
 }
 
-/** End what is going on. While the last words are being written, a second call ends it without them. */
+/** Stop the microphone or the file. While the last words are being written, a second call stops without them. */
 function stop() {
   if (starting) {
     starting.abort();
@@ -130,7 +130,7 @@ async function unreachable() {
   );
 }
 
-/** Show which language is heard, where that was left to the model. */
+/** Show which language is heard, if the model detects it. */
 function showHeardLanguage(code) {
   if (languages.language !== "auto" || !code || languages.name(code) === heard) return;
   heard = languages.name(code);
@@ -160,7 +160,7 @@ function languagesChanged() {
   listening.stop();
 }
 
-/** Two columns if a translation is wanted or there. */
+/** Two columns if a translation is selected or on the screen. */
 function showColumns() {
   const both = Boolean(languages.targetLanguage) || captions.lines.some((line) => line.translation?.text);
   document.body.classList.toggle("translated", both);

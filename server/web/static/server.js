@@ -54,7 +54,7 @@ export async function whyUnreachable() {
   return { message: (await problem(response)).message, needsKey: response?.status === 401 };
 }
 
-/** {code, message} of a response that is none or an error. */
+/** {code, message} of an error response, or of no response at all. */
 async function problem(response) {
   if (!response) return { code: "", message: "The server does not answer." };
   const { error } = await response.json().catch(() => ({}));

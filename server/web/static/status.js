@@ -36,7 +36,7 @@ export class Status {
     return this.#tell("hint", sentence, next);
   }
 
-  /** Something done, said in passing. */
+  /** A brief confirmation. */
   confirm(sentence) {
     this.#tell("hint", sentence, null);
     this.#timer = setTimeout(() => this.dismiss(), CONFIRMATION_S * 1000);

@@ -185,7 +185,7 @@ export class LiveSession {
 
   #lost(code, reason) {
     this.#letGo();
-    // Refused for good, in words of the server's own.
+    // Refused for good, with the server's own message.
     if (code === 1008 && reason) return this.#close(reason);
     this.#lostAt ||= Date.now();
     if (Date.now() - this.#lostAt > GIVE_UP_S * 1000) return this.#close("The connection to the server was lost.");
@@ -198,7 +198,7 @@ export class LiveSession {
     if (this.#tries === TRIES_IN_SILENCE) this.#handlers.onUnreachable();
   }
 
-  /** Part with the socket; nothing that it may still bring is taken. */
+  /** Detach from the socket; ignore whatever it still delivers. */
   #letGo() {
     clearTimeout(this.#readyTimer);
     this.#isReady = false;
