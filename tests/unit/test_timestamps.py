@@ -147,13 +147,14 @@ def test_a_text_that_begins_with_no_speech_is_empty(toy):
 
 
 def test_python_users_audio_of_any_length_is_transcribed_as_its_parts_are():
-    user = server.Canary(CanaryModel.load(resolve("toy", dtype="float32"), "float32"))
     parts = [soundfile.read(SAMPLES / f"{language}.flac", dtype="float32")[0] for language in ("en", "de")]
     pause = np.zeros(32000, np.float32)
     long = np.concatenate([parts[0], pause, parts[0], pause, parts[0]])
-    alone, whole = user.transcribe([parts[0], long], "en", timestamps="word")
+    with server.Canary.from_pretrained("toy", dtype="float32") as user:
+        alone, whole = user.transcribe([parts[0], long], "en", timestamps="word")
+        other = user.transcribe(parts[1], "auto")
     assert whole.text == " ".join([alone.text] * 3)
     assert whole.duration == len(long) / 16000
     later = whole.segments[len(alone.segments)]
     assert later.start == pytest.approx(alone.segments[0].start + (len(parts[0]) + len(pause)) / 16000, abs=0.17)
-    assert user.transcribe(parts[1], "auto").language == "de"
+    assert other.language == "de"
