@@ -24,8 +24,10 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def environment(cache, tmp_path) -> dict[str, str]:
-    """This one's, without settings but for the cache."""
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("CANARY_")}
+    """This one's, without settings but for the cache and the array library."""
+    plain = {
+        name: value for name, value in os.environ.items() if not name.startswith("CANARY_") or name == "CANARY_ARRAYS"
+    }
     return plain | {"CANARY_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
 
 
