@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TIME_ERROR_S = 0.16
 # Lengths of the requests that memory is watched over, and when to stop.
 REQUEST_LENGTHS_S = (2.0, 9.0, 4.0, 15.0, 1.0, 22.0, 6.0, 12.0)
-MOST_REQUESTS, MOST_WATCHED_S = 500, 6.0
+MOST_REQUESTS, MOST_WATCHED_S = 500, 4.0
 # Memory that may come on top in the second half of the requests.
 GROWTH_BYTES = 64e6
 # Tokens written in each row to compare look-ahead with none, and steps timed.
