@@ -9,6 +9,7 @@ from model.config import ConfigError, read_values
 from model.cpu import prepare_process
 from model.cpu.allocator import give_back_freed_memory
 from model.family import Model
+from model.memory import Need
 
 # By the name in `config.json`.
 FAMILIES: dict[str, type[CanaryModel]] = {"canary": CanaryModel}
@@ -21,11 +22,20 @@ def load(folder: Path, dtype: str | None = None) -> Model:
     Raises ConfigError, TokenizerError or WeightsError.
     """
     prepare_process()
+    return _family(folder).load(folder, dtype)
+
+
+def memory_need(folder: Path, dtype: str) -> Need:
+    """What the model in a converted folder takes once it is loaded. Raises ConfigError or WeightsError."""
+    return _family(folder).memory_need(folder, dtype)
+
+
+def _family(folder: Path) -> type[CanaryModel]:
     # Folders that were converted before there was a second family do not name theirs.
     family = read_values(folder).get("family", "canary")
     if family not in FAMILIES:
         raise ConfigError(f"family {family!r} is not supported; must be one of {', '.join(FAMILIES)}")
-    return FAMILIES[family].load(folder, dtype)
+    return FAMILIES[family]
 
 
 def give_memory_back() -> None:

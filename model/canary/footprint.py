@@ -14,28 +14,32 @@ from model.config import ALIGNER_DIR, WEIGHTS_FILE
 MAPS_AT_ONCE = 4
 
 
+def memory_need(folder: Path, config: CanaryConfig, dtype: str) -> memory.Need:
+    """What the model takes in `dtype`, its aligner included. Raises WeightsError if a file cannot be read."""
+    return _need(config, dtype, _sizes(folder, memory.weights_size, dtype, config.quantization))
+
+
 def reserve_memory(folder: Path, config: CanaryConfig, dtype: str) -> None:
     """Raise WeightsError if the model, its aligner included, does not fit into memory; set MLX's limits if it does."""
-    files = [folder / WEIGHTS_FILE, folder / ALIGNER_DIR / WEIGHTS_FILE]
-    files = [files[0], *(file for file in files[1:] if file.exists())]
-
-    def need(dtype: str, weights: int) -> memory.Need:
-        encoder, decoder, item = config.encoder, config.decoder, memory.ITEM_SIZES[dtype]
-        steps = int(config.longest_s / config.step_s)
-        positions = decoder.max_sequence_length + steps
-        cache = 2 * decoder.num_layers * positions * decoder.hidden_size * item
-        # The first map has a frame for each two of the audio's, of half as many bands, in so many channels.
-        first_map = 4 * steps * (encoder.feat_in // 2) * encoder.subsampling_conv_channels * item
-        return memory.Need(weights, cache, first_map * (MAPS_AT_ONCE if as_on_gpu() else 1))
-
-    def sizes(size: Callable[..., int], dtype: str, *options: Any) -> int:
-        return sum(size(file, dtype, *options) for file in files)
-
     smaller = {}
     if dtype == "float32" and not on_cpu():
-        smaller["--dtype bfloat16"] = need("bfloat16", sizes(memory.weights_size, "bfloat16", config.quantization))
+        smaller["--dtype bfloat16"] = memory_need(folder, config, "bfloat16")
     if config.quantization is None:
         for bits in (8, 4):
-            smaller[f"--quantize {bits}"] = need(dtype, sizes(memory.quantized_size, dtype, bits))
-    weights_size = sizes(memory.weights_size, dtype, config.quantization)
-    memory.reserve(config.name, need(dtype, weights_size), smaller)
+            smaller[f"--quantize {bits}"] = _need(config, dtype, _sizes(folder, memory.quantized_size, dtype, bits))
+    memory.reserve(config.name, memory_need(folder, config, dtype), smaller)
+
+
+def _need(config: CanaryConfig, dtype: str, weights: int) -> memory.Need:
+    encoder, decoder, item = config.encoder, config.decoder, memory.ITEM_SIZES[dtype]
+    steps = int(config.longest_s / config.step_s)
+    positions = decoder.max_sequence_length + steps
+    cache = 2 * decoder.num_layers * positions * decoder.hidden_size * item
+    # The first map has a frame for each two of the audio's, of half as many bands, in so many channels.
+    first_map = 4 * steps * (encoder.feat_in // 2) * encoder.subsampling_conv_channels * item
+    return memory.Need(weights, cache, first_map * (MAPS_AT_ONCE if as_on_gpu() else 1))
+
+
+def _sizes(folder: Path, size: Callable[..., int], dtype: str, *options: Any) -> int:
+    files = (folder / WEIGHTS_FILE, folder / ALIGNER_DIR / WEIGHTS_FILE)
+    return sum(size(file, dtype, *options) for file in files if file == files[0] or file.exists())

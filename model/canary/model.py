@@ -14,7 +14,7 @@ from model.alignment import attention_times
 from model.arrays import Array, default_dtype
 from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
-from model.canary.footprint import reserve_memory
+from model.canary.footprint import memory_need, reserve_memory
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
 from model.canary.prompt import BEGIN, END, NO_SPEECH, language_query_tokens, prompt_tokens
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
@@ -22,6 +22,7 @@ from model.decoding import DecodingOptions, Detection, Encoded, Generated, detec
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.layers import Layer, Linear
+from model.memory import Need
 from model.task import Task
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import PAD, Tokenizer, load_tokenizer
@@ -61,6 +62,11 @@ class CanaryModel(Layer):
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))
         return canary
+
+    @classmethod
+    def memory_need(cls, folder: Path, dtype: str) -> Need:
+        """What the model in a converted folder takes in `dtype`. Raises ConfigError or WeightsError."""
+        return memory_need(folder, read_config(folder, CanaryConfig), dtype)
 
     @property
     def dtype(self) -> str:

@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -25,7 +26,7 @@ NAMES = [
 
 
 def test_all_is_well_here_and_the_json_holds_every_figure(run_canary):
-    checked = run_canary("doctor", "--json", "--port", "0", HF_HUB_OFFLINE="1")
+    checked = run_canary("doctor", "--dtype", "float32", "--json", "--port", "0", HF_HUB_OFFLINE="1")
     report = json.loads(checked.stdout)
     wrong = [check for check in report["checks"] if check["status"] != "ok"]
     assert (checked.returncode, report["ok"], wrong) == (0, True, [])
@@ -69,3 +70,18 @@ def test_a_failed_check_is_the_exit_code_and_the_others_are_still_made(run_canar
     assert "ok       toy's texts    20 of 20 exact" in checked.stdout
     assert "NeMo" not in checked.stdout
     assert lines[-3].startswith("13 ok, 0 warnings, 2 failed in ")
+
+
+def test_without_mlx_it_is_said_how_to_install_it_and_nothing_is_computed(run_canary, tmp_path):
+    package = tmp_path / "packages" / "mlx"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "core.py").write_text("raise ImportError('libmlx.so: no such file')\n")
+    path = os.pathsep.join(filter(None, [str(package.parent), os.environ.get("PYTHONPATH")]))
+    checked = run_canary("doctor", "--port", "0", HF_HUB_OFFLINE="1", PYTHONPATH=path)
+    assert checked.returncode == 1
+    assert (
+        "FAILED   mlx            MLX cannot be imported (libmlx.so: no such file); on Linux, install" in checked.stdout
+    )
+    named = [line[9:24].strip() for line in checked.stdout.splitlines() if line.startswith(("ok", "warning", "FAILED"))]
+    assert named == ["python", "system", "mlx", "numpy", *NAMES[6:12]]

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from server.cli.doctor import machine, parity, surroundings
-from server.cli.doctor.report import Check, Line, anonymous, as_json, count, found, summary
+from server.cli.doctor.report import Check, anonymous, as_json, count, found, summary
 from server.cli.failures import chosen_settings
 from server.settings import VERSION, Settings
 
@@ -44,14 +44,11 @@ def doctor(given: dict[str, Any], *, quick: bool, json_output: bool) -> bool:
 
 def _checks(settings: Settings, quick: bool, scratch: Path, screen: "_Screen") -> Iterator[Check]:
     """In the order of the screen. Without MLX there is nothing to compute with."""
-    mlx: list[Line] = []
+    mlx = found("mlx", machine.mlx)
     for name, check in machine.checks(settings):
-        if name == "mlx":
-            mlx.append(found(name, check))
-            yield name, lambda: mlx[0].finding
-        elif not mlx or mlx[0].finding.status != "FAILED" or name == "numpy":
+        if mlx.finding.status != "FAILED" or name not in ("device", "8 bits"):
             yield name, check
-    if mlx[0].finding.status == "FAILED":
+    if mlx.finding.status == "FAILED":
         yield from surroundings.checks(settings, needs_download=False)
         return
     from server.cli.doctor import speed

@@ -3,8 +3,8 @@
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, distributions, version
-from importlib.util import find_spec
+from importlib import import_module
+from importlib.metadata import distributions, version
 
 from server.cli.doctor.report import Check, Finding, failed, ok, warning
 from server.settings import Settings
@@ -12,7 +12,6 @@ from server.settings import Settings
 GB = 1e9
 # MLX's libraries. The last one installed overwrites the others.
 BACK_ENDS = ("mlx-metal", "mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
-X86 = ("x86_64", "AMD64")
 
 
 def checks(settings: Settings) -> list[Check]:
@@ -60,33 +59,21 @@ def physical_memory() -> int | None:
 
 
 def mlx() -> Finding:
-    """The installed version and back ends."""
-    try:
-        installed = version("mlx")
-    except PackageNotFoundError:
-        return failed("not installed", _installing())
+    """The installed version and back ends. Raises ConfigError, which says how to install it, if there is none."""
     present = {str(each.metadata["Name"]).lower() for each in distributions() if each.metadata["Name"]}
     back_ends = [name for name in BACK_ENDS if name in present]
-    told = f"{installed} ({', '.join(back_ends) or 'no back end'})"
     if len(back_ends) > 1:
-        return failed(told, f"these bring the same library: uninstall all of {', '.join(back_ends)}, then install one")
-    try:
-        import mlx.core
-    except ImportError as error:
-        return failed(f"{told}: {error}", _installing())
-    return ok(told, version=installed, back_ends=back_ends, loaded=mlx.core.__name__)
-
-
-def _installing() -> str:
-    extra = "" if sys.platform == "darwin" else "[cpu]"
-    others = "" if sys.platform == "darwin" else ", or with [cuda12] or [cuda13] for a GPU"
-    return f"install canary-server{extra}{others}"
+        named = ", ".join(back_ends)
+        return failed(f"{named} bring the same library", f"uninstall mlx, {named}, and install one of them again")
+    import_module("model.arrays")
+    return ok(f"{version('mlx')} ({', '.join(back_ends) or 'no back end'})", back_ends=back_ends)
 
 
 def device() -> Finding:
     """What models are computed on, with which arrays, and the memory that it offers."""
     import mlx.core as mx
 
+    from model import memory
     from model.arrays import default_dtype, library_for, on_cpu
     from model.loading import device_name
 
@@ -94,24 +81,14 @@ def device() -> Finding:
     dtype = default_dtype()
     arrays = library_for(dtype).__name__.rpartition(".")[2]
     told = f"{device_name()}, {arrays} arrays, {dtype} by default"
-    if memory := device_memory():
-        told += f", {memory / GB:.1f} GB to use"
+    room, _ = memory.available() or (None, "")
+    if room:
+        told += f", {room / GB:.1f} GB for models"
     figures = {name: value for name, value in info.items() if name != "device_name"}
-    figures |= {"name": device_name(), "arrays": arrays, "dtype": dtype, "usable_bytes": memory}
+    figures |= {"name": device_name(), "arrays": arrays, "dtype": dtype, "usable_bytes": room}
     if sys.platform == "darwin" and on_cpu():
         return failed(told, "MLX finds no Metal GPU: virtual machines and sandboxes have none", **figures)
     return ok(told, **figures)
-
-
-def device_memory() -> int | None:
-    """Bytes that a model may take: a GPU's recommended working set or memory, else the machine's."""
-    import mlx.core as mx
-
-    info = mx.device_info()
-    for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
-        if size := info.get(name):
-            return int(size)
-    return physical_memory()
 
 
 def numpy() -> Finding:
@@ -124,13 +101,13 @@ def numpy() -> Finding:
 
 
 def eight_bits(quantize: int | None) -> Finding:
-    """torch, which computes 8-bit products on an x86-64 CPU. Elsewhere MLX does."""
+    """What computes models in 8 bits: MLX on a GPU, torch on x86-64 CPUs that have the instructions."""
     from model.arrays import on_cpu
+    from model.cpu import int8
 
-    if not on_cpu() or platform.machine() not in X86:
-        return ok("computed by MLX" if not on_cpu() else "unpacked to float32 on this CPU")
-    if find_spec("torch"):
+    if not on_cpu():
+        return ok("computed by MLX")
+    if (reason := int8.why_not()) is None:
         return ok(f"computed by torch {version('torch')}")
-    told = "torch is not installed: 8-bit models need the memory and time of float32"
-    advice = "pip install 'canary-server[int8]', if you use --quantize 8"
-    return warning(told, advice) if quantize == 8 else ok(f"{told} (canary-server[int8] brings it)")
+    told = "as slow and as large as float32"
+    return warning(told, reason) if quantize == 8 else ok(f"{told}: {reason}")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -46,10 +47,11 @@ Check = tuple[str, Callable[[], Finding]]
 
 @dataclass(frozen=True)
 class Line:
-    """A check's name with its finding."""
+    """A check's name with its finding, and the seconds it took."""
 
     name: str
     finding: Finding
+    seconds: float = 0.0
 
     def __str__(self) -> str:
         told = f"{self.finding.status:9}{self.name:15}{self.finding.value}"
@@ -58,14 +60,14 @@ class Line:
 
 def found(name: str, check: Callable[[], Finding]) -> Line:
     """Run one check. Whatever goes wrong in it is its finding."""
+    began = time.monotonic()
     try:
-        return Line(name, check())
+        finding = check()
     except expected_errors() as error:
-        return Line(name, failed(_one_line(error), ""))
+        finding = failed(_one_line(error), "")
     except Exception as error:
-        return Line(
-            name, failed(f"{type(error).__name__}: {_one_line(error)}", "this should not happen: please report it")
-        )
+        finding = failed(f"{type(error).__name__}: {_one_line(error)}", "this should not happen: please report it")
+    return Line(name, finding, time.monotonic() - began)
 
 
 def _one_line(error: Exception) -> str:
@@ -96,7 +98,7 @@ def as_json(lines: list[Line], seconds: float, version: str) -> str:
         "warnings": count(lines, "warning"),
         "failed": count(lines, "FAILED"),
         "seconds": round(seconds, 1),
-        "checks": [{"name": line.name, **asdict(line.finding)} for line in lines],
+        "checks": [{"name": line.name, **asdict(line.finding), "seconds": round(line.seconds, 3)} for line in lines],
     }
     return anonymous(json.dumps(result, indent=2, ensure_ascii=False))
 

@@ -5,15 +5,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from model.config import SAMPLE_RATE, WEIGHTS_FILE
+from model.config import SAMPLE_RATE
 from model.decoding import DecodingOptions
 from model.task import Task
-from server.cli.doctor.machine import GB, device_memory
+from server.cli.doctor.machine import GB
 from server.cli.doctor.models import ROWS, Models, Sample, pass_of, samples, served
 from server.cli.doctor.report import WRONG, Check, Finding, failed, ok, warning
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 TIME_ERROR_S = 0.16
 # Lengths of the requests that memory is watched over, and when to stop.
 REQUEST_LENGTHS_S = (2.0, 9.0, 4.0, 15.0, 1.0, 22.0, 6.0, 12.0)
-MOST_REQUESTS, MOST_WATCHED_S = 500, 6.0
+MOST_REQUESTS, MOST_WATCHED_S = 500, 4.0
 # Memory that may come on top in the second half of the requests.
 GROWTH_BYTES = 64e6
 # Tokens written in each row to compare look-ahead with none, and steps timed.
 TOKENS, STEPS = 24, 8
-# Beside the weights: the rows' keys and values, and what encoding 40 s takes.
-WORK_BYTES = 1.0 * GB
+# The share of memory from which other programs may be in the way.
+TIGHT = 0.7
 
 
 def checks(models: Models, quick: bool, progress: Callable[[str], None]) -> Iterator[Check]:
@@ -50,16 +50,19 @@ def checks(models: Models, quick: bool, progress: Callable[[str], None]) -> Iter
 
 def memory(models: Models) -> Finding:
     """Whether the model fits."""
-    weights = sum(file.stat().st_size for file in models.folder.rglob(WEIGHTS_FILE))
-    needed, available = weights + WORK_BYTES, device_memory()
-    told = f"{models.source} takes about {needed / GB:.1f} GB"
-    figures = {"weights_bytes": weights, "needed_bytes": needed, "usable_bytes": available}
-    if available is None:
+    from model.loading import memory_need
+    from model.memory import available
+
+    need = memory_need(models.folder, models.dtype)
+    room, where = available() or (None, "")
+    told = f"{models.source}: {need}"
+    figures = {**asdict(need), "usable_bytes": room}
+    if room is None:
         return ok(told, **figures)
-    told += f" of {available / GB:.1f} GB"
-    if needed > available:
-        return failed(told, "choose a smaller model, or --quantize 8 (half the memory of 16 bits)", **figures)
-    if needed > 0.7 * available:
+    told += f", of {room / GB:.1f} GB {where}"
+    if need.total > room:
+        return failed(told, "choose a smaller model, or --quantize 8", **figures)
+    if need.total > TIGHT * room:
         return warning(told, "close other programs, or use --quantize 8", **figures)
     return ok(told, **figures)
 
