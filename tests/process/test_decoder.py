@@ -375,4 +375,4 @@ def test_junk_is_refused_with_the_supported_formats(junk):
 def test_a_file_cut_off_before_its_first_sample_is_called_cut_off(file):
     with pytest.raises(AudioError) as refused:
         decode(file)
-    assert str(refused.value) == "The file is cut off, and no audio can be decoded from what is left of it."
+    assert str(refused.value) == "The file is cut off, and no audio can be decoded from what is left."

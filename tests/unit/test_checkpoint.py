@@ -18,7 +18,9 @@ from convert.errors import ArchiveError
 from tests import archives
 
 TESTS = Path(__file__).parents[1]
-ARCHIVES = sorted([*TESTS.glob("**/*.nemo"), *(TESTS.parent / "convert").glob("**/*.nemo")])
+ARCHIVES = sorted(
+    path for folder in ("tests", "convert", "server") for path in (TESTS.parent / folder).glob("**/*.nemo")
+)
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
