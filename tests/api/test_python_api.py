@@ -296,7 +296,7 @@ def test_a_closed_canary_refuses_and_what_it_was_doing_ends(cache, speech):
         work = pool.submit(canary.transcribe, long, "en", on_progress=lambda progress: begun.set())
         assert begun.wait(60)
         canary.close()
-        with pytest.raises(RuntimeError, match="closed before it was done"):
+        with pytest.raises(RuntimeError, match="closed before its work was done"):
             work.result(30)
     canary.close()
     with pytest.raises(RuntimeError, match="This Canary is closed"):
