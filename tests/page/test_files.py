@@ -142,6 +142,7 @@ def test_no_recording_is_opened_while_the_microphone_is_being_opened(page, sampl
     page.set_input_files("#picker", samples["en"]["path"])
     expect(page.get_by_role("alert")).to_contain_text("Stop first")
     expect(page.locator("#start")).to_have_text("Starting")
+    page.wait_for_function("() => window.refuse")
     page.evaluate("() => refuse(new DOMException('', 'NotAllowedError'))")
     expect(page.get_by_role("alert")).to_contain_text("may not use the microphone")
     assert on_screen(written_out(page, samples), "text") == samples["en"]["text"]

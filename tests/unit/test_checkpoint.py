@@ -17,10 +17,8 @@ from convert.checkpoint import stored_tensors
 from convert.errors import ArchiveError
 from tests import archives
 
-TESTS = Path(__file__).parents[1]
-ARCHIVES = sorted(
-    path for folder in ("tests", "convert", "server") for path in (TESTS.parent / folder).glob("**/*.nemo")
-)
+ROOT = Path(__file__).parents[2]
+ARCHIVES = sorted(archive for folder in ("convert", "server", "tests") for archive in (ROOT / folder).glob("**/*.nemo"))
 DTYPES = ("float32", "float16", "bfloat16", "float64", "int64", "int32", "int16", "int8", "uint8", "bool")
 
 
@@ -58,7 +56,7 @@ def test_every_archive_of_the_tests_is_read_as_by_torch(archive):
 
 def test_all_archives_are_found():
     names = {path.stem for path in ARCHIVES}
-    assert {"toy", "v1", "aligner", "180m-flash", "1b-flash", "1b", "1b-v2"} <= names
+    assert {"toy", "v1", "aligner", "180m-flash", "1b-flash", "1b", "1b-v2", "1b-v2-wide"} <= names
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
