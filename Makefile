@@ -1,6 +1,6 @@
 # make run     install what it needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves and
 #              where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
-# make quick   run the unit tests, which start no other processes: half a minute
+# make quick   run the unit tests, which start no other processes: about a minute
 # make test    run every test
 # make lint    check style, formatting and types
 #
