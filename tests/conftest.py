@@ -1,10 +1,27 @@
-"""Counts the tests that run a model, by the arrays it computes with."""
+"""Counts the tests that run a model, by the arrays it computes with, and selects them.
+
+CANARY_ARRAYS=mlx pytest tests/api tests/live --with-models     # again, as a GPU computes
+"""
 
 from collections import Counter, defaultdict
 
 import pytest
 
+# What gives a test a converted model, a server with one, or commands that may use one.
+MODELS = {"cache", "canary", "case", "environment", "toy", "samples", "toy_folder", "v1", "unseen"}
+
 _RAN = pytest.StashKey[defaultdict[str, set[str]]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--with-models", action="store_true", help="run only the tests that use a model's weights")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--with-models"):
+        others = [item for item in items if MODELS.isdisjoint(getattr(item, "fixturenames", ()))]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
 
 
 def pytest_configure(config: pytest.Config) -> None:

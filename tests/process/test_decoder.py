@@ -268,7 +268,7 @@ def test_each_limit_of_the_process_is_set_even_if_the_system_refuses_another():
         "    if limit == resource.RLIMIT_AS: raise ValueError('current limit exceeds maximum limit')\n"
         "    setrlimit(limit, values)\n"
         "resource.setrlimit = as_on_a_mac\n"
-        "limit_memory(1 << 30)\n"
+        "limit_memory(1 << 40)\n"
         "print(resource.getrlimit(resource.RLIMIT_CORE))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
