@@ -1,6 +1,6 @@
 """What passes between the stages of a model, for every family: search options, encodings, tokens, languages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -41,13 +41,15 @@ class Encoded:
 class Generated:
     """The new tokens of one text without the end token, and the log-probability of each.
 
-    key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech.
+    key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech;
+    confidences: from 0 to 1, one for each token, if the model tells them.
     """
 
     key: int
     tokens: list[int]
     log_probs: list[float]
     nothing: float | None = None
+    confidences: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
