@@ -1,6 +1,6 @@
 """Small `.nemo` archives with the structure of the four published models, built without NeMo.
 
-Names and shapes are taken from NeMo's own files, independently of the table in `convert.weights` that they test.
+Names and shapes are taken from NeMo's own files, independently of the tables in `convert` that they test.
 """
 
 import functools
