@@ -294,8 +294,7 @@ class GreedyRows:
             row.log_probs,
             confidences=confidences(np.array(row.sums), transducer.tokens).tolist(),
             frames=[before.frames + frame for frame in row.at],
-            # An RNN-T does not tell how long a token takes.
-            durations=row.durations if transducer.durations else [1] * len(row.tokens),
+            durations=row.durations if transducer.durations else [],
             state=after,
         ).first(utterance.limit)
 
