@@ -11,11 +11,15 @@ MAX_BEAM = 32
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to search. None means the model's own setting."""
+    """How to search. None means the model's own setting.
+
+    head: of a model with several, such as "ctc" or "tdt" of a hybrid Parakeet.
+    """
 
     beam_size: int | None = None
     length_penalty: float | None = None
     max_new_tokens: int | None = None
+    head: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:

@@ -215,8 +215,7 @@ class BeamRows:
             [step.log_prob for step in steps],
             confidences=confidences(np.array([step.power_sum for step in steps]), transducer.tokens).tolist(),
             frames=[step.frame for step in steps],
-            # An RNN-T does not tell how long a token takes.
-            durations=[step.duration if transducer.durations else 1 for step in steps],
+            durations=[step.duration for step in steps if transducer.durations],
         ).first(searched.utterance.limit)
 
 

@@ -72,6 +72,11 @@ class ParakeetConfig:
         """0: a Parakeet takes no context."""
         return 0
 
+    @property
+    def detects_language(self) -> bool:
+        """False: a Parakeet is not told the language, and does not tell it."""
+        return False
+
     def check(self, task: Task) -> None:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`.
 

@@ -203,36 +203,18 @@ class GreedyRows:
         return _Written(list(self._rows), rounds, self._position)
 
     def _round(self, position: _Position) -> tuple[_Position, tuple[Array, ...]]:
-        """Look for the next token of every row in its next frames."""
-        xp, transducer, W = self._xp, self._transducer, self._window
-        N, blank = transducer.tokens, transducer.blank
-        ahead = position.frame[:, None] + self._places[:W]
+        """Write the next token of every row, if there is one in its next frames."""
+        xp, transducer = self._xp, self._transducer
+        ahead = position.frame[:, None] + self._places[: self._window]
         inside = ahead < self._lengths[:, None]
         frames = self._frames[self._first[:, None] + xp.where(inside, ahead, 0)]
         logits = transducer.joint(frames, position.memory[0][:, None])
-        labels = logits[..., :N].argmax(axis=-1)
-        is_blank = labels == blank
-        if transducer.durations:
-            durations = self._durations[logits[..., N:].argmax(axis=-1)]
-            # A blank never stays where it is.
-            jumps = xp.where(is_blank, xp.maximum(durations, 1), 0)
-        else:
-            durations = jumps = xp.where(is_blank, self._places[1], self._places[0])
-        # From each place of the window, blanks lead on; a token, or the end, leads nowhere. Following twice as many
-        # blanks each time, all of them are followed, out of the window if need be.
-        onward = xp.pad(xp.where(inside, jumps, 0), [(0, 0), (0, len(self._places) - W)]) + self._places
-        for _ in range((W - 1).bit_length()):
-            onward = xp.take_along_axis(onward, onward, axis=1)
-        skipped = onward[:, 0]
+        found, skipped, place, label, duration = self._next_tokens(logits, inside)
         frame = position.frame + skipped
-        found = (skipped < W) & (frame < self._lengths)
-        place = xp.minimum(skipped, W - 1)[:, None]
-        label = xp.where(found, xp.take_along_axis(labels, place, axis=1)[:, 0], blank)
-        duration = xp.take_along_axis(durations, place, axis=1)[:, 0]
 
         def compute(rows: Any) -> list[Array]:
             """Log-probability and Σ p^α of the rows' tokens, and what they remember after them."""
-            scores = xp.log_softmax(logits[xp.arange(len(label))[rows], place[rows, 0]][:, :N])
+            scores = xp.log_softmax(logits[xp.arange(len(label))[rows], place[rows]][:, : transducer.tokens])
             chosen = xp.take_along_axis(scores, label[rows][:, None], axis=1)[:, 0]
             memory = transducer.advanced(label[rows], [each[rows] for each in position.memory])
             return [chosen, power_sums(scores, xp), *memory]
@@ -244,6 +226,33 @@ class GreedyRows:
         move = xp.where(written >= transducer.max_symbols, xp.maximum(duration, 1), duration)
         after = _Position(frame + xp.where(found, move, 0), xp.where(found & (move == 0), written, 0), memory)
         return after, (label, log_prob, power_sum, frame, duration)
+
+    def _next_tokens(self, logits: Array, inside: Array) -> tuple[Array, ...]:
+        """The first token of each row in its window, from logits (R, W, N + n).
+
+        inside: whether there is a frame (R, W). Returns arrays (R,): whether there is a token, how many frames blanks
+        skip before it or in all, its place in the window, the token or the blank, its duration.
+        """
+        xp, transducer, W = self._xp, self._transducer, self._window
+        N, blank = transducer.tokens, transducer.blank
+        labels = logits[..., :N].argmax(axis=-1)
+        is_blank = labels == blank
+        if transducer.durations:
+            durations = self._durations[logits[..., N:].argmax(axis=-1)]
+            # A blank never stays where it is.
+            jumps = xp.where(is_blank & inside, xp.maximum(durations, 1), 0)
+        else:
+            durations = jumps = xp.where(is_blank & inside, 1, 0)
+        # From each place of the window, a blank leads on, if need be out of it; a token or the end leads nowhere. Each
+        # turn follows twice as many blanks.
+        onward = xp.pad(jumps, [(0, 0), (0, len(self._places) - W)]) + self._places
+        for _ in range((W - 1).bit_length()):
+            onward = xp.take_along_axis(onward, onward, axis=1)
+        skipped = onward[:, 0]
+        place = xp.minimum(skipped, W - 1)
+        found = (skipped < W) & xp.take_along_axis(inside, place[:, None], axis=1)[:, 0]
+        label = xp.where(found, xp.take_along_axis(labels, place[:, None], axis=1)[:, 0], blank)
+        return found, skipped, place, label, xp.take_along_axis(durations, place[:, None], axis=1)[:, 0]
 
     def _booked(self, done: _Written | None) -> list[TimedTokens]:
         """Take what rounds wrote to the rows that are still there; returns the texts that are finished."""
@@ -285,8 +294,7 @@ class GreedyRows:
             row.log_probs,
             confidences=confidences(np.array(row.sums), transducer.tokens).tolist(),
             frames=[before.frames + frame for frame in row.at],
-            # An RNN-T does not tell how long a token takes.
-            durations=row.durations if transducer.durations else [1] * len(row.tokens),
+            durations=row.durations if transducer.durations else [],
             state=after,
         ).first(utterance.limit)
 

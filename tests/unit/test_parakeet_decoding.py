@@ -24,6 +24,7 @@ PIECES, D, P, J = 30, 24, 16, 20
 TDT, RNNT = (0, 1, 2, 3, 4), ()
 # Encoder vectors in each recording; the seventh has none.
 LENGTHS = (1, 7, 30, 50, 3, 80, 0, 25)
+Event = tuple[int, int, int | None]
 
 
 def randomised(module, generator: np.random.Generator):
@@ -53,7 +54,7 @@ def recordings(seed=0) -> list[np.ndarray]:
     return [generator.standard_normal((length, D)).astype(np.float32) for length in LENGTHS]
 
 
-def one_by_one(transducer: Transducer, vectors: np.ndarray) -> list[tuple[int, int, int]]:
+def one_by_one(transducer: Transducer, vectors: np.ndarray) -> list[Event]:
     """Token, frame and duration, one after the other, as the papers have it: no batch, no window."""
 
     def values(layer) -> tuple[np.ndarray, np.ndarray]:
@@ -89,7 +90,7 @@ def one_by_one(transducer: Transducer, vectors: np.ndarray) -> list[tuple[int, i
         if token == PIECES:
             t += max(duration, 1)
             continue
-        found.append((token, t, duration if transducer.durations else 1))
+        found.append((token, t, duration if transducer.durations else None))
         here = here + 1 if t == last else 1
         last = t
         t += duration
@@ -111,8 +112,10 @@ def carried(written: TimedTokens) -> State:
     return written.state
 
 
-def events(written: TimedTokens) -> list[tuple[int, int, int]]:
-    return list(zip(written.tokens, written.frames, written.durations, strict=True))
+def events(written: TimedTokens) -> list[Event]:
+    """With None for durations that are not told."""
+    durations = written.durations or [None] * len(written.tokens)
+    return list(zip(written.tokens, written.frames, durations, strict=True))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

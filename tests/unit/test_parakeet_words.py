@@ -110,28 +110,31 @@ def test_no_tokens_are_no_words():
     assert written.spelling.text([]) == ""
 
 
-def spans(text: str, frames: list[int], durations: list[int], refined: bool) -> list[tuple[int, int]]:
+def spans(text: str, frames: list[int], durations: list[int]) -> list[tuple[int, int]]:
     written = Written(text, ".", ",", "¿", '"')
     found = TimedTokens(0, written.tokens, [], frames=frames, durations=durations)
-    return word_spans(written.words, token_spans(found, written.spelling, refined))
+    return word_spans(written.words, token_spans(found, written.spelling))
 
 
 def test_a_word_lasts_from_its_first_tokens_frame_to_its_last_tokens_end():
-    assert spans("▁th e ▁cat", [3, 5, 9], [2, 1, 4], refined=True) == [(3, 6), (9, 13)]
+    assert spans("▁th e ▁cat", [3, 5, 9], [2, 1, 4]) == [(3, 6), (9, 13)]
 
 
 def test_a_mark_written_after_a_pause_ends_with_the_token_before_it():
-    assert spans("▁cat . ▁So", [3, 40, 44], [2, 3, 2], refined=True) == [(3, 5), (44, 46)]
-    assert spans("▁cat . ▁So", [3, 40, 44], [2, 3, 2], refined=False) == [(3, 43), (44, 46)]
+    assert spans("▁cat . ▁So", [3, 40, 44], [2, 3, 2]) == [(3, 5), (44, 46)]
+
+
+def test_a_token_without_a_duration_ends_after_its_frame_and_so_does_a_mark():
+    assert spans("▁cat . ▁So", [3, 40, 44], []) == [(3, 41), (44, 45)]
 
 
 def test_a_mark_that_opens_a_word_has_its_own_time():
-    assert spans("▁hola ▁¿ qué", [3, 10, 11], [2, 1, 3], refined=True) == [(3, 5), (10, 14)]
+    assert spans("▁hola ▁¿ qué", [3, 10, 11], [2, 1, 3]) == [(3, 5), (10, 14)]
 
 
 def test_an_opening_straight_quotation_mark_has_its_own_time_and_a_closing_one_has_none():
-    assert spans('▁he ▁" hi "', [3, 10, 11, 40], [2, 1, 3, 2], refined=True) == [(3, 5), (10, 14)]
+    assert spans('▁he ▁" hi "', [3, 10, 11, 40], [2, 1, 3, 2]) == [(3, 5), (10, 14)]
 
 
 def test_a_mark_at_the_very_beginning_has_its_own_time():
-    assert spans(". ▁So", [2, 5], [1, 2], refined=True) == [(2, 3), (5, 7)]
+    assert spans(". ▁So", [2, 5], [1, 2]) == [(2, 3), (5, 7)]
