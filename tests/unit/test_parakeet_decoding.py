@@ -35,13 +35,13 @@ def randomised(module, generator: np.random.Generator):
     return module
 
 
-def transducer(library: str, durations=TDT, max_symbols=10, lstm_layers=2, seed=0) -> Transducer:
+def transducer(library: str, durations=TDT, max_symbols=10, lstm_layers=2, seed=0, blank=2.5) -> Transducer:
+    """blank: how much louder the blank is than a token."""
     generator = np.random.default_rng(seed)
     prediction = randomised(PredictionNetwork(PredictionConfig(hidden=P, layers=lstm_layers), PIECES), generator)
     prediction.embedding.weight = prediction.embedding.weight * (mx.arange(PIECES + 1) < PIECES)[:, None]
     joint = randomised(Joint(JointConfig(hidden=J), D, P, PIECES + 1 + len(durations)), generator)
-    # Blanks are as frequent as in speech.
-    joint.out.update({"bias": joint.out["bias"] + 2.5 * (mx.arange(PIECES + 1 + len(durations)) == PIECES)})
+    joint.out.update({"bias": joint.out["bias"] + blank * (mx.arange(PIECES + 1 + len(durations)) == PIECES)})
     mx.eval(prediction.parameters(), joint.parameters())
     if library == "numpy":
         lay_out(prediction)
@@ -136,10 +136,15 @@ def test_a_batch_writes_what_a_plain_loop_writes_of_each_recording(durations, ma
 @pytest.mark.parametrize("durations", [TDT, RNNT], ids=["tdt", "rnnt"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_window_rounds_and_looking_ahead_change_nothing(library, durations, window, rounds, look_ahead):
-    network, vectors = transducer(library, durations, max_symbols=3), recordings()
-    rows = GreedyRows(network, look_ahead, window, rounds)
-    written = decoded(rows, [Utterance(key, each) for key, each in enumerate(vectors)])
-    assert [events(each) for each in written] == [one_by_one(network, each) for each in vectors]
+    # The second one is silent for several windows at a time.
+    for blank in (2.5, 10.0):
+        network, vectors = transducer(library, durations, max_symbols=3, blank=blank), recordings()
+        rows = GreedyRows(network, look_ahead, window, rounds)
+        written = decoded(rows, [Utterance(key, each) for key, each in enumerate(vectors)])
+        assert [events(each) for each in written] == [one_by_one(network, each) for each in vectors]
+    frames = written[5].frames
+    assert len(frames) > 3
+    assert max(np.diff(frames)) > 8
 
 
 @pytest.mark.parametrize("look_ahead", [False, True])
