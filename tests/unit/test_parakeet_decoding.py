@@ -292,7 +292,7 @@ def test_hypotheses_with_the_same_tokens_at_the_same_frame_become_one_with_all_t
     scores = np.log([[0.5, 0.2, 0.3]] * 6), np.log([[0.6, 0.4]] * 6), np.zeros(6)
 
     def hypotheses() -> dict[tuple[str, int], float]:
-        texts = ["".join("ab"[step.token] for step in text) for text in beam.texts]
+        texts = ["".join("ab"[step.token] for step in text.steps()) for text in beam.texts]
         alive = [i for i, score in enumerate(beam.scores) if np.isfinite(score)]
         return {(texts[i], int(beam.frames[i])): float(np.exp(beam.scores[i])) for i in alive}
 
@@ -306,7 +306,7 @@ def test_hypotheses_with_the_same_tokens_at_the_same_frame_become_one_with_all_t
         {("", 1): 0.3, ("a", 1): 0.254, ("aa", 0): 0.09, ("b", 1): 0.08, ("aa", 1): 0.06}
     )
     # The best one by its probability to the power of 1 / (tokens + 1): √0.254.
-    assert [step.token for step in beam.best()] == [0]
+    assert [step.token for step in beam.best().steps()] == [0]
 
 
 def test_after_the_most_tokens_of_a_frame_comes_a_blank():
@@ -314,7 +314,7 @@ def test_after_the_most_tokens_of_a_frame_comes_a_blank():
     beam = Beam(width=2, length=2, transducer=network)  # type: ignore[arg-type]
     while not beam.finished:
         beam.advance(np.log([[0.7, 0.2, 0.1]] * 2), np.zeros((2, 0)), np.zeros(2))
-    assert [(step.token, step.frame) for step in beam.texts[0]] == [(0, 0), (0, 0), (0, 1), (0, 1)]
+    assert [(step.token, step.frame) for step in beam.texts[0].steps()] == [(0, 0), (0, 0), (0, 1), (0, 1)]
 
 
 def ctc(library: str, head: Linear) -> tuple[CTCSearch, Any]:
