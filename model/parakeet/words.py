@@ -79,9 +79,9 @@ class Spelling:
     def _word(self, tokens: Sequence[int], quotes: int) -> str:
         """The text of a word, which `quotes` straight quotation marks come before."""
         text = self._tokenizer.decode([t for t in tokens if not self._tokenizer.is_special(t)])
-        return self._joined(text, quotes).strip()
+        return self.without_spaces_before_marks(text, quotes).strip()
 
-    def _joined(self, text: str, quotes: int = 0) -> str:
+    def without_spaces_before_marks(self, text: str, quotes: int = 0) -> str:
         """Without one space before each mark that joins the word before it."""
 
         def joined(found: re.Match[str]) -> str:
