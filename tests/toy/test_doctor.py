@@ -4,14 +4,17 @@ import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
+from model.encoder import FeedForward
 from model.loading import memory_need
 from server.cli.doctor import models, speed
 from server.cli.doctor.models import Models, samples
 from server.cli.doctor.report import found
 from server.settings import Settings
+from tests.primitives import of_encoder_layer, of_step
 
 
 def settings(**given) -> Settings:
@@ -87,6 +90,30 @@ def test_memory_that_grows_with_every_request_is_a_warning(toy, monkeypatch):
 def toy_as_on_a_gpu(toy, monkeypatch):
     monkeypatch.setenv("CANARY_ARRAYS", "mlx")
     return Models(toy.settings, toy.cache)
+
+
+def test_primitives_are_counted_in_the_models_own_step_and_layer_as_on_a_gpu(toy, toy_as_on_a_gpu):
+    finding = speed.primitives(toy_as_on_a_gpu.toy)
+    layers = toy_as_on_a_gpu.toy.config.decoder.num_layers
+    assert finding.status == "ok"
+    assert finding.figures == {
+        "step": of_step(layers).total(),
+        "decoder_layers": layers,
+        "encoder_layer": of_encoder_layer(padded=False).total(),
+        "encoder_layer_padded": of_encoder_layer(padded=True).total(),
+    }
+    assert f"{finding.figures['step']} in a step of {layers} decoder layers" in finding.value
+
+
+def test_one_primitive_more_in_a_layer_is_counted(toy_as_on_a_gpu, monkeypatch):
+    usual = speed.primitives(toy_as_on_a_gpu.toy).figures["encoder_layer"]
+    feed_forward = FeedForward.__call__
+    monkeypatch.setattr(FeedForward, "__call__", lambda self, x: mx.negative(feed_forward(self, x)))
+    assert speed.primitives(toy_as_on_a_gpu.toy).figures["encoder_layer"] == usual + 2
+
+
+def test_numpys_arrays_have_no_primitives_to_count(toy):
+    assert speed.primitives(toy.toy).figures == {}
 
 
 def test_look_ahead_is_compared_with_none_as_on_a_gpu(toy_as_on_a_gpu):
