@@ -1,14 +1,16 @@
-# make run     install what it needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves and
-#              where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
-# make quick   run the unit tests, which start no other processes: about a minute
-# make test    run every test
-# make lint    check style, formatting and types
+# make run      install what serving needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves
+#               and where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
+# make install  install everything: also what the tests need and, on x86-64 Linux, 8-bit products
+# make quick    run the unit tests, which start no other processes, in less than half a minute
+# make test     run every test
+# make lint     check style, formatting and types
 #
 # PYTHON=python3.12 names the Python to use. On Linux, EXTRAS=cuda12 (or cuda13) installs MLX for a GPU instead of the CPU,
-# and EXTRAS=cpu,int8 adds 8-bit products on x86-64.
+# and make run EXTRAS=cpu,int8 adds 8-bit products on x86-64.
 
 PYTHON ?= python3
 EXTRAS ?= $(if $(filter Linux,$(shell uname -s)),cpu)
+INT8   := $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -))
 VENV   := .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 
@@ -18,7 +20,7 @@ given = $(if $(filter command,$(origin $(1))),$(2) '$($(1))')
 
 .PHONY: install run quick test lint
 
-install: $(VENV)/.runtime
+install: $(VENV)/.dev
 
 $(VENV)/.runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,14 +34,15 @@ $(VENV)/.runtime: pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "== Installing what the tests need. This takes a minute or two; the last step prints nothing."
-	@$(PIP) install --group dev
+	@$(PIP) install --group dev $(if $(INT8),--editable '.[int8]')
 	@touch $@
 
 run: $(VENV)/.runtime
 	$(VENV)/bin/canary serve $(call given,MODEL,--model) $(call given,HOST,--host) $(call given,PORT,--port)
 
+# One thread: their matrices are so small that sharing the work costs more than doing it.
 quick: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest

@@ -75,9 +75,13 @@ class Requests:
             request_id.reset(named)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count the request under its route, since there are few routes, and log it under its path."""
+        """Count the request under its route, since there are few routes, and log it under its path.
+
+        Static files have no route of their own and share their folder's name.
+        """
         method, path = _method(scope), _path(scope)
-        route = getattr(scope.get("route"), "path", "(none)")
+        folder = next((prefix.rstrip("/") for prefix in _STATIC_FILES if path.startswith(prefix)), "(none)")
+        route = getattr(scope.get("route"), "path", folder)
         self._metrics.count_request(method, route, status, seconds)
         is_routine = route in _PROBES or (status < 400 and path.startswith(_STATIC_FILES))
         fields = {"method": method, "path": path, "route": route, "status": status, "seconds": round(seconds, 3)}
