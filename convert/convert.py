@@ -1,6 +1,7 @@
-"""`.nemo` archive → a folder with `config.json`, `model.safetensors` and the SentencePiece files.
+"""`.nemo` archive → a folder with `config.json`, `model.safetensors`, the SentencePiece files and `digests.json`.
 
-The folder is written under a temporary name beside its final place and renamed at the end, so it is never half done.
+The folder is written under a temporary name beside its final place, and renamed once what was written can be loaded:
+so it is never half done.
 """
 
 import itertools
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
+from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from convert.cache import locked
@@ -24,8 +26,22 @@ from convert.errors import ConversionError
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
 from convert.quantize import fits, is_large, packed, packed_specs
 from convert.weights import LazyTensor, Table, aligner_table, canary_table, convert_tensors, dtype_of
-from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, QuantizationConfig
+from model import digests
+from model.canary.prompt import REQUIRED_TOKENS
+from model.config import (
+    ALIGNER_DIR,
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    ConfigError,
+    QuantizationConfig,
+    TokenizerConfig,
+    WeightsError,
+    read_values,
+    section_from,
+)
 from model.safetensors_writer import write_safetensors
+from model.tokenizer import TokenizerError, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -90,15 +106,22 @@ def convert(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
     return output
 
 
-def convert_once(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
-    """Like `convert`, but return an existing conversion as it is. Of several processes at once, only one converts.
+def is_converted(folder: Path) -> bool:
+    """Whether the folder holds a finished conversion."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
-    cache_dir: where to keep the lock, instead of the default.
+
+def convert_once(
+    config: ConversionConfig, cache_dir: Path | None = None, may_stay: Callable[[Path], bool] = is_converted
+) -> Path:
+    """Like `convert`, but keep an existing folder that `may_stay`, and replace another.
+
+    Of several processes at once, only one converts. cache_dir: where to keep the lock, instead of the default.
     """
     archive = nemo_file(str(config.source), config.progress)
     output = _output_folder(config)
     with locked(output, cache_dir):
-        if not is_converted(output):
+        if not may_stay(output):
             _write_folder(archive, output, config)
     return output
 
@@ -114,13 +137,11 @@ def folder_name(model: str, dtype: str, quantize: int | None) -> str:
     return f"{model}-{dtype}" + (f"-q{quantize}" if quantize else "")
 
 
-def is_converted(folder: Path) -> bool:
-    """Whether the folder holds a finished conversion."""
-    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
-
-
 def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None:
-    """Write a temporary folder beside the output and rename it. The temporary folder is removed on any failure."""
+    """Write a temporary folder beside the output and rename it, replacing a folder that is there.
+
+    The temporary folder is removed on any failure; the folder that it would replace is then still there.
+    """
     pattern = f".{output.name}.partial-"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -131,14 +152,27 @@ def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None
         partial.mkdir()
         try:
             _write_models(archive, partial, config)
+            _write_file(partial / digests.DIGESTS_FILE, digests.listed(partial, archive).encode())
             _sync_folder(partial)
-            os.rename(partial, output)
+            _replace(output, partial)
             _sync_folder(output.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
         raise ConversionError(f"cannot write {output}: {error.strerror or error}") from None
+
+
+def _replace(output: Path, written: Path) -> None:
+    """Rename the folder `written` to `output`, and remove what was there."""
+    if not output.exists():
+        os.rename(written, output)
+        return
+    # With a name by which the next conversion removes it, if this process is killed before it does.
+    former = written.with_name(f"{written.name}-former")
+    os.rename(output, former)
+    os.rename(written, output)
+    shutil.rmtree(former)
 
 
 # A tensor's name, dtype and shape.
@@ -209,7 +243,24 @@ def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]
     if config.preserve_keys:
         values["preserved_keys"] = True
     _write_file(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+    _check_written(part, [name for name, *_ in specs])
     _sync_folder(part.folder)
+
+
+def _check_written(part: Part, tensor_names: list[str]) -> None:
+    """Load the configuration, the tokenizer and the header of the weights as the model will.
+
+    Raises ConversionError, so that a folder that cannot be loaded is never left finished.
+    """
+    try:
+        values = read_values(part.folder)
+        required = REQUIRED_TOKENS if values.get("family") == "canary" and "decoder" in values else ()
+        load_tokenizer(part.folder, section_from(TokenizerConfig, values["tokenizer"], "tokenizer"), required)
+        with safe_open(part.folder / WEIGHTS_FILE, "np") as file:
+            if sorted(file.keys()) != sorted(tensor_names):
+                raise WeightsError(f"{WEIGHTS_FILE} does not have the tensors that were written")
+    except (ConfigError, TokenizerError, WeightsError, SafetensorError) as error:
+        raise ConversionError(f"the converted model cannot be loaded: {error}") from None
 
 
 def _quantized(

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from convert.download import MODELS
 from model.family import Model
@@ -192,17 +193,32 @@ def name_of(source: str) -> str:
 
 
 def load_model(settings: Settings, source: str | None = None, progress: LoadProgress | None = None) -> Model:
-    """Load a model, after downloading and converting it if necessary. source: by default the first in the settings."""
-    from convert.hub import resolve
+    """Load a model, after downloading and converting it if necessary; again, if its conversion in the cache is damaged.
+
+    source: by default the first in the settings.
+    """
+    from convert.hub import resolve, resolve_again
     from model.arrays import default_dtype
+    from model.digests import DamagedError
     from model.loading import load
 
     dtype = settings.dtype or default_dtype()
     source = source or settings.model[0]
-    folder = resolve(source, dtype=dtype, quantize=settings.quantize, cache_dir=settings.cache, progress=progress)
+    options: Any = {
+        "dtype": dtype,
+        "quantize": settings.quantize,
+        "cache_dir": settings.cache,
+        "progress": progress,
+    }
+    folder = resolve(source, **options)
     if progress:
         progress("loading", 0, 0)
-    return load(folder, dtype)
+    try:
+        return load(folder, dtype)
+    except DamagedError as error:
+        # Without its traceback, which refers to the model.
+        damage = error.with_traceback(None)
+    return load(resolve_again(source, damage, **options), dtype)
 
 
 def _note_loading(model: Served, done: "asyncio.Future[ModelInfo]", log_result: bool) -> None:
