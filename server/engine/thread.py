@@ -237,20 +237,20 @@ class Engine:
     # ---- from the watchdog's thread ----
 
     def _has_hung(self, work: Work) -> None:
-        if self._fail("hang"):
-            log.critical("the model hangs: %s was not done within %.0f s", work, work.limit_s)
+        self._fail("hang", f"{work} was not done within {work.limit_s:.1f} s")
         self._tell_all()
 
     # ---- from any thread ----
 
-    def _fail(self, reason: str) -> bool:
-        """Mark the engine failed. False if it had failed before."""
+    def _fail(self, reason: str, why: str = "", error: BaseException | None = None) -> None:
+        """Mark the engine failed, unless it has failed before. why: for the log; "" if another will log it."""
         with self._changed:
             if self.failure:
-                return False
+                return
             self.failure = Failure(reason, time.monotonic())
+        if why:
+            log.critical("%s: %s", self.failure.message, why, exc_info=error)
         self._on_failure(self)
-        return True
 
     def _tell_all(self) -> None:
         """Fail whatever runs or waits, so that nobody waits forever."""
@@ -296,9 +296,7 @@ class Engine:
                 self._rows = batcher.rows
         # SystemExit and the like too: in a thread they would end it in silence.
         except BaseException as error:
-            if self._fail(reason_for(error)):
-                assert self.failure
-                log.critical("%s, and the model has to be loaded again: %s", self.failure.message, error, exc_info=True)
+            self._fail(reason_for(error), str(error) or type(error).__name__, error)
         finally:
             self._heartbeat.rest()
             self._watchdog.stop()

@@ -98,7 +98,7 @@ async def test_when_the_device_fails_whoever_runs_or_waits_is_told_and_the_engin
     assert engine.status == "failed"
     with pytest.raises(ModelFailed):
         await engine.transcribe(wave(5), Task())
-    assert "the device failed, and the model has to be loaded again: [METAL] Command buffer" in caplog.text
+    assert "the device failed: [METAL] Command buffer" in caplog.text
 
 
 async def test_a_request_that_is_too_large_for_the_device_fails_alone(model):
