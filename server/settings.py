@@ -40,6 +40,7 @@ _network = _about("Network and access")
 _files = _about("Audio files")
 _subtitles = _about("Subtitles")
 _capacity = _about("Capacity")
+_recovery = _about("Recovery")
 _live = _about("Live captions")
 _logs = _about("Logs")
 
@@ -118,6 +119,12 @@ class Settings(BaseSettings):
     max_queue: int = _capacity(
         32, ge=1, description="Maximum number of pieces of audio that wait for a model; further requests get 503."
     )
+    max_wait_s: float = _capacity(
+        600.0,
+        gt=0,
+        description="Seconds after its upload that a request may wait before the model starts on it; "
+        "then it gets 503. Live sessions are not concerned.",
+    )
     max_rows: int = _capacity(
         16, ge=1, description="Maximum number of rows (texts, or hypotheses of a beam search) in one batch."
     )
@@ -127,6 +134,12 @@ class Settings(BaseSettings):
     max_message_mb: float = _capacity(1.0, gt=0, description="Largest websocket message, in MB.")
     keep_alive_s: int = _capacity(10, ge=1, description="Seconds before an idle connection is closed.")
     shutdown_s: int = _capacity(30, ge=0, description="Seconds that running requests have to finish after Ctrl-C.")
+
+    supervise: bool = _recovery(
+        False,
+        description="Run the server as a child process, and start it again when it crashes or hangs; connections wait "
+        "meanwhile.",
+    )
 
     live_policy: Literal["alignatt", "agreement"] = _live(
         "alignatt", description="Policy that decides when a caption is final: AlignAtt or LocalAgreement-2."

@@ -392,7 +392,7 @@ async def test_a_fault_of_the_loop_itself_tells_whoever_runs_or_waits(model, mon
     model.steps = 1_000_000_000
     model.gate.set()
     for request in (running, waiting):
-        with pytest.raises(ModelFailed, match="The model failed"):
+        with pytest.raises(ModelFailed, match="because the model's thread ended unexpectedly"):
             await request
     assert engine.status == "failed"
     with pytest.raises(ModelFailed):
