@@ -1,10 +1,10 @@
 """The parent of a supervised server: holds the listening sockets, and starts the server again when it crashes or hangs.
 
-While no server runs, connections wait in the sockets' backlog. `canary serve --supervise` becomes this process, which
-imports nothing but the standard library and the log's format, and so takes a few MB.
+While no server runs, connections wait in the sockets' backlog. `canary serve --supervise` becomes this process. It
+imports only the standard library and the log's format, so it stays small.
 
-Parent and server share a socket pair. The server writes to it every second, and READY once its model is loaded. When
-one of them dies, the other reads the end of the stream.
+Parent and server share a socket pair. The server writes to it every second, and writes READY once its model is loaded.
+When one of them dies, the other reads the end of the stream.
 """
 
 import argparse
@@ -120,6 +120,9 @@ class Supervisor:
             link.close()
             log.error("the server cannot be started: %s", error)
             return "not_started", None
+        if self._stopping:
+            # The signal came before there was a server to pass it on to.
+            self._server.terminate()
         with link:
             reason = self._watch(self._server, link)
         code = self._server.wait()

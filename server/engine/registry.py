@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 # Names that clients of other services send by default.
 _ALIAS = re.compile(r"default|whisper-[\w.-]+|gpt-([\w.-]+-)?transcribe([\w.-]*)|gpt-realtime[\w.-]*", re.IGNORECASE)
-# A model that fails is loaded again after so many seconds; if it fails once more, after the next. Then it is given up.
+# How long to wait before each attempt to load a failed model again. After the last one it is given up.
 RELOAD_AFTER_S = (1.0, 5.0, 25.0)
-# A model that has worked for so long since it was loaded starts over with the first of them.
+# A model that has worked this long since it was loaded gets all the attempts again.
 PROVEN_S = 300.0
-# A model that was given up, or could not be loaded at first, is tried again on request, this long after it failed.
+# A model that was given up, or could never be loaded, is tried again on request, but not sooner than this.
 RETRY_LOADING_S = 30.0
-# The most threads that hang, each with a model of its own in memory, beside which a model is loaded again.
+# How many threads may hang, each with a model in memory, when the model is loaded again.
 MAX_HUNG = 1
 # How long to wait for a failed engine to free its memory before its model is loaded again.
 FREEING_S = 30.0
@@ -52,7 +52,12 @@ class LoadProgress:
 
 @dataclass(eq=False)
 class Served:
-    """One model. id: its name in `/v1/models`; names: all that callers may use; source: what to load."""
+    """One model. id: its name in `/v1/models`; names: all that callers may use; source: what to load.
+
+    ready_at: when it was last loaded, by the monotonic clock; reloading: the next attempt to load it after a failure;
+    attempts: how many there were since it last worked for a while; hung: failed engines whose threads may still hang;
+    failures: how many there were, by reason (see `failure.MESSAGES`); reloads: how many attempts there ever were.
+    """
 
     id: str
     names: frozenset[str]
@@ -65,10 +70,9 @@ class Served:
     has_begun: bool = False
     ready_at: float = 0.0
     reloading: asyncio.Task[None] | None = None
-    reloads_in_a_row: int = 0
+    attempts: int = 0
     hung: list[Engine] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
-    """By reason; see `failure.MESSAGES`."""
     reloads: int = 0
     last_failure: Failure | None = None
 
@@ -86,8 +90,8 @@ Resolve = Callable[[str, LoadProgress], Model]
 class Engines:
     """The engines by model name.
 
-    resolve: loads a source, in the engine's thread; on_lost: called in the event loop instead of abandoning a thread
-    that hangs, and when a model is given up, by a process that can be started again.
+    resolve: loads a source, in the engine's thread; on_lost: for a process that a supervisor can start again, called in
+    the event loop when a model hangs or is given up. Without it, a thread that hangs is left behind.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class Engines:
             self._unloading = asyncio.create_task(self._unload_idle(self._settings.idle_unload_s))
 
     def retry(self) -> None:
-        """Start to load the default model again if it failed. For a server that gets no requests until it is ready."""
+        """Start to load the default model again if it failed. A server may get no requests until it is ready."""
         if self.default.state == "failed":
             self._begin(self.default)
 
@@ -195,7 +199,7 @@ class Engines:
             self._loop.call_soon_threadsafe(self._mend, engine)
 
     def _mend(self, engine: Engine) -> None:
-        """Note that an engine failed, and have its model loaded again, unless that has been tried too often."""
+        """Count an engine's failure, and load its model again unless there have been too many attempts."""
         model = next((model for model in self.models if model.engine is engine), None)
         failure = engine.failure
         if not model or not failure or self._stopping:
@@ -208,16 +212,16 @@ class Engines:
             # It may never load: a request decides whether to try again.
             return
         if failure.reason != "load" and failure.at - model.ready_at > PROVEN_S:
-            model.reloads_in_a_row = 0
-        is_given_up = model.reloads_in_a_row >= len(RELOAD_AFTER_S) or not _may_load(model)
+            model.attempts = 0
+        is_given_up = model.attempts >= len(RELOAD_AFTER_S) or not _may_load(model)
         if self._on_lost and (is_given_up or failure.reason == "hang"):
             self._on_lost(failure)
         elif is_given_up:
-            log.error("%s is given up after %d reloads: %s", model.id, model.reloads_in_a_row, failure.message)
+            log.error("giving up on %s after loading it again %d times: %s", model.id, model.attempts, failure.message)
         else:
-            wait_s = RELOAD_AFTER_S[model.reloads_in_a_row]
-            model.reloads_in_a_row += 1
-            log.warning("%s is loaded again in %g s: %s", model.id, wait_s, failure.message)
+            wait_s = RELOAD_AFTER_S[model.attempts]
+            model.attempts += 1
+            log.warning("loading %s again in %g s: %s", model.id, wait_s, failure.message)
             self._renew(model)
             model.reloading = asyncio.ensure_future(self._reload(model, engine, failure, wait_s))
 
@@ -275,6 +279,7 @@ class Engines:
                 if model.state == "ready" and not model.users and time.monotonic() - model.used_at > idle_s:
                     old = model.engine
                     self._renew(model)
+                    model.attempts = 0
                     await old.stop()
                     log.info("unloaded %s after %g s without a request", model.id, idle_s)
 

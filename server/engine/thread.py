@@ -4,8 +4,8 @@ MLX arrays belong to the thread that made them, so this thread loads the model, 
 tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
 retire, so a request joins the running batch at the next token and leaves it at its own end.
 
-Whatever ends the loop, and a watchdog that finds it hanging, fails the engine: everybody who runs or waits is told, and
-nobody is accepted any more. A failed engine stays so; `registry` replaces it.
+If the loop ends for any reason, or the watchdog finds that it hangs, the engine has failed: all running and waiting
+requests get an error, and no more are accepted. A failed engine is not used again; `registry` replaces it.
 """
 
 import asyncio
@@ -60,7 +60,7 @@ class Engine:
 
     resolve_model: called once, in the engine's own thread; may take minutes (a download, a conversion).
     max_queue: passes that may wait; max_rows: decoder rows that run together, one for each text and beam hypothesis.
-    on_failure: called once when the engine fails, in any thread, before those who run or wait are told.
+    on_failure: called once when the engine fails, in any thread, before running and waiting requests get their error.
     """
 
     def __init__(
@@ -144,7 +144,7 @@ class Engine:
             self.info.config.check(task)
 
     async def stop(self, drain_s: float = 30.0) -> None:
-        """Take no more requests, let those there are finish for `drain_s`, then refuse those still in line."""
+        """Accept no more requests, give those there are `drain_s` to finish, then refuse those still in the queue."""
         self._take_no_more()
         await asyncio.to_thread(self.close, drain_s)
 
@@ -294,7 +294,7 @@ class Engine:
                 self._heartbeat.rest()
                 self._retire(outcomes)
                 self._rows = batcher.rows
-        # SystemExit and the like too: in a thread they would end it in silence.
+        # Also SystemExit and the like, which would end a thread silently.
         except BaseException as error:
             self._fail(reason_for(error), str(error) or type(error).__name__, error)
         finally:

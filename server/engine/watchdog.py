@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 # The kinds of work, and the seconds that one unit of each is assumed to take until it has been measured: a second of
 # audio to encode or to align, a decoder row to prefill or to advance by a token.
-ASSUMED_S = {"encode": 2.0, "prefill": 1.0, "step": 1.0, "finish": 1.0}
+ASSUMED_S = {"encode": 0.25, "prefill": 0.25, "step": 0.25, "finish": 0.25}
 # Work may take this long however small it is: the first use compiles kernels, and memory may have been swapped out.
 FLOOR_S = 60.0
 # Beyond that, work may take so many times as long as its kind took at its slowest.

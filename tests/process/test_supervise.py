@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,10 +67,14 @@ def supervised(
             assert parent.stdout
             return json.loads(parent.stdout.readline())
 
+        # A test that waits for nothing fails, and leaves nothing behind.
+        too_late = threading.Timer(60, lambda: [each.kill() for each in (*psutil.Process(parent.pid).children(), parent)])
+        too_late.start()
         try:
             assert told() == {"parent": True}
             yield parent, told
         finally:
+            too_late.cancel()
             parent.terminate()
             try:
                 parent.wait(10)

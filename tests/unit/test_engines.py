@@ -127,7 +127,7 @@ async def test_a_model_that_cannot_be_loaded_again_is_tried_as_often_as_one_that
     assert mended.loads == 4
     assert mended.waits == [1.0, 5.0, 25.0]
     assert mended.model.failures == {"crash": 1, "load": 3}
-    assert "mock is given up after 3 reloads: the model could not be loaded" in caplog.text
+    assert "giving up on mock after loading it again 3 times: the model could not be loaded" in caplog.text
 
 
 async def test_a_request_that_comes_while_the_model_is_loaded_again_waits_for_it(mended):

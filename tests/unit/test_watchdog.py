@@ -80,12 +80,12 @@ def limit_s(heartbeat: Heartbeat, kind: str, size: float) -> float:
 def test_work_may_take_a_floor_and_many_times_what_such_work_has_taken(clock):
     heartbeat = Heartbeat()
     # Nothing is known yet: a slow computer is assumed.
-    assert limit_s(heartbeat, "encode", 40) == 60 + 20 * 40 * 2.0
+    assert limit_s(heartbeat, "encode", 40) == 60 + 20 * 40 * 0.25
     clock.now += 4.0  # 0.1 s for a second of audio
     assert limit_s(heartbeat, "encode", 10) == pytest.approx(60 + 20 * 10 * 0.1)
     clock.now += 10.0  # ten times slower
     assert limit_s(heartbeat, "encode", 10) == pytest.approx(60 + 20 * 10 * 1.0)
-    assert limit_s(heartbeat, "step", 16) == 60 + 20 * 16 * 1.0
+    assert limit_s(heartbeat, "step", 16) == 60 + 20 * 16 * 0.25
 
 
 def test_a_slow_moment_is_forgotten_in_time(clock):
