@@ -98,7 +98,8 @@ def _check_target(archive: NemoArchive, nemo: dict[str, Any], expected: str) -> 
 def _check_fixed(archive: NemoArchive, nemo: dict[str, Any], where: str) -> None:
     for section, settings in FIXED_SETTINGS.items():
         for key, supported in settings.items():
-            value = (nemo.get(section) or {}).get(key, supported)
+            values = nemo.get(section)
+            value = values.get(key, supported) if isinstance(values, dict) else supported
             if value != supported:
                 raise ArchiveError(
                     f"{archive.path}: {where}: {section}.{key}: {value!r} is not supported; must be {supported!r}"

@@ -16,32 +16,18 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from convert.cache import locked
 from convert.configuration import aligner_config, canary_config
 from convert.download import nemo_file
 from convert.errors import ConversionError
+from convert.folder import check_loads, put_in_place, sync_folder, write_digests, write_file
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
 from convert.quantize import fits, is_large, packed, packed_specs
 from convert.weights import LazyTensor, Table, aligner_table, canary_table, convert_tensors, dtype_of
-from model import digests
-from model.canary.prompt import REQUIRED_TOKENS
-from model.config import (
-    ALIGNER_DIR,
-    CONFIG_FILE,
-    FORMAT_VERSION,
-    WEIGHTS_FILE,
-    ConfigError,
-    QuantizationConfig,
-    TokenizerConfig,
-    WeightsError,
-    read_values,
-    section_from,
-)
+from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, QuantizationConfig
 from model.safetensors_writer import write_safetensors
-from model.tokenizer import TokenizerError, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -152,27 +138,13 @@ def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None
         partial.mkdir()
         try:
             _write_models(archive, partial, config)
-            _write_file(partial / digests.DIGESTS_FILE, digests.listed(partial, archive).encode())
-            _sync_folder(partial)
-            _replace(output, partial)
-            _sync_folder(output.parent)
+            write_digests(partial, archive)
+            put_in_place(partial, output)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
     except OSError as error:
         raise ConversionError(f"cannot write {output}: {error.strerror or error}") from None
-
-
-def _replace(output: Path, written: Path) -> None:
-    """Rename the folder `written` to `output`, and remove what was there."""
-    if not output.exists():
-        os.rename(written, output)
-        return
-    # With a name by which the next conversion removes it, if this process is killed before it does.
-    former = written.with_name(f"{written.name}-former")
-    os.rename(output, former)
-    os.rename(written, output)
-    shutil.rmtree(former)
 
 
 # A tensor's name, dtype and shape.
@@ -231,7 +203,7 @@ def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Pa
 def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]) -> None:
     part.folder.mkdir(exist_ok=True)
     for name, content in part.tokenizer_files.items():
-        _write_file(part.folder / name, content)
+        write_file(part.folder / name, content)
     shape = part.table.shape
     specs = [(row.target, dtype_of(row.target, config.dtype), shape(row.shape)) for row in part.table.rows]
     tensors = convert_tensors(part.tensors, part.table, config.dtype)
@@ -242,25 +214,9 @@ def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]
     values = {"format_version": FORMAT_VERSION, **part.config}
     if config.preserve_keys:
         values["preserved_keys"] = True
-    _write_file(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
-    _check_written(part, [name for name, *_ in specs])
-    _sync_folder(part.folder)
-
-
-def _check_written(part: Part, tensor_names: list[str]) -> None:
-    """Load the configuration, the tokenizer and the header of the weights as the model will.
-
-    Raises ConversionError, so that a folder that cannot be loaded is never left finished.
-    """
-    try:
-        values = read_values(part.folder)
-        required = REQUIRED_TOKENS if values.get("family") == "canary" and "decoder" in values else ()
-        load_tokenizer(part.folder, section_from(TokenizerConfig, values["tokenizer"], "tokenizer"), required)
-        with safe_open(part.folder / WEIGHTS_FILE, "np") as file:
-            if sorted(file.keys()) != sorted(tensor_names):
-                raise WeightsError(f"{WEIGHTS_FILE} does not have the tensors that were written")
-    except (ConfigError, TokenizerError, WeightsError, SafetensorError) as error:
-        raise ConversionError(f"the converted model cannot be loaded: {error}") from None
+    write_file(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+    check_loads(part.folder, [name for name, *_ in specs])
+    sync_folder(part.folder)
 
 
 def _quantized(
@@ -300,19 +256,3 @@ def _with_progress(
             tqdm.write(f"{name} {tuple(tensor.shape)} <- {sources}", file=sys.stderr)
         yield name, tensor
         report()
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that they survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

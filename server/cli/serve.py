@@ -26,10 +26,10 @@ log = logging.getLogger("canary")
 def serve(**given: Any) -> None:
     """Serve until Ctrl-C. given: settings from the command line."""
     settings = chosen_settings(**given)
-    if settings.is_public and not settings.api_keys and not settings.public_without_key:
+    if settings.is_public and not settings.accepted_keys and not settings.public_without_key:
         fail(
-            f"other machines can reach {settings.host}, and there is no API key: set one with --api-key or "
-            "CANARY_API_KEYS, or allow it with --public-without-key"
+            f"other machines can reach {settings.host}, and there is no API key: set one with CANARY_API_KEYS or "
+            "--api-key-file, or allow it with --public-without-key"
         )
     supervised = Supervised.from_environment()
     if settings.supervise and not supervised:
@@ -37,12 +37,21 @@ def serve(**given: Any) -> None:
         command = [sys.executable, *sys.orig_argv[1:]]
         become_supervisor(command, _listening_sockets(settings), settings.log_level, settings.log_format)
     configure_logging(settings.log_level, settings.log_format)
+    _warn_about_keys(settings, "api_keys" in given)
     try:
         with one_line_failures():
             asyncio.run(_serve(settings, supervised))
     except KeyboardInterrupt:
         log.info("stopped")
         exit_at_once_if_busy(0)
+
+
+def _warn_about_keys(settings: Settings, given_as_option: bool) -> None:
+    if given_as_option:
+        log.warning("--api-key is deprecated, since other users can see it; use CANARY_API_KEYS or --api-key-file")
+    path = settings.api_key_file
+    if path and path.stat().st_mode & 0o077:
+        log.warning("other users of this machine can read the API keys in %s; run: chmod 600 %s", path, path)
 
 
 async def _serve(settings: Settings, supervised: Supervised | None) -> None:

@@ -6,6 +6,7 @@ import time
 import uuid
 from urllib.parse import quote
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLarge, BodyTooSlow, TooManyRequests
@@ -61,6 +62,9 @@ class Requests:
                 too_many = TooManyRequests(f"Limit of {self._at_once} concurrent requests reached; try again shortly.")
                 return await answer(too_many)(scope, receive, send_named)
             await self.app(scope, receive, send_named)
+        except ClientDisconnect:
+            # In the middle of a body, or by a body that is not HTTP: there is nobody to answer.
+            pass
         except Exception:
             log.exception("request %s failed: %s", name, _path(scope))
             if status or scope["type"] != "http":

@@ -174,7 +174,7 @@ def main() -> int:
             }
             # Processes are forked from one that has imported everything: so kills hit the work, not its imports.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["convert.convert", "huggingface_hub.file_download", "model.loading"])
+            context.set_forkserver_preload(["huggingface_hub.file_download", "model.loading", "tests.archives"])
             for kind in options.kinds:
                 try:
                     in_time, duration_s = kill_at_random(kind, folder, options.count, random.Random(options.seed))
