@@ -68,7 +68,9 @@ def supervised(
             return json.loads(parent.stdout.readline())
 
         # A test that waits for nothing fails, and leaves nothing behind.
-        too_late = threading.Timer(60, lambda: [each.kill() for each in (*psutil.Process(parent.pid).children(), parent)])
+        too_late = threading.Timer(
+            60, lambda: [each.kill() for each in (*psutil.Process(parent.pid).children(), parent)]
+        )
         too_late.start()
         try:
             assert told() == {"parent": True}
