@@ -185,6 +185,25 @@ def convert(
     )
 
 
+@main.command(cls=taking("cache"))
+def verify(
+    ctx: typer.Context,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER", help="Converted folders. By default all those in the cache."),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Check that the files of converted models are as they were written.
+
+    Names each damaged file. If there is one, or a folder that has no digests, the exit code is 1.
+    """
+    from server.cli.verify import verify
+
+    if not verify(folders or (), settings=ctx.obj, json_output=json_output):
+        raise typer.Exit(1)
+
+
 @main.command(cls=taking("dtype", "quantize", "cache"))
 def bench(
     ctx: typer.Context,

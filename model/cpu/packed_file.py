@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from model.safetensors_writer import write_safetensors
@@ -22,7 +23,7 @@ from model.safetensors_writer import write_safetensors
 log = logging.getLogger(__name__)
 
 SUFFIX = ".int8"
-_VERSION = "1"
+_VERSION = "2"
 # Partial files of this age were left by processes that were killed.
 _ABANDONED_S = 600
 # A packed weight in oneDNN's layout, and its outputs' scales (O,), float32.
@@ -43,13 +44,34 @@ def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None
     try:
         with safe_open(path, "np") as file:
             templates = {shape: _packed_zeros(shape) for shape in set(shapes.values())}
-            if file.metadata() != _identity(weights, templates.values()):
+            metadata = file.metadata() or {}
+            digest = metadata.pop("digest", None)
+            if metadata != _identity(weights, templates.values()):
                 log.info("%s is not of these weights and this CPU; it is made again", path)
                 return None
-            return {name: _filled(templates[shape], file, name) for name, shape in shapes.items()}
+            packed, found = {}, xxhash.xxh3_128()
+            for name in sorted(shapes):
+                content, scales = _tensors(file, name, found)
+                packed[name] = _filled(templates[shapes[name]], content), scales
+        if found.hexdigest() != digest:
+            log.warning("%s is damaged; it is made again", path)
+            return None
+        return packed
     except (OSError, SafetensorError, ValueError) as error:
         log.warning("cannot read %s (%s); it is made again", path, error)
         return None
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether a file of packed weights is not what was written. One of an earlier version has no digest, and is."""
+    try:
+        with safe_open(path, "np") as file:
+            found = xxhash.xxh3_128()
+            for name in sorted({name.rpartition(".")[0] for name in file.keys()}):  # noqa: SIM118 (not a dictionary)
+                _tensors(file, name, found)
+            return found.hexdigest() != (file.metadata() or {}).get("digest")
+    except (OSError, SafetensorError, ValueError):
+        return True
 
 
 def write(weights: Path, packed: Mapping[str, Packed]) -> None:
@@ -60,13 +82,14 @@ def write(weights: Path, packed: Mapping[str, Packed]) -> None:
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         _remove_abandoned(path)
-        specs, tensors = [], []
-        for name, (matrix, scales) in packed.items():
+        specs, tensors, digest = [], [], xxhash.xxh3_128()
+        for name, (matrix, scales) in sorted(packed.items()):
             content = _bytes_of(matrix)
             specs += [(f"{name}.packed", "uint8", content.shape), (f"{name}.scales", "float32", scales.shape)]
             tensors += [(f"{name}.packed", content), (f"{name}.scales", scales)]
+            _add(digest, name, content, scales)
         identity = _identity(weights, (matrix for matrix, _ in packed.values()))
-        write_safetensors(partial, specs, tensors, identity)
+        write_safetensors(partial, specs, tensors, identity | {"digest": digest.hexdigest()})
         os.replace(partial, path)
         log.info("packed weights are kept in %s (%d MB) for the next start", path, path.stat().st_size / 1e6)
     except OSError as error:
@@ -120,8 +143,20 @@ def _bytes_of(matrix: Any) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(matrix)))
 
 
-def _filled(template: Any, file: Any, name: str) -> Packed:
-    """A packed weight of the template's shape, read from `file`. Raises ValueError if that has another size."""
+def _tensors(file: Any, name: str, digest: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's tensors in the file: the packed weight as bytes, and the scales (O,). Both are added to `digest`."""
+    content, scales = file.get_tensor(f"{name}.packed"), file.get_tensor(f"{name}.scales")
+    _add(digest, name, content, scales)
+    return content, scales
+
+
+def _add(digest: Any, name: str, content: np.ndarray, scales: np.ndarray) -> None:
+    for part in (name.encode(), content, scales):
+        digest.update(part)
+
+
+def _filled(template: Any, content: np.ndarray) -> Any:
+    """A packed weight of the template's shape with these bytes. Raises ValueError if they are of another size."""
     matrix = template.clone()
-    _bytes_of(matrix)[:] = file.get_tensor(f"{name}.packed")
-    return matrix, file.get_tensor(f"{name}.scales")
+    _bytes_of(matrix)[:] = content
+    return matrix

@@ -18,7 +18,7 @@ from server.cli.progress import ProgressBar
 from server.engine.registry import LoadProgress, load_model
 from server.engine.thread import BULK, Engine
 from server.errors import RequestError, ServiceError
-from server.longform.transcribe import AT_ONCE, Transcription, transcribe_recording
+from server.longform.transcribe import AT_ONCE, Transcription, language_source, transcribe_recording
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import language_pair
@@ -36,7 +36,7 @@ class FileRequest:
     """What to do with every file."""
 
     task: Task
-    language_source: str
+    names_language: bool
     options: DecodingOptions
     format: formats.Format
     rules: SubtitleRules
@@ -88,7 +88,7 @@ def transcribe_files(
         return len(empty)
     request = FileRequest(
         task,
-        _language_source(task, language),
+        bool(language),
         DecodingOptions(beam_size),
         format,
         SubtitleRules.from_settings(settings),
@@ -97,12 +97,6 @@ def transcribe_files(
     log_to_stderr()
     with one_line_failures():
         return len(empty) + asyncio.run(_transcribe(jobs, request, settings))
-
-
-def _language_source(task: Task, given: str | None) -> str:
-    if task.language == AUTO:
-        return "detected"
-    return "request" if given else "default"
 
 
 class _Loading(LoadProgress):
@@ -186,7 +180,7 @@ async def _transcribe_one(
 def _text(done: Transcription, job: Job, request: FileRequest, named: bool) -> str:
     match request.format:
         case "json":
-            body = done.to_dict(request.language_source)
+            body = done.to_dict(language_source(request.task, request.names_language, done))
             return json.dumps({"file": str(job.path), **body}, ensure_ascii=False) + "\n"
         case "text":
             return f"{job.path}: {done.text}\n" if named and not job.output else f"{done.text}\n"

@@ -19,7 +19,7 @@ from model.transcript import Segment, Transcript
 from server.audio.decode import Blocks
 from server.engine.batching import Timing
 from server.engine.thread import INTERACTIVE, Engine
-from server.errors import RequestError
+from server.errors import RequestError, WaitedTooLong
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut
 from server.longform.joining import Joiner
 from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner, Spans
@@ -116,14 +116,17 @@ async def transcribe_recording(
     detect_each: bool = False,
     shorten_context: bool = False,
     total_s: float | None = None,
+    start_by: float | None = None,
 ) -> Transcription:
     """The transcription of `blocks`, (n,) float32 at 16 kHz, read outside the event loop and closed at the end.
 
     shorten_context: drop the beginning of a context that is too long instead of raising; for the rest see
-    `transcribe_audio`. Raises TaskError and RequestError for what the model cannot do, before a block is read; and
-    whatever reading the blocks or running the model raises.
+    `transcribe_audio`. Raises TaskError and RequestError for what the model cannot do, before a block is read;
+    WaitedTooLong if it is later than `start_by` then; and whatever reading the blocks or running the model raises.
     """
     began = time.monotonic()
+    if start_by is not None and began > start_by:
+        raise WaitedTooLong
     task = with_fitting_context(task, engine, shorten_context)
     engine.check(task)
     sound = Blocks(blocks)
@@ -139,6 +142,7 @@ async def transcribe_recording(
             loop_guard=settings.loop_guard,
             detect_each=detect_each,
             total_s=total_s,
+            start_by=start_by,
         )
     finally:
         await asyncio.to_thread(sound.close)
@@ -162,19 +166,21 @@ async def transcribe_audio(
     loop_guard: bool = True,
     detect_each: bool = False,
     total_s: float | None = None,
+    start_by: float | None = None,
 ) -> Transcription:
     """The transcript of audio of any length, 16 kHz mono float32: whole, or as blocks that are read as needed.
 
     cutting: by default what suits the engine's model; loop_guard: decode a piece that loops or misses speech again, in
     another way; detect_each: with the language "auto", detect it in every piece, not only in the first, and cut short
-    pieces for that; total_s: the length if it is known, for the progress.
+    pieces for that; total_s: the length if it is known, for the progress; start_by: raise WaitedTooLong if the first
+    pass has not started by then, by the monotonic clock.
     Raises whatever reading the blocks or a pass raises; passes under way are then cancelled.
     """
     if isinstance(audio, np.ndarray):
         total_s, audio = len(audio) / SAMPLE_RATE, [audio]
     cutting = DETECT_EACH if detect_each and task.language == AUTO else cutting or cutting_for(engine)
     assembly = _Assembly(task, cutting.overlap_s, detect_each)
-    transcriber = PieceTranscriber(engine, options or DecodingOptions(), priority, loop_guard, detect_each)
+    transcriber = PieceTranscriber(engine, options or DecodingOptions(), priority, loop_guard, detect_each, start_by)
     pieces = cut(_counted(audio, assembly), cutting)
     running: deque[tuple[Piece, asyncio.Task[PieceOutcome]]] = deque()
     is_first, is_checked = True, task.language == AUTO

@@ -6,6 +6,7 @@ import time
 import uuid
 from urllib.parse import quote
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLarge, BodyTooSlow, TooManyRequests
@@ -61,6 +62,9 @@ class Requests:
                 too_many = TooManyRequests(f"Limit of {self._at_once} concurrent requests reached; try again shortly.")
                 return await answer(too_many)(scope, receive, send_named)
             await self.app(scope, receive, send_named)
+        except ClientDisconnect:
+            # In the middle of a body, or by a body that is not HTTP: there is nobody to answer.
+            pass
         except Exception:
             log.exception("request %s failed: %s", name, _path(scope))
             if status or scope["type"] != "http":
@@ -75,9 +79,13 @@ class Requests:
             request_id.reset(named)
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        """Count the request under its route, since there are few routes, and log it under its path."""
+        """Count the request under its route, since there are few routes, and log it under its path.
+
+        Static files have no route of their own and share their folder's name.
+        """
         method, path = _method(scope), _path(scope)
-        route = getattr(scope.get("route"), "path", "(none)")
+        folder = next((prefix.rstrip("/") for prefix in _STATIC_FILES if path.startswith(prefix)), "(none)")
+        route = getattr(scope.get("route"), "path", folder)
         self._metrics.count_request(method, route, status, seconds)
         is_routine = route in _PROBES or (status < 400 and path.startswith(_STATIC_FILES))
         fields = {"method": method, "path": path, "route": route, "status": status, "seconds": round(seconds, 3)}

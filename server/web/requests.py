@@ -93,6 +93,7 @@ async def transcribe_upload(
             on_progress=on_progress,
             detect_each=detect_each,
             shorten_context=shorten_context,
+            start_by=began + state.settings.max_wait_s,
         )
     # Including the time that the model took to load.
     timing = replace(done.timing, total_s=time.monotonic() - began)
