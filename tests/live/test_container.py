@@ -150,6 +150,9 @@ async def test_data_after_the_end_of_the_stream_is_refused(decoders, monkeypatch
     async with decoding("webm") as decoded:
         await decoded.write(bytes(10))
         await is_gone(decoders[0])
+        # What it wrote may still have to be read.
+        async with asyncio.timeout(20):
+            await decoded.sound._done.wait()
         assert decoded.seconds == 1
         with pytest.raises(AudioError, match="webm stream has already ended"):
             await decoded.write(bytes(10))
