@@ -67,8 +67,13 @@ def supervised(
             assert parent.stdout
             return json.loads(parent.stdout.readline())
 
-        # A test that waits for nothing fails, and leaves nothing behind.
-        too_late = threading.Timer(60, lambda: [each.kill() for each in (*psutil.Process(parent.pid).children(), parent)])
+        def give_up() -> None:
+            servers = psutil.Process(parent.pid).children()
+            for process in (parent, *servers):
+                process.kill()
+
+        # A test that waits in vain fails, and leaves no process behind.
+        too_late = threading.Timer(60, give_up)
         too_late.start()
         try:
             assert told() == {"parent": True}
