@@ -125,6 +125,9 @@ class Settings(BaseSettings):
         description="Seconds after its upload that a request may wait before the model starts on it; "
         "then it gets 503. Live sessions are not concerned.",
     )
+    max_queue_audio_s: float = _capacity(
+        3600.0, gt=0, description="Seconds of audio that may wait for a model; further requests get 503."
+    )
     max_rows: int = _capacity(
         16, ge=1, description="Maximum number of rows (texts, or hypotheses of a beam search) in one batch."
     )

@@ -1,11 +1,14 @@
 """The application: routes, limits, error handlers, and engines that start and stop with it."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from server.engine.admission import AHEAD
 from server.engine.registry import Engines
 from server.settings import VERSION, Settings
 from server.web.answers import install_error_handlers
@@ -23,6 +26,9 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # A thread for each recording that is worked on, so that one whose decoder hangs makes nobody wait.
+        threads = len(engines.models) * (settings.max_rows + AHEAD) + 8
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "work"))
         engines.start()
         yield
         await engines.stop(settings.shutdown_s)
