@@ -134,6 +134,12 @@ class Settings(BaseSettings):
     max_connections: int = _capacity(
         256, ge=1, description="Maximum number of connections at a time; further ones get 503."
     )
+    max_connections_per_address: int = _capacity(
+        64,
+        ge=1,
+        description="Maximum number of connections from one address, if other machines can reach the server; "
+        "further ones get 503.",
+    )
     max_message_mb: float = _capacity(1.0, gt=0, description="Largest websocket message, in MB.")
     keep_alive_s: int = _capacity(10, ge=1, description="Seconds before an idle connection is closed.")
     shutdown_s: int = _capacity(30, ge=0, description="Seconds that running requests have to finish after Ctrl-C.")
