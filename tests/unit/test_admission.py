@@ -1,6 +1,7 @@
 """Which recordings are admitted and when each begins, without a model or audio."""
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from server.audio.decode import Blocks
 from server.engine import admission
 from server.engine.admission import AHEAD, LONG_S, Admission, Speed, charged_s
-from server.errors import QueueFull
+from server.errors import QueueFull, WaitedTooLong
 
 
 def admitting(rows: int = 1, max_waiting: int = 3, max_waiting_s: float = 1000.0, pieces: int = 0) -> Admission:
@@ -185,3 +186,12 @@ def test_a_file_is_charged_by_its_header_or_its_size():
     assert charged_s(None, 10**9, 14_400) == 14_400
     # A header of hours in a small file is not believed.
     assert charged_s(14_000.0, 10_000, 14_400) == 20
+
+
+async def test_a_recording_that_does_not_begin_in_time_is_told_so(held):
+    recordings = held(admitting())
+    await recordings.add(*[1.0] * (1 + AHEAD))
+    with pytest.raises(WaitedTooLong):
+        async with recordings.admission.turn(1.0, start_by=time.monotonic() + 0.05):
+            pass
+    assert recordings.admission.waiting == 0
