@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from convert.canary import aligner_table, canary_table
 from convert.errors import TensorError
-from convert.weights import DROPPED, aligner_table, canary_table, convert_tensors
+from convert.weights import DROPPED, convert_tensors
 from model.canary.config import CanaryConfig
 from model.config import AlignerConfig, section_from
 from tests import archives
@@ -242,7 +243,7 @@ def test_an_integer_tensor_is_an_error(nemo):
     ("change", "message"),
     [
         ({"n_layers": 10**9}, "encoder.n_layers: 1000000000 is not an integer from 1 to 256"),
-        ({"d_model": "wide"}, "encoder.d_model: 'wide' is not an integer"),
+        ({"d_model": 0}, "encoder.d_model: 0 is not an integer from 1"),
         ({"n_heads": 5}, "encoder.d_model 32 must be a multiple of n_heads 5"),
         ({"feat_in": 80}, "encoder.feat_in 80 must equal preprocessor.features 128"),
     ],
