@@ -372,5 +372,57 @@ def doctor(
         raise typer.Exit(1)
 
 
+service = typer.Typer(no_args_is_help=True, help="Run `canary serve` in the background, from log-in on.")
+main.add_typer(service, name="service")
+
+
+@service.command(cls=SettingsCommand)
+def install(
+    ctx: typer.Context,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Show the service's file; install and change nothing.")
+    ] = False,
+) -> None:
+    """Install and start the service: a launchd agent on macOS, a user unit of systemd on Linux.
+
+    The settings given here, in the environment and in a file named .env are stored for it, keys included, in a file
+    that only you can read. Run this again to change settings; those that are not given stay.
+    """
+    from server.cli.service.command import install
+
+    install(ctx.obj, print_only)
+
+
+@service.command()
+def uninstall() -> None:
+    """Stop the service and remove it. Its settings and models stay."""
+    from server.cli.service.command import uninstall
+
+    uninstall()
+
+
+@service.command()
+def status() -> None:
+    """Say whether the service runs and is ready. The exit code is 1 if it does not run."""
+    from server.cli.service.command import status
+
+    if not status():
+        raise typer.Exit(1)
+
+
+@service.command()
+def logs(
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, metavar="NUMBER", help="How many of the last lines.")
+    ] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
+) -> None:
+    """Show the service's log."""
+    from server.cli.service.command import show_logs
+
+    if code := show_logs(lines, follow):
+        raise typer.Exit(code)
+
+
 if __name__ == "__main__":
     main()

@@ -97,8 +97,6 @@ def transcribe_files(
         return len(empty) + asyncio.run(_transcribe(jobs, request, settings))
 
 
-
-
 async def _transcribe(jobs: list[Job], request: FileRequest, settings: Settings) -> int:
     """Load the model and work on all jobs, a few at a time; returns how many failed."""
     async with loaded_engine(settings, FILES_AT_ONCE) as engine:
