@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -53,6 +54,8 @@ def test_the_word_error_rate_of_toy_speech_is_jiwers_and_a_shuffled_run_is_found
     low, high = overall["wer_interval"]
     assert 0 <= low <= overall["wer_percent"] <= high < 100
     assert (found["failed"], found["model"]["name"], found["model"]["dtype"]) == (0, "toy", "float32")
+    assert re.fullmatch(r"[0-9a-f]{32}", found["model"]["weights"])
+    assert {line["system"] for line in lines} == {found["system"]}
     assert found["wall_s"] == pytest.approx(sum(line["time"] for line in lines), abs=0.01)
     length_s = sum(soundfile.info(manifest.parent / f"{place}.wav").duration for place in range(8))
     assert found["audio_s"] == pytest.approx(length_s, abs=0.01)

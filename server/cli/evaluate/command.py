@@ -1,7 +1,6 @@
 """`canary evaluate`: transcribe recordings whose text is known, and say how well that went."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -11,6 +10,8 @@ from typing import Any
 
 import typer
 
+from model import digests
+from model.config import WEIGHTS_FILE
 from model.decoding import DecodingOptions
 from model.task import AUTO, Task, TaskError
 from server.cli.evaluate.manifests import ManifestError, Utterance, read_utterances
@@ -155,7 +156,7 @@ async def _transcribed(run: Run, settings: Settings) -> tuple[list[Prediction], 
                 engine.check(job.task)
             except TaskError as error:
                 raise ManifestError(f"{job.utterance.place}: {error}") from None
-        details = await asyncio.to_thread(_details, info, settings, run.options)
+        details = _details(info, settings, run.options)
         system = _system(details)
         done: list[Prediction] = []
         if run.output and run.output.exists():
@@ -187,7 +188,7 @@ def _details(info: ModelInfo, settings: Settings, options: DecodingOptions) -> d
     return {
         "name": info.name,
         "revision": named[1] if named else None,
-        "sha256": _digest(folder / "model.safetensors") if folder else None,
+        "weights": _digest(folder) if folder else None,
         "dtype": info.dtype,
         "quantize": settings.quantize,
         "device": info.device,
@@ -197,20 +198,20 @@ def _details(info: ModelInfo, settings: Settings, options: DecodingOptions) -> d
     }
 
 
-def _digest(weights: Path) -> str | None:
-    """SHA-256 of the converted weights, which are the same wherever they are converted."""
+def _digest(folder: Path) -> str | None:
+    """Of the converted weights, the same on every machine. None if the folder does not say."""
     try:
-        with weights.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+        listed = digests.read(folder)
+    except digests.DamagedError:
         return None
+    return listed.files[WEIGHTS_FILE].digest if listed and WEIGHTS_FILE in listed.files else None
 
 
 def _system(details: dict[str, Any]) -> str:
     """The details in one line."""
     parts = [details["name"] + (f"@{details['revision']}" if details["revision"] else "")]
-    if details["sha256"]:
-        parts.append(f"weights {details['sha256'][:12]}")
+    if details["weights"]:
+        parts.append(f"weights {details['weights'][:12]}")
     parts += [details["dtype"], *([f"{details['quantize']} bits"] if details["quantize"] else []), details["device"]]
     parts.append("greedy" if details["beam_size"] in (None, 1) else f"beam {details['beam_size']}")
     if details["pass_s"]:
