@@ -50,7 +50,8 @@ def prediction_of(utterance: Utterance) -> Prediction | None:
         return None
     return Prediction(
         utterance,
-        text,
+        # NeMo's begin with a space.
+        text.strip(),
         str(utterance.language or record.get("language") or ""),
         utterance.duration_s,
         float(time_s) if isinstance(time_s, int | float) else None,
