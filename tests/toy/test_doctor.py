@@ -84,7 +84,7 @@ def test_memory_that_grows_with_every_request_is_a_warning(toy, monkeypatch):
     monkeypatch.setattr(speed, "_peak_bytes", lambda: next(peaks))
     finding = speed.steady_memory(toy.toy, lambda what: None)
     assert finding.status == "warning"
-    assert finding.value == "200 MB at most after 32 requests, 100 MB more than after half"
+    assert finding.value == "peak 200 MB after 32 requests, 100 MB more than halfway"
 
 
 @pytest.fixture
