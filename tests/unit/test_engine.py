@@ -190,7 +190,7 @@ async def test_cancelling_50_of_100_requests_frees_their_rows_within_a_step_and_
     """A real model: eight lengths of sound, tasks of one and two texts, greedy and beams. Half are cancelled, one
     before every step, as often while they wait as while they decode."""
     tasks = ((Task("en"),), (Task("de", pnc=False),), (Task("de", "en", context="9 41 17"),), (Task("en"), Task("de")))
-    options = [DecodingOptions(width, 0.4, length) for width, length in ((1, 24), (1, 8), (3, 15), (1, 36))]
+    options = [DecodingOptions(width, 0.4, length) for width, length in ((1, 16), (1, 6), (3, 10), (1, 24))]
     # Every task with every option, on two of the sounds.
     kinds = [Pass(sound, tasks[j], options[(i + j) % 4]) for i, sound in enumerate(sounds) for j in range(4)]
     random = np.random.default_rng(0)

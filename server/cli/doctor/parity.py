@@ -155,7 +155,7 @@ def _judged(stage: str, comparison: Comparison, dtype: str) -> Finding:
     difference, archive = comparison.differences[stage]
     most = limit(stage, dtype)
     figures = {"stage": stage, "difference": difference, "limit": most, "archive": archive}
-    told = f"{stage}: differences up to {difference:.1e}, of {most:.0e} allowed"
+    told = f"{stage}: largest difference {difference:.1e}, limit {most:.0e}"
     return ok(told, **figures) if difference <= most else failed(f"{told} ({archive})", WRONG, **figures)
 
 

@@ -141,8 +141,8 @@ def look_ahead(canary: "CanaryModel") -> Finding:
     if not as_on_gpu():
         return ok("not used on this device")
     on, off = (_looking(canary, ahead) for ahead in (True, False))
-    told = ", ".join(
-        f"{name} {each.step_ms:.1f} ms a step and {each.peak_bytes / 1e6:.0f} MB at most"
+    told = "; ".join(
+        f"{name}: {each.step_ms:.1f} ms a step, peak {each.peak_bytes / 1e6:.0f} MB"
         for name, each in (("on", on), ("off", off))
     )
     figures = {
@@ -218,7 +218,7 @@ def steady_memory(canary: "CanaryModel", progress: Callable[[str], None]) -> Fin
         peaks.append(_peak_bytes())
     growth = peaks[-1] - peaks[(len(peaks) - 1) // 2]
     requests = len(peaks) * len(passes)
-    told = f"{peaks[-1] / 1e6:.0f} MB at most after {requests} requests, {growth / 1e6:.0f} MB more than after half"
+    told = f"peak {peaks[-1] / 1e6:.0f} MB after {requests} requests, {growth / 1e6:.0f} MB more than halfway"
     figures = {"requests": requests, "peak_bytes": peaks, "growth_bytes": growth}
     if growth > GROWTH_BYTES:
         return warning(told, "if the server grows over hours, report it with this figure", **figures)
