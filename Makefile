@@ -64,4 +64,4 @@ constraints: $(VENV)/.dev
 
 audit: $(VENV)/.dev
 	$(PIP) install --quiet $(EXACT) --group audit
-	$(VENV)/bin/pip-audit --disable-pip --no-deps --requirement constraints.txt
+	$(VENV)/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt

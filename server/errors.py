@@ -128,6 +128,14 @@ class TooManyRequests(Unavailable):
 class QueueFull(Unavailable):
     code = "queue_full"
 
+    def __init__(self, message: str, retry_after_s: int = 5):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:  # type: ignore[override]
+        return {"retry-after": str(self.retry_after_s)}
+
 
 class StorageFull(Unavailable):
     code = "storage_full"

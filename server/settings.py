@@ -130,11 +130,20 @@ class Settings(BaseSettings):
         description="Seconds after its upload that a request may wait before the model starts on it; "
         "then it gets 503. Live sessions are not concerned.",
     )
+    max_queue_audio_s: float = _capacity(
+        3600.0, gt=0, description="Seconds of audio that may wait for a model; further requests get 503."
+    )
     max_rows: int = _capacity(
         16, ge=1, description="Maximum number of rows (texts, or hypotheses of a beam search) in one batch."
     )
     max_connections: int = _capacity(
         256, ge=1, description="Maximum number of connections at a time; further ones get 503."
+    )
+    max_connections_per_address: int = _capacity(
+        64,
+        ge=1,
+        description="Maximum number of connections from one address, if other machines can reach the server; "
+        "further ones get 503.",
     )
     max_message_mb: float = _capacity(1.0, gt=0, description="Largest websocket message, in MB.")
     keep_alive_s: int = _capacity(10, ge=1, description="Seconds before an idle connection is closed.")

@@ -9,8 +9,8 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None
     if not path.exists() or not _can_copy_packed():
         return None
     try:
-        with safe_open(path, "np") as file:
+        with safe_open(path, "np") as file, _one_thread():
             templates = {shape: _packed_zeros(shape) for shape in set(shapes.values())}
             metadata = file.metadata() or {}
             digest = metadata.pop("digest", None)
@@ -127,6 +127,19 @@ def _layout(matrix: Any) -> bytes:
     import torch
 
     return torch.ops.mkldnn._get_mkldnn_serialized_md(matrix).numpy().tobytes()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work on one thread: each weight is copied by itself, and starting threads for it takes longer."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _packed_zeros(shape: Shape) -> Any:

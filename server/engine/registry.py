@@ -17,6 +17,7 @@ from typing import Any
 
 from convert.download import MODELS
 from model.family import Model
+from server.engine.admission import Admission, most_passes
 from server.engine.failure import Failure
 from server.engine.thread import Engine, ModelInfo
 from server.errors import EngineStopped, ModelGivenUp, ModelLoading, ModelNotFound
@@ -63,6 +64,7 @@ class Served:
     names: frozenset[str]
     source: str
     engine: Engine
+    admission: Admission = field(init=False)
     progress: LoadProgress = field(default_factory=LoadProgress)
     users: int = 0
     used_at: float = field(default_factory=time.monotonic)
@@ -172,11 +174,15 @@ class Engines:
         model_id = name_of(source)
         repo = MODELS[source].repo if source in MODELS else ""
         engine = self._new_engine(source, progress := LoadProgress())
-        return Served(model_id, frozenset({model_id, repo} - {""}), source, engine, progress)
+        served = Served(model_id, frozenset({model_id, repo} - {""}), source, engine, progress)
+        served.admission = Admission.from_settings(self._settings, lambda: served.engine.waiting)
+        return served
 
     def _new_engine(self, source: str, progress: LoadProgress) -> Engine:
+        # Recordings are refused before they come to the engine.
+        most = most_passes(self._settings)
         return Engine.from_settings(
-            lambda: self._resolve(source, progress), self._settings, on_failure=self._report_failure
+            lambda: self._resolve(source, progress), self._settings, max_queue=most, on_failure=self._report_failure
         )
 
     def _begin(self, model: Served, log_result: bool = True) -> None:

@@ -89,12 +89,20 @@ class _EngineStates(Collector):
         reloads = CounterMetricFamily(
             "canary_model_reloads", "Times the model was loaded again after it failed.", labels=["model"]
         )
+        recordings = GaugeMetricFamily(
+            "canary_waiting_recordings", "Recordings waiting for a turn, not decoded yet.", labels=["model"]
+        )
+        seconds = GaugeMetricFamily(
+            "canary_waiting_audio_seconds", "Seconds of audio in the recordings that wait.", labels=["model"]
+        )
         for model in self._engines.models:
             for reason in MESSAGES:
                 failures.add_metric([model.id, reason], model.failures[reason])
             reloads.add_metric([model.id], model.reloads)
+            recordings.add_metric([model.id], model.admission.waiting)
+            seconds.add_metric([model.id], model.admission.waiting_s)
             waiting.add_metric([model.id], model.engine.waiting)
             running.add_metric([model.id], model.engine.running)
             fill.add_metric([model.id], model.engine.rows / self._engines.max_rows)
             loaded.add_metric([model.id], float(model.state == "ready"))
-        yield from (waiting, running, fill, loaded, failures, reloads)
+        yield from (waiting, recordings, seconds, running, fill, loaded, failures, reloads)

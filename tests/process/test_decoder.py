@@ -1,10 +1,13 @@
 """Audio files that are decoded in a process of its own: which, what it gives, and that nothing of it is left."""
 
+import gzip
 import io
 import re
 import runpy
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -12,9 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from server.audio import decode as audio
+from server.audio import workers
 from server.audio.decode import SAMPLE_RATE, AudioLimits, Blocks, decode, decode_blocks
 from server.errors import AudioError, AudioTooLong
+from tests.decoders import cold_pool, use_worker
 from tests.muxing import (
     FRAGMENTS,
     audio_frame,
@@ -192,29 +196,130 @@ def test_the_limits_hold_in_the_other_process_too():
         decode(webm, AudioLimits(max_channels=1))
 
 
-def test_blocks_come_as_they_are_read_and_the_process_ends_with_them(monkeypatch):
-    started = []
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    blocks = decode_blocks(written_by_av(tone(120.0, 16000), 16000, "webm", "libopus"))
+@pytest.fixture(autouse=True)
+def started(monkeypatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The decoders that a test starts. None is warm, so that a test's own script is used."""
+    with cold_pool(monkeypatch) as started:
+        yield started
+
+
+def test_blocks_come_as_they_are_read_and_the_next_file_gets_the_same_worker(started):
+    long = written_by_av(tone(120.0, 16000), 16000, "webm", "libopus")
+    blocks = decode_blocks(long)
     assert len(next(blocks)) < 5 * SAMPLE_RATE
     blocks.close()
-    assert [process.returncode for process in started] == [-9]
+    whole = decode(long)
+    assert len(whole) == pytest.approx(120 * SAMPLE_RATE, abs=10)
+    assert np.array_equal(decode(long), whole)
+    assert len(started) == 1
+
+
+def test_files_that_are_decoded_at_the_same_time_have_a_worker_each(started):
+    files = [written_by_av(tone(20.0, 16000, 1, hertz), 16000, "webm", "libopus") for hertz in (300, 600)]
+    together = [decode_blocks(file) for file in files]
+    mixed = [[next(blocks) for blocks in together] for _ in range(4)]
+    for at, hertz in enumerate((300, 600)):
+        assert loudest_hertz(np.concatenate([blocks[at] for blocks in mixed])) == pytest.approx(hertz, abs=2)
+    assert len(started) == 2
+    for blocks in together:
+        blocks.close()
+
+
+def test_a_warm_worker_costs_less_than_5_ms_a_file():
+    flac = encoded(tone(0.1), 16000, "FLAC")
+    decode(flac)
+    took = []
+    for _ in range(30):
+        began = time.perf_counter()
+        decode(flac)
+        took.append(time.perf_counter() - began)
+    assert sorted(took)[len(took) // 2] < 0.005
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_16")])
+def test_raw_wav_needs_no_process(started, format, subtype):
+    assert len(decode(encoded(tone(1.0, 48000, 2), 48000, format, subtype))) == pytest.approx(16_000, abs=2)
+    assert started == []
+
+
+@pytest.mark.parametrize(("format", "subtype"), [("WAV", "PCM_24"), ("FLAC", None), ("OGG", None), ("AIFF", None)])
+def test_libsndfile_reads_files_only_in_a_worker(started, format, subtype):
+    assert len(decode(encoded(tone(1.0), 16000, format, subtype))) == pytest.approx(16_000, abs=2000)
+    assert len(started) == 1
+    code = "import sys, server.web.app, server.canary\nassert not {'soundfile', 'av'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_worker_that_was_killed_while_it_waited_is_replaced(started):
+    flac = encoded(tone(), 16000, "FLAC")
+    decode(flac)
+    started[0].kill()
+    started[0].wait()
+    assert len(decode(flac)) == 16_000
+    assert len(started) == 2
+
+
+def test_workers_that_wait_for_long_end(monkeypatch, started):
+    monkeypatch.setattr(workers, "IDLE_S", 0.1)
+    decode(encoded(tone(), 16000, "FLAC"))
+    started[0].wait(20)
+    assert workers.POOL._idle == []
+
+
+@pytest.mark.parametrize("limit", ["KEPT_MEMORY = -(1 << 40)", "MAX_JOBS = 1"])
+def test_a_worker_ends_after_much_memory_or_many_jobs(started, monkeypatch, tmp_path, limit):
+    name, value = limit.split(" = ")
+    script = tmp_path / "decoding.py"
+    script.write_text(
+        f"import runpy\nmain = runpy.run_path({str(workers.SCRIPT)!r})['main']\n"
+        f"main.__globals__[{name!r}] = {value}\nmain()\n"
+    )
+    monkeypatch.setattr(workers, "SCRIPT", script)
+    flac = encoded(tone(), 16000, "FLAC")
+    for count in (1, 2):
+        assert len(decode(flac)) == 16_000
+        assert len(started) == count
+
+
+def test_no_worker_outlives_a_process_that_is_killed(tmp_path):
+    path = tmp_path / "long.flac"
+    path.write_bytes(encoded(tone(600.0), 16000, "FLAC"))
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom server.audio import workers\n"
+        "from server.audio.decode import decode, decode_blocks\n"
+        "path = Path(sys.argv[1])\nbusy, other = decode_blocks(path), decode_blocks(path)\n"
+        "next(busy), next(other)\nother.close()\n"
+        "print('\\n'.join(str(worker.process.pid) for worker in workers.POOL._idle), flush=True)\n"
+        "import time\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE)
+    assert parent.stdout
+    assert int(parent.stdout.readline()) > 0
+    children = psutil.Process(parent.pid).children()
+    assert len(children) == 2
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+
+
+def test_a_compressed_file_is_read_through_the_object_that_opened_it(tmp_path):
+    path = tmp_path / "tone.flac.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(encoded(tone(), 16000, "FLAC"))
+    with gzip.open(path) as file:
+        assert len(decode(file)) == 16_000
 
 
 def test_a_decoder_that_hangs_is_stopped(monkeypatch, tmp_path):
-    hanging = tmp_path / "decoding.py"
-    hanging.write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(audio, "_DECODER", hanging)
-    monkeypatch.setattr(audio, "_STALL_S", 0.2)
+    use_worker(monkeypatch, tmp_path, "time.sleep(60)\n")
+    monkeypatch.setattr(workers, "STALL_S", 0.2)
     with pytest.raises(AudioError, match=r"no progress in 0\.2 s"):
         decode(written_by_av(tone(), 16000, "ipod", "aac"))
 
 
 def test_a_decoder_that_crashes_costs_one_request(monkeypatch, tmp_path, caplog):
-    crashing = tmp_path / "decoding.py"
-    crashing.write_text("import os, sys\nsys.stdout.buffer.write(bytes(64_000))\nsys.stdout.flush()\nos.abort()\n")
-    monkeypatch.setattr(audio, "_DECODER", crashing)
+    use_worker(monkeypatch, tmp_path, "send(b'A', bytes(64_000))\nos.abort()\n")
     with caplog.at_level("INFO"), pytest.raises(AudioError, match="Unsupported or damaged audio file"):
         decode(written_by_av(tone(), 16000, "ipod", "aac"))
     assert "exited with -6" in caplog.text
@@ -262,7 +367,7 @@ def test_broken_audio_writes_nothing_to_the_servers_standard_error(tmp_path):
 def test_each_limit_of_the_process_is_set_even_if_the_system_refuses_another():
     code = (
         "import resource, runpy\n"
-        f"limit_memory = runpy.run_path({str(audio._DECODER)!r})['_limit_memory']\n"
+        f"limit_memory = runpy.run_path({str(workers.SCRIPT)!r})['_limit_memory']\n"
         "setrlimit = resource.setrlimit\n"
         "def as_on_a_mac(limit, values):\n"
         "    if limit == resource.RLIMIT_AS: raise ValueError('current limit exceeds maximum limit')\n"
@@ -307,7 +412,7 @@ decoder["main"]()
 
 def as_on_a_mac(tmp_path: Path, megabytes: int) -> Path:
     script = tmp_path / "decoding.py"
-    script.write_text(f"DECODER, MEGABYTES = {str(audio._DECODER)!r}, {megabytes}\n{AS_ON_A_MAC}")
+    script.write_text(f"DECODER, MEGABYTES = {str(workers.SCRIPT)!r}, {megabytes}\n{AS_ON_A_MAC}")
     return script
 
 
@@ -315,7 +420,7 @@ def test_where_address_space_cannot_be_limited_a_decoder_that_takes_too_much_mem
     monkeypatch, tmp_path, caplog
 ):
     file = written_by_av(tone(), 16000, "ipod", "aac")
-    monkeypatch.setattr(audio, "_DECODER", as_on_a_mac(tmp_path, megabytes=500))
+    monkeypatch.setattr(workers, "SCRIPT", as_on_a_mac(tmp_path, megabytes=500))
     with caplog.at_level("INFO"), pytest.raises(AudioError, match="Unsupported or damaged audio file"):
         decode(file)
     assert re.search(r"exited with 1: MemoryError: more than \d+ MiB of memory", caplog.text)
@@ -324,12 +429,12 @@ def test_where_address_space_cannot_be_limited_a_decoder_that_takes_too_much_mem
 def test_where_address_space_cannot_be_limited_a_decoder_within_its_memory_is_left_alone(monkeypatch, tmp_path):
     file = written_by_av(tone(), 16000, "ipod", "aac")
     alone = decode(file)
-    monkeypatch.setattr(audio, "_DECODER", as_on_a_mac(tmp_path, megabytes=0))
+    monkeypatch.setattr(workers, "SCRIPT", as_on_a_mac(tmp_path, megabytes=0))
     assert np.array_equal(decode(file), alone)
 
 
 def test_the_memory_that_a_decoder_watches_is_counted_in_bytes():
-    decoder = runpy.run_path(str(audio._DECODER))
+    decoder = runpy.run_path(str(workers.SCRIPT))
     before = psutil.Process().memory_info().rss
     assert 0.9 * before < decoder["_peak_memory"]() < 100 * before
 

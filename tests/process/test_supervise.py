@@ -67,10 +67,13 @@ def supervised(
             assert parent.stdout
             return json.loads(parent.stdout.readline())
 
-        # A test that waits for nothing fails, and leaves nothing behind.
-        too_late = threading.Timer(
-            60, lambda: [each.kill() for each in (*psutil.Process(parent.pid).children(), parent)]
-        )
+        def give_up() -> None:
+            servers = psutil.Process(parent.pid).children()
+            for process in (parent, *servers):
+                process.kill()
+
+        # A test that waits in vain fails, and leaves no process behind.
+        too_late = threading.Timer(60, give_up)
         too_late.start()
         try:
             assert told() == {"parent": True}
@@ -255,8 +258,8 @@ def test_the_command_becomes_the_small_parent_of_a_server(serving):
     assert "server.cli.supervise" in parent.cmdline()
     assert parent.memory_info().rss < 25e6
     server.kill()
-    wait_until(lambda: 'canary_restarts_total{reason="SIGKILL"} 1.0' in httpx.get(f"{url}/metrics").text)
     wait_until(lambda: is_ready(url))
+    assert 'canary_restarts_total{reason="SIGKILL"} 1.0' in httpx.get(f"{url}/metrics", timeout=60).text
     assert server.pid not in [child.pid for child in parent.children()]
     parent.terminate()
     assert parent.wait(30) == 0
