@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from server.cli.doctor import parity
+from server.cli.doctor.compared import GOLDENS
 from server.cli.doctor.report import Finding, found
 
 # Sounds of the archives.
@@ -30,6 +31,17 @@ def one_golden(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(parity, "LENGTHS", SHORT)
     monkeypatch.setattr(parity, "DRAWN", (9, 37))
     return tmp_path
+
+
+@pytest.fixture
+def one_parakeet(one_golden) -> Path:
+    """The same folder with the hybrid Parakeet instead."""
+    for file in one_golden.glob("180m-flash.*"):
+        file.unlink()
+    (one_golden / "parakeet").mkdir()
+    for file in (GOLDENS / "parakeet").glob("tdt_ctc.*"):
+        shutil.copy(file, one_golden / "parakeet")
+    return one_golden / "parakeet"
 
 
 def findings(tmp_path, dtype: str = "float32") -> list[Finding]:
@@ -72,6 +84,25 @@ def test_a_wrong_value_fails_its_stage_and_no_other(one_golden, tmp_path, array,
     ]
     [wrong] = [result for result in results if result.status == "FAILED"]
     assert "(180m-flash)" in wrong.value
+
+
+def test_a_parakeets_stages_and_the_tokens_of_all_its_heads_are_compared(one_parakeet, tmp_path):
+    """Greedy search of both heads, and beams of widths 2 and 4."""
+    results = findings(tmp_path)
+    assert [result.status for result in results] == ["ok"] * 4
+    assert [result.figures["stage"] for result in results[:3]] == list(parity.STAGES[:3])
+    assert results[3].figures == {"same": 8, "texts": 8}
+
+
+def test_a_wrong_token_of_a_parakeet_is_named(one_parakeet, tmp_path):
+    file = one_parakeet / "tdt_ctc.json"
+    values = json.loads(file.read_text())
+    [run] = [run for run in values["greedy"] if (run["head"], run["sound"]) == ("ctc", "1s")]
+    run["tokens"][-1] += 1
+    file.write_text(json.dumps(values))
+    *stages, texts = findings(tmp_path)
+    assert {stage.status for stage in stages} == {"ok"}
+    assert "7 of 8 texts equal NeMo's, token for token; first wrong: parakeet-tdt_ctc, 1s, ctc, beam 1" in texts.value
 
 
 def test_a_wrong_token_is_named(one_golden, tmp_path):

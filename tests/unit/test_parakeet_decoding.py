@@ -374,3 +374,28 @@ def test_the_state_of_a_gpu_is_plain_numbers_which_any_thread_may_keep():
     assert state.text.shape == (J,)
     assert state.memory.shape == (4, P)
     assert {type(state.text), type(state.memory)} == {np.ndarray}
+
+
+def test_a_gpu_is_given_eight_rounds_and_the_next_eight_before_the_host_looks_at_a_token(monkeypatch):
+    events = []
+
+    def noted(name: str):
+        original = getattr(mlx_arrays, name)
+
+        def call(*arrays):
+            events.append(name)
+            return original(*arrays)
+
+        monkeypatch.setattr(mlx_arrays, name, call)
+
+    rows = GreedyRows(transducer("mlx", max_symbols=3))
+    rows.join([Utterance(0, recordings()[5])])
+    for name in ("start", "to_numpy", "evaluate"):
+        noted(name)
+    rows.step()
+    looks = events.index("to_numpy")
+    assert events[:looks] == ["start"] * 16
+    assert set(events[looks:]) == {"to_numpy"}
+    events.clear()
+    rows.step()
+    assert events[: events.index("to_numpy")] == ["start"] * 8
