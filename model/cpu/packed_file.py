@@ -1,7 +1,7 @@
-"""Weights packed for 8-bit products, kept in a file beside the portable one.
+"""Weights packed for 8-bit products, cached in a file beside the weights that they were made from.
 
-Packing takes longer than everything else of loading. The packed form belongs to the CPU and to oneDNN's version; a file
-that was made for others, or from other weights, is made again. Nothing depends on it but the time that loading takes.
+Packing takes longer than the rest of loading. The packed form depends on the CPU and on oneDNN's version: a file for
+another CPU, another version or other weights is made again, and so is a damaged one. The file only saves time.
 """
 
 import ctypes
@@ -32,12 +32,12 @@ Shape = tuple[int, ...]
 
 
 def path_beside(weights: Path) -> Path:
-    """Where packed weights of the file `weights` are kept."""
+    """The file in which the packed form of `weights` is cached."""
     return weights.with_name(weights.name + SUFFIX)
 
 
 def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None:
-    """The packed weights of layers, by name and shape (O, I); None if there is no file of just these."""
+    """The packed weights of layers, given by name and shape (O, I); None if there are none, or they are damaged."""
     path = path_beside(weights)
     if not path.exists() or not _can_copy_packed():
         return None
@@ -47,7 +47,7 @@ def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None
             metadata = file.metadata() or {}
             digest = metadata.pop("digest", None)
             if metadata != _identity(weights, templates.values()):
-                log.info("%s is not of these weights and this CPU; it is made again", path)
+                log.info("%s was made from other weights or for another CPU; it is made again", path)
                 return None
             packed, found = {}, xxhash.xxh3_128()
             for name in sorted(shapes):
@@ -63,7 +63,7 @@ def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None
 
 
 def is_damaged(path: Path) -> bool:
-    """Whether a file of packed weights is not what was written. One of an earlier version has no digest, and is."""
+    """Whether a file of packed weights is not what was written. A file without a digest, of an earlier version, is."""
     try:
         with safe_open(path, "np") as file:
             found = xxhash.xxh3_128()
@@ -75,7 +75,7 @@ def is_damaged(path: Path) -> bool:
 
 
 def write(weights: Path, packed: Mapping[str, Packed]) -> None:
-    """Keep packed weights for the next time. A folder that cannot be written to is left as it is."""
+    """Cache packed weights for the next load. A folder that cannot be written to is left as it is."""
     if not _can_copy_packed():
         return
     path = path_beside(weights)
@@ -105,7 +105,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _identity(weights: Path, packed: Iterable[Any]) -> dict[str, str]:
-    """What a file must say of itself: which weights it is of, and how they are laid out."""
+    """Metadata of a usable file: which weights it was made from, and how they are laid out."""
     status = weights.stat()
     layouts = sorted({_layout(matrix) for matrix in packed})
     return {
@@ -116,14 +116,14 @@ def _identity(weights: Path, packed: Iterable[Any]) -> dict[str, str]:
 
 
 def _can_copy_packed() -> bool:
-    """Whether this torch shows the memory of packed weights."""
+    """Whether this version of torch gives access to the memory of packed weights."""
     import torch
 
     return all(hasattr(torch.ops.mkldnn, name) for name in ("data_ptr", "_nbytes", "_get_mkldnn_serialized_md"))
 
 
 def _layout(matrix: Any) -> bytes:
-    """How oneDNN describes a packed weight: shape, blocks and what it keeps beside them."""
+    """oneDNN's description of a packed weight: shape, blocks and what it stores beside them."""
     import torch
 
     return torch.ops.mkldnn._get_mkldnn_serialized_md(matrix).numpy().tobytes()

@@ -26,11 +26,7 @@ log = logging.getLogger("canary")
 def serve(**given: Any) -> None:
     """Serve until Ctrl-C. given: settings from the command line."""
     settings = chosen_settings(**given)
-    if settings.is_public and not settings.accepted_keys and not settings.public_without_key:
-        fail(
-            f"other machines can reach {settings.host}, and there is no API key: set one with CANARY_API_KEYS or "
-            "--api-key-file, or allow it with --public-without-key"
-        )
+    check_access(settings)
     supervised = Supervised.from_environment()
     if settings.supervise and not supervised:
         # The child is started exactly as this process was.
@@ -44,6 +40,15 @@ def serve(**given: Any) -> None:
     except KeyboardInterrupt:
         log.info("stopped")
         exit_at_once_if_busy(0)
+
+
+def check_access(settings: Settings) -> None:
+    """End the command if other machines could use the server without a key and nobody allowed that."""
+    if settings.is_public and not settings.accepted_keys and not settings.public_without_key:
+        fail(
+            f"other machines can reach {settings.host}, and there is no API key: set one with CANARY_API_KEYS or "
+            "--api-key-file, or allow it with --public-without-key"
+        )
 
 
 def _warn_about_keys(settings: Settings, given_as_option: bool) -> None:

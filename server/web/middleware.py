@@ -6,7 +6,6 @@ import uuid
 from collections import Counter
 from urllib.parse import quote
 
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import TooManyRequests
@@ -69,9 +68,6 @@ class Requests:
             if refusal:
                 return await answer(refusal)(scope, receive, send_named)
             await self.app(scope, receive, send_named)
-        except ClientDisconnect:
-            # In the middle of a body, or by a body that is not HTTP: there is nobody to answer.
-            pass
         except Exception:
             log.exception("request %s failed: %s", name, _path(scope))
             if status or scope["type"] != "http":

@@ -1,0 +1,71 @@
+"""The audio of an utterance: a whole file, or a part of one."""
+
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from server.audio.decode import SAMPLE_RATE, AudioLimits, decode_blocks
+from server.audio.samples import sample_blocks
+from server.cli.evaluate.manifests import Utterance
+from server.errors import AudioError
+
+# Containers in which libsndfile finds a sample exactly, without reading what is before it.
+_SEEKABLE = {"WAV", "WAVEX", "RF64", "FLAC"}
+
+
+def utterance_blocks(utterance: Utterance, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """Blocks (n,) float32 at 16 kHz. Raises what `decode_blocks` does, and AudioError for a part beyond the end."""
+    if utterance.offset_s is None:
+        return decode_blocks(utterance.path, limits)
+    return _part(utterance.path, utterance.offset_s, utterance.duration_s, limits)
+
+
+def _part(path: Path, offset_s: float, duration_s: float | None, limits: AudioLimits) -> Iterator[np.ndarray]:
+    found = False
+    for block in _sought(path, offset_s, duration_s, limits) or _skipped(path, offset_s, duration_s, limits):
+        found = found or len(block) > 0
+        yield block
+    if not found:
+        raise AudioError(f"The offset, {offset_s:g} s, is beyond the end of the audio.")
+
+
+def _sought(path: Path, offset_s: float, duration_s: float | None, limits: AudioLimits) -> Iterator[np.ndarray] | None:
+    """The part, read by itself; None for files in which that is not possible."""
+    try:
+        sound = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return None
+    with sound:
+        if sound.format not in _SEEKABLE or not sound.seekable():
+            return None
+        rate = sound.samplerate
+        sound.seek(min(round(offset_s * rate), sound.frames))
+        samples = sound.read(-1 if duration_s is None else round(duration_s * rate), dtype="float32")
+    return sample_blocks(samples, rate, limits) if len(samples) else iter(())
+
+
+def _skipped(path: Path, offset_s: float, duration_s: float | None, limits: AudioLimits) -> Iterator[np.ndarray]:
+    """The part, found by decoding all that is before it."""
+    first = round(offset_s * SAMPLE_RATE)
+    last = None if duration_s is None else first + round(duration_s * SAMPLE_RATE)
+    at, blocks = 0, decode_blocks(path, limits)
+    try:
+        for block in blocks:
+            yield block[max(0, first - at) : None if last is None else max(0, last - at)]
+            at += len(block)
+            if last is not None and at >= last:
+                return
+    finally:
+        blocks.close()
+
+
+def beginning(blocks: Iterator[np.ndarray], seconds: float) -> Generator[np.ndarray, None, None]:
+    """The first `seconds` of the blocks."""
+    left = round(seconds * SAMPLE_RATE)
+    for block in blocks:
+        yield block[:left]
+        left -= len(block)
+        if left <= 0:
+            return
