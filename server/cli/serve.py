@@ -60,7 +60,7 @@ def _warn_about_keys(settings: Settings, given_as_option: bool) -> None:
 
 
 async def _serve(settings: Settings, supervised: Supervised | None) -> None:
-    leave = (lambda failure: supervised.leave(failure, server.servers)) if supervised else None
+    leave = (lambda failure: supervised.leave(failure, server)) if supervised else None
     try:
         engines = Engines(settings, on_lost=leave)
     except ValueError as error:
@@ -75,6 +75,8 @@ async def _serve(settings: Settings, supervised: Supervised | None) -> None:
         app.state.metrics.count_restarts(supervised.restarts)
         tasks.append(asyncio.create_task(supervised.beat(on_orphaned=server.stop)))
     await server.serve(supervised.sockets if supervised else None)
+    if supervised:
+        supervised.exit_if_left()
     loading = tasks[0]
     if loading.done() and not loading.cancelled():
         loading.result()

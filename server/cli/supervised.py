@@ -10,22 +10,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
+import uvicorn
+
 from server.cli.supervise import BEAT_S, GIVEN_UP, HUNG, READY, VARIABLE
 from server.engine.failure import Failure
 
 log = logging.getLogger("canary")
 
-# How long answers to the requests in progress may take before the process exits.
-LAST_ANSWERS_S = 1.0
+# How long the requests in progress may take to be answered before the process exits, and closing everything after that.
+LAST_ANSWERS_S, CLOSING_S = 10, 2
 
 
-@dataclass(frozen=True)
+@dataclass
 class Supervised:
     """sockets: to listen on; link: to the supervisor; restarts: by reason, before this process began."""
 
     sockets: list[socket.socket]
     link: socket.socket
     restarts: Mapping[str, int]
+    exit_code: int | None = None
 
     @classmethod
     def from_environment(cls) -> Self | None:
@@ -64,14 +67,20 @@ class Supervised:
             self._tell(b".")
             await asyncio.sleep(BEAT_S)
 
-    def leave(self, failure: Failure, servers: list[asyncio.Server]) -> None:
-        """Exit, so that the supervisor starts the server again; new connections wait for that from now on."""
+    def leave(self, failure: Failure, server: uvicorn.Server) -> None:
+        """End the process once the requests in progress are answered. New connections wait for the next process."""
         log.critical("%s; this process ends and the supervisor starts another", failure.message)
-        for server in servers:
-            server.close()
         code = HUNG if failure.reason == "hang" else GIVEN_UP
+        server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
+        server.should_exit = True
         # A normal exit would wait for the model's thread.
-        asyncio.get_running_loop().call_later(LAST_ANSWERS_S, os._exit, code)
+        asyncio.get_running_loop().call_later(LAST_ANSWERS_S + CLOSING_S, os._exit, code)
+        self.exit_code = code
+
+    def exit_if_left(self) -> None:
+        """To be called once the server has ended. Exits if `leave` ended it."""
+        if self.exit_code is not None:
+            os._exit(self.exit_code)
 
     def _tell(self, what: bytes) -> None:
         # The supervisor may have ended, or be stopped with the buffer full.
