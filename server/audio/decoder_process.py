@@ -1,4 +1,4 @@
-"""A worker of the decoder pool (`workers.py`): decodes files from strangers in a process that may crash or hang.
+"""A worker of the decoder pool (`workers.py`): decodes untrusted files in a process that may crash or hang.
 
 Standard input is a socket. The worker ends when it is closed, so none outlives the process that started it. Each job is
 a line of JSON, sent with the descriptor of a file, or of a pipe that is still being written to:
@@ -267,6 +267,8 @@ def _av_blocks(file: BinaryIO, job: dict[str, Any]) -> Iterator[np.ndarray]:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise Refused(UNSUPPORTED, "The file has no audio track.")
+        if stream.codec_context is None:
+            raise Refused(DAMAGED, "ffmpeg does not know the codec.")
         if stream.codec_context.name not in _DECODERS:
             codec = stream.codec_context.name[:20]
             raise Refused(UNSUPPORTED, f"The audio codec {codec} is not supported. Supported: {_CODECS}.")
