@@ -143,7 +143,10 @@ def _decode(job: dict[str, Any], file: BinaryIO, output: "Output") -> tuple[int,
         pass
     except Refused as refused:
         return refused.code, str(refused)
-    except (av.error.FFmpegError, soundfile.LibsndfileError, ValueError, MemoryError) as error:
+    except ConnectionError:
+        raise
+    # OSError: a forged offset that no file can have.
+    except (av.error.FFmpegError, soundfile.LibsndfileError, ValueError, OSError, MemoryError) as error:
         # Otherwise a header and nothing behind it.
         if not isinstance(error, av.error.EOFError) or job["live"]:
             code = OUT_OF_MEMORY if isinstance(error, MemoryError) else DAMAGED

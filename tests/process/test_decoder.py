@@ -4,6 +4,7 @@ import gzip
 import io
 import re
 import runpy
+import struct
 import subprocess
 import sys
 import time
@@ -265,6 +266,16 @@ def test_a_codec_that_ffmpeg_does_not_know_costs_no_worker(started):
     file[20:22] = b"\x34\x12"
     for _ in range(2):
         with pytest.raises(AudioError, match="Unsupported or damaged audio file"):
+            decode(bytes(file))
+    assert len(started) == 1
+
+
+def test_an_offset_that_no_file_can_have_costs_no_worker(started):
+    file = bytearray(encoded(tone(), 16000, "CAF"))
+    at = file.index(b"free") + 4
+    file[at : at + 8] = struct.pack(">q", 1 << 62)
+    for _ in range(2):
+        with pytest.raises(AudioError, match="no audio can be decoded"):
             decode(bytes(file))
     assert len(started) == 1
 
