@@ -1,4 +1,4 @@
-"""A worker of the decoder pool (`workers.py`): decodes files from strangers in a process that may crash or hang.
+"""A worker of the decoder pool (`workers.py`): decodes untrusted files in a process that may crash or hang.
 
 Standard input is a socket. The worker ends when it is closed, so none outlives the process that started it. Each job is
 a line of JSON, sent with the descriptor of a file, or of a pipe that is still being written to:
@@ -143,7 +143,10 @@ def _decode(job: dict[str, Any], file: BinaryIO, output: "Output") -> tuple[int,
         pass
     except Refused as refused:
         return refused.code, str(refused)
-    except (av.error.FFmpegError, soundfile.LibsndfileError, ValueError, MemoryError) as error:
+    except ConnectionError:
+        raise
+    # OSError: a forged offset that no file can have.
+    except (av.error.FFmpegError, soundfile.LibsndfileError, ValueError, OSError, MemoryError) as error:
         # Otherwise a header and nothing behind it.
         if not isinstance(error, av.error.EOFError) or job["live"]:
             code = OUT_OF_MEMORY if isinstance(error, MemoryError) else DAMAGED
@@ -267,6 +270,8 @@ def _av_blocks(file: BinaryIO, job: dict[str, Any]) -> Iterator[np.ndarray]:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise Refused(UNSUPPORTED, "The file has no audio track.")
+        if stream.codec_context is None:
+            raise Refused(DAMAGED, "ffmpeg does not know the codec.")
         if stream.codec_context.name not in _DECODERS:
             codec = stream.codec_context.name[:20]
             raise Refused(UNSUPPORTED, f"The audio codec {codec} is not supported. Supported: {_CODECS}.")

@@ -1,7 +1,7 @@
-"""The decoder pool: processes that decode files from strangers, kept warm (`decoder_process.py`).
+"""The decoder pool: warm processes that decode untrusted files (`decoder_process.py`).
 
-A worker that crashes, hangs or takes too much memory costs one request, and the next one starts another. Idle workers
-end after a while, and all of them end with this process, however that ends.
+A worker that crashes, hangs or takes too much memory fails one request and is replaced. Idle workers end after a while,
+and all of them end with this process, even if it is killed.
 """
 
 import atexit
@@ -32,8 +32,10 @@ log = logging.getLogger(__name__)
 SCRIPT = Path(__file__).with_name("decoder_process.py")
 # The codes with which a job ends, from that script, which is not imported, so that PyAV stays out of this process.
 UNSUPPORTED, TOO_LONG, DAMAGED = 3, 4, 5
-# Before what a frame holds: its letter and its length.
-HEADER = struct.Struct("=cI")
+# A frame begins with its letter and its length in bytes. None is nearly as long as this.
+_HEADER = struct.Struct("=cI")
+HEADER_BYTES = _HEADER.size
+_MAX_FRAME = 64 << 20
 # A worker without output for this long has hung.
 STALL_S = 30.0
 # How long a worker may take to stop when its caller wants no more. One that takes longer is ended.
@@ -42,8 +44,16 @@ STOP_S = 1.0
 MAX_IDLE, IDLE_S = 4, 60.0
 
 
+def unpacked_header(header: bytes | bytearray) -> tuple[bytes, int]:
+    """The letter and the length of a frame. Raises ConnectionError for anything that no sound worker sends."""
+    letter, length = _HEADER.unpack(header)
+    if letter not in (b"A", b"E") or length > _MAX_FRAME or (letter == b"A" and length % 4):
+        raise ConnectionError(f"the worker sent no frame but {bytes(header)!r}")
+    return letter, length
+
+
 class Damaged(Exception):
-    """The decoder cannot read the file, from its start or after some blocks."""
+    """The file cannot be decoded at all, or not beyond the blocks that were decoded."""
 
 
 class Worker:
@@ -65,7 +75,7 @@ class Worker:
         self._content = bytearray()
         self.idle_since = 0.0
         self.can_be_reused = False
-        """Whether its last job came to an end, and it waits for the next."""
+        """Whether it has finished its last job and waits for the next."""
 
     def send(self, job: dict[str, Any], descriptor: int) -> None:
         """Begin a job. Raises OSError if the process has ended."""
@@ -94,7 +104,7 @@ class Worker:
             raise Damaged if code == DAMAGED else unreadable()
 
     def end_of_job(self, content: bytes | bytearray, demuxer: str) -> tuple[int, AudioError | None]:
-        """The code with which a job ended, and the error if the caller should read it. Other failures are logged.
+        """The code that a job ended with, and the error if its message is for the caller. Other failures are logged.
 
         content: of the job's last frame.
         """
@@ -108,7 +118,7 @@ class Worker:
         return code, None
 
     def log_exit(self, demuxer: str) -> None:
-        """Say in the log how the process ended, in the middle of a job."""
+        """Log how the process ended in the middle of a job."""
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
         stderr = cast(BinaryIO, self.process.stderr)
@@ -117,7 +127,7 @@ class Worker:
         log.info("the decoder for %s exited with %s: %s", demuxer, self.process.returncode, last[:200])
 
     def stop(self) -> None:
-        """End a job whose samples are not wanted any more. It has sent some, and waits for an answer."""
+        """End a job early, between two frames: the worker waits for an answer."""
         with suppress(OSError):
             self.socket.settimeout(STOP_S)
             self.socket.send(b"x")
@@ -132,15 +142,15 @@ class Worker:
 
     def _frame(self) -> bytes:
         """Receive a frame into `_content` and return its letter; b"" if the process has ended."""
-        header = self._received(HEADER.size)
+        header = self._received(HEADER_BYTES)
         if not header:
             return b""
-        letter, length = HEADER.unpack(header)
+        letter, length = unpacked_header(header)
         self._content = self._received(length)
         return letter if len(self._content) == length else b""
 
     def _received(self, count: int) -> bytearray:
-        """So many bytes, or none if the process ends before that."""
+        """Exactly `count` bytes; none if the process ends first."""
         data = bytearray(count)
         view, at = memoryview(data), 0
         while at < count:
@@ -244,7 +254,7 @@ def decoded_blocks(file: BinaryIO, job: dict[str, Any]) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _on_disk(file: BinaryIO) -> Iterator[int]:
-    """A descriptor of the file at its beginning, for another process; bytes in memory are written to disk."""
+    """A descriptor for the worker, at the file's beginning. Bytes in memory are written to disk."""
     if _is_on_disk(file):
         file.flush()
         os.lseek(file.fileno(), 0, os.SEEK_SET)
@@ -259,7 +269,7 @@ def _on_disk(file: BinaryIO) -> Iterator[int]:
 
 
 def _is_on_disk(file: BinaryIO) -> bool:
-    """Not everything that has a descriptor reads what is there: gzip's files decompress it."""
+    """Whether the descriptor gives the same bytes as reading does; a gzip file's gives the compressed ones."""
     if isinstance(file, tempfile.SpooledTemporaryFile):
         return True
     return isinstance(getattr(file, "raw", file), io.FileIO)

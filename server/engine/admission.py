@@ -1,7 +1,6 @@
 """Which recordings a model takes on, and when each begins: decided before they are decoded.
 
-Knows no HTTP and no audio formats: a recording is a number of seconds, which its header told or its size suggests.
-Belongs to one event loop.
+Knows no HTTP and no audio formats: to it, a recording is a number of seconds. Used by one event loop.
 """
 
 import asyncio
@@ -17,22 +16,22 @@ from model.config import SAMPLE_RATE
 from server.errors import QueueFull, WaitedTooLong
 from server.settings import Settings
 
-# Recordings beyond the batch's rows that are decoded meanwhile, so that the model need not wait for the next.
+# Recordings that are decoded beyond the batch's rows, so that the model never waits for the next one.
 AHEAD = 4
-# A recording above this is long. Long ones have half of the places, so that short ones need not wait for them.
+# Longer recordings get at most half of the places, so that short ones never wait for them to end.
 LONG_S = 120.0
 # The most pieces of one recording that are in the engine at a time.
 PIECES = 4
-# What the length of a file is taken for if its header tells none, and the most that a header is believed.
+# A file without a length in its header is taken to have this bit rate. A lower one in a header is not believed.
 BYTES_PER_S, FEWEST_BYTES_PER_S = 2000, 500
-# The speed is measured over the last minute or so of work. Until then: a model on a slow CPU.
-MEMORY_S = 60.0
+# The half-life of what is measured, in seconds of work; and what is assumed at first: a model on a slow CPU.
+HALF_LIFE_S = 60.0
 FIRST_SPEED, FIRST_BUSY_S = 5.0, 2.0
 MAX_RETRY_S = 600
 
 
 class Turn:
-    """A recording that was admitted. length_s: what it is taken for until it is decoded."""
+    """A recording that was admitted. length_s: an estimate until it is decoded."""
 
     def __init__(self, length_s: float, pieces: Callable[[], int]):
         self.length_s = length_s
@@ -50,11 +49,11 @@ class Turn:
         return max(0.0, self.length_s - self.done_s)
 
     def pieces(self) -> int:
-        """How many of its pieces may be in the engine now: fewer the more recordings share it."""
+        """How many of its pieces may be in the engine now. The more recordings run, the fewer."""
         return self._pieces()
 
     def counted(self, blocks: Iterator[np.ndarray]) -> Generator[np.ndarray, None, Any]:
-        """The blocks, (n,) at 16 kHz, while the length becomes what is decoded. Returns what `blocks` returns."""
+        """Passes on the blocks, (n,) at 16 kHz, and corrects the length. Returns what `blocks` returns."""
         try:
             while True:
                 try:
@@ -72,8 +71,8 @@ class Turn:
 class Admission:
     """The recordings of one model: `at_once` are worked on, and others wait for a turn, first come, first served.
 
-    max_waiting: pieces and recordings that may wait; max_waiting_s: seconds of audio that may wait. The last one to be
-    admitted may go beyond. rows: of the batch; waiting_pieces: how many wait in the engine.
+    max_waiting: how many pieces and recordings may wait; max_waiting_s: how many seconds of audio; the last recording
+    may exceed this. rows: of the batch; waiting_pieces: how many pieces wait in the engine.
     """
 
     def __init__(self, rows: int, max_waiting: int, max_waiting_s: float, waiting_pieces: Callable[[], int]):
@@ -102,18 +101,18 @@ class Admission:
 
     @property
     def retry_after_s(self) -> int:
-        """Seconds until what is admitted now will be done, at the speed that is measured."""
+        """Seconds until all that is admitted is done, at the measured speed."""
         # Long recordings take turns with others.
         backlog_s = self.waiting_s + sum(min(turn.left_s, LONG_S) for turn in self._running)
         return round(min(MAX_RETRY_S, max(1.0, backlog_s / self._speed.now)))
 
     def check(self) -> None:
-        """Raise QueueFull if no recording can be admitted now. Costs nothing: for requests that were not read yet."""
+        """Raise QueueFull if no recording can be admitted now. Cheap: call it before reading a request."""
         count = self._waiting_pieces() + self.waiting
         if count >= self._max_waiting:
-            reason = f"{count} pieces of audio wait"
+            reason = f"{count} pieces of audio are waiting"
         elif self.waiting_s >= self._max_waiting_s:
-            reason = f"{self.waiting_s:.0f} s of audio wait"
+            reason = f"{self.waiting_s:.0f} s of audio are waiting"
         else:
             return
         raise QueueFull(f"Queue full: {reason}; try again in {self.retry_after_s} s.", self.retry_after_s)
@@ -144,7 +143,7 @@ class Admission:
             self._begin_next()
 
     def note_done(self, turn: Turn, done_s: float) -> None:
-        """So many seconds from the recording's beginning are transcribed."""
+        """Note that the first `done_s` seconds of the recording are transcribed."""
         if done_s > turn.done_s:
             self._speed.add(done_s - turn.done_s)
             turn.done_s = done_s
@@ -171,7 +170,7 @@ class Admission:
 
 
 class Speed:
-    """Seconds of audio that are transcribed in a second of work. Older seconds count less."""
+    """Seconds of audio transcribed per second of work, an exponentially weighted mean."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self._clock = clock
@@ -187,11 +186,11 @@ class Speed:
         self._audio_s += audio_s
 
     def resume(self) -> None:
-        """There is work again."""
+        """Work begins."""
         self._since = self._clock()
 
     def pause(self) -> None:
-        """There is no more work."""
+        """No work is left."""
         self._note_time()
         self._since = None
 
@@ -200,7 +199,7 @@ class Speed:
 
     def _note_time(self) -> None:
         busy_s = self._unnoted()
-        kept = 0.5 ** (busy_s / MEMORY_S)
+        kept = 0.5 ** (busy_s / HALF_LIFE_S)
         self._audio_s *= kept
         self._busy_s = self._busy_s * kept + busy_s
         if self._since is not None:
@@ -208,12 +207,12 @@ class Speed:
 
 
 def most_passes(settings: Settings) -> int:
-    """The most passes that recordings with a turn, and live sessions, have in an engine."""
+    """The most passes that admitted recordings and live sessions have in an engine at a time."""
     return 2 * settings.max_rows + AHEAD + settings.max_live_sessions
 
 
 def charged_s(declared_s: float | None, size: int, max_s: float) -> float:
-    """The seconds that a recording is taken for. declared_s: by its header; size: in bytes."""
+    """An estimate of a recording's length. declared_s: from its header; size: in bytes."""
     if declared_s is None:
         return min(max_s, size / BYTES_PER_S)
     return min(max_s, declared_s, size / FEWEST_BYTES_PER_S)

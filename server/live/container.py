@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from server.audio.decode import AudioLimits, decoder_job, within_full_scale
-from server.audio.workers import HEADER, POOL, Worker
+from server.audio.workers import HEADER_BYTES, POOL, Worker, unpacked_header
 from server.errors import AudioError
 from server.live.sound import Sink
 
@@ -100,7 +100,7 @@ class ContainerSound:
         """Returns when the decoder has ended, with the error if it failed."""
         try:
             while True:
-                letter, length = HEADER.unpack(await self._next(output, HEADER.size, stream))
+                letter, length = unpacked_header(await self._next(output, HEADER_BYTES, stream))
                 content = await self._next(output, length, stream)
                 if letter == b"E":
                     code, error = worker.end_of_job(content, f"live {self._encoding}")

@@ -25,8 +25,8 @@ _LOGGED_PATH = 200
 
 
 class Requests:
-    """Give each request an ID, in the header `x-request-id` and in the log; count it; refuse more than `at_once`, or
-    more than `per_address` from one address, unless it is a probe.
+    """Give each request an ID, in the header `x-request-id` and in the log; count it; refuse more than `at_once`, and
+    more than `per_address` from one address. Probes are never refused.
 
     An unexpected exception gives a 500 and is logged under that ID.
     """
@@ -84,12 +84,12 @@ class Requests:
             request_id.reset(named)
 
     def _refusal(self, address: str) -> TooManyRequests | None:
-        """Why one more request from this address is refused, if it is."""
+        """The refusal of one more request from this address; None if there is room."""
         if self._per_address and self._running[address] >= self._per_address:
             return TooManyRequests(
                 f"Limit of {self._per_address} concurrent requests from one address reached; try again shortly."
             )
-        # An upload that is too slow gives way.
+        # A slow upload makes room.
         if self._running.total() >= self._at_once and not self._uploads.end_slowest():
             return TooManyRequests(f"Limit of {self._at_once} concurrent requests reached; try again shortly.")
         return None

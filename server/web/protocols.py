@@ -68,7 +68,7 @@ class _ReadTimeout(asyncio.Protocol):
 class Http(_ReadTimeout, H11Protocol):
     """Times out slow request heads. Answers malformed HTTP and too many connections with the usual error body.
 
-    When there are too many connections, the one that has been idle for longest is closed.
+    When the connection limit is reached, the connection that has been idle for longest is closed.
     """
 
     def __init__(self, *args: Any, **options: Any):
@@ -81,7 +81,7 @@ class Http(_ReadTimeout, H11Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no complete head of a request has arrived since the last answer."""
+        """Whether no complete request head has arrived since the last answer."""
         return self.conn.their_state is h11.IDLE
 
     @property
@@ -128,7 +128,7 @@ class Http(_ReadTimeout, H11Protocol):
 
     def _head_timed_out(self) -> None:
         if not self._head_has_begun:
-            # Browsers open connections ahead, and would take an answer for that to their next request.
+            # Browsers open spare connections, and would take a 408 for the answer to their next request.
             self.transport.close()
         elif not self.transport.is_closing():
             message = f"No complete request head was received within {HEAD_TIMEOUT_S:g} s."
@@ -151,7 +151,7 @@ def _is_full(protocol: H11Protocol | WebSocketsSansIOProtocol) -> bool:
 
 
 def _application(protocol: H11Protocol | WebSocketsSansIOProtocol) -> Any:
-    """The application for the next request: the server's or, if there are too many connections, one that refuses it."""
+    """The application for the next request; at the connection limit, one that answers only probes."""
     app: Any = protocol.config.loaded_app
     if not _is_full(protocol):
         return app

@@ -1,4 +1,4 @@
-"""Limits on request bodies: their size, how slowly they may arrive, and which gives way when connections are scarce."""
+"""Limits on request bodies: their size, their rate, and which of them is ended when connections are scarce."""
 
 import asyncio
 import time
@@ -7,12 +7,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLarge, BodyTooSlow
 
-# A body must bring so many bytes per second, on average over each window of so many seconds. A phone at the edge of
-# its network does.
+# The lowest rate of a body, in bytes per second, averaged over each window of so many seconds. A phone with bad
+# reception still reaches it.
 SLOWEST, WINDOW_S = 4000, 20.0
-# All of it must arrive within this many seconds, plus one for every `AVERAGE` bytes of its size.
+# A body's deadline: this many seconds, plus one for every `AVERAGE` bytes of its size.
 PATIENCE_S, AVERAGE = 60.0, 8000
-# An upload younger than this does not have to give way.
+# Uploads younger than this are never ended to make room.
 YOUNG_S = 1.0
 
 
@@ -38,26 +38,21 @@ class Upload:
 
     async def next(self, receive: Receive) -> Message:
         """The next part of the body. Raises BodyTooSlow."""
-        while True:
+        while not self.is_too_slow:
             try:
                 async with asyncio.timeout(max(0.0, self._patience_s())) as self._waiting:
                     message = await receive()
-                break
             except TimeoutError:
-                now = time.monotonic()
-                window_s = now - self._window_began
-                is_late = self.age_s >= PATIENCE_S + self._size / AVERAGE
-                if self.is_too_slow or is_late or self.seen - self._window_seen < SLOWEST * window_s:
-                    self.is_too_slow = True
-                    raise BodyTooSlow("The request body arrives too slowly.") from None
-                self._window_began, self._window_seen = now, self.seen
+                self._end_window()
+            else:
+                self.seen += len(message.get("body", b""))
+                return message
             finally:
                 self._waiting = None
-        self.seen += len(message.get("body", b""))
-        return message
+        raise BodyTooSlow("The request body arrives too slowly.")
 
     def give_way(self) -> None:
-        """Make whoever waits for the next part raise BodyTooSlow."""
+        """Raise BodyTooSlow in `next`, at once if it is waiting."""
         self.is_too_slow = True
         if self._waiting:
             self._waiting.reschedule(asyncio.get_running_loop().time())
@@ -66,8 +61,16 @@ class Upload:
     def _size(self) -> int:
         return max(self.seen, self.announced)
 
+    def _end_window(self) -> None:
+        """Check the rate and the deadline, and begin the next window."""
+        now = time.monotonic()
+        is_late = self.age_s >= PATIENCE_S + self._size / AVERAGE
+        if is_late or self.seen - self._window_seen < SLOWEST * (now - self._window_began):
+            self.is_too_slow = True
+        self._window_began, self._window_seen = now, self.seen
+
     def _patience_s(self) -> float:
-        """Seconds until the end of the window or of all patience."""
+        """Seconds until the window ends, or the deadline if that is sooner."""
         now = time.monotonic()
         return min(self._window_began + WINDOW_S, self._began + PATIENCE_S + self._size / AVERAGE) - now
 
@@ -79,7 +82,7 @@ class Uploads:
         self.receiving: set[Upload] = set()
 
     def end_slowest(self) -> bool:
-        """End the slowest upload, to make room for another request. False if none is too slow."""
+        """End the slowest upload to make room for another request. False if none is slow enough."""
         slow = [u for u in self.receiving if u.age_s >= YOUNG_S and u.rate < SLOWEST and not u.is_too_slow]
         if slow:
             min(slow, key=lambda upload: upload.rate).give_way()
@@ -87,9 +90,9 @@ class Uploads:
 
 
 class BodyLimit:
-    """Raise BodyTooLarge in whatever reads a body of more than `max_bytes`, and BodyTooSlow for one that is too slow.
+    """Raises BodyTooLarge in whatever reads a body of more than `max_bytes`, and BodyTooSlow if it arrives too slowly.
 
-    If the answer comes before the end of the body, close the connection; uvicorn would let the client send forever.
+    If the answer comes before the end of the body, the connection is closed; uvicorn would let the client send forever.
     """
 
     # Read on for this long before closing: a client that is still sending may never see the answer.

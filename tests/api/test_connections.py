@@ -146,7 +146,7 @@ def connected(client) -> Iterator[socket.socket]:
 
 
 def test_a_connection_on_which_nothing_was_sent_is_closed_without_an_answer(client, monkeypatch):
-    """Browsers open connections ahead, and would take it for the answer to their next request."""
+    """Browsers open spare connections, and would take a 408 for the answer to their next request."""
     monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.3)
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
         assert received(connection) == b""

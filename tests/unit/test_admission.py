@@ -76,7 +76,7 @@ async def test_recordings_beyond_the_places_wait_and_begin_in_order(held):
 async def test_no_more_are_admitted_than_may_wait(held):
     recordings = held(admitting(max_waiting=3))
     await recordings.add(*[1.0] * (1 + AHEAD + 3))
-    with pytest.raises(QueueFull, match="3 pieces of audio wait"):
+    with pytest.raises(QueueFull, match="3 pieces of audio are waiting"):
         recordings.admission.check()
     with pytest.raises(QueueFull):
         await recordings.add(1.0)
@@ -95,7 +95,7 @@ async def test_seconds_that_wait_are_limited_and_the_last_recording_may_go_beyon
     recordings = held(admitting(max_waiting=100, max_waiting_s=60.0))
     await recordings.add(*[10.0] * (1 + AHEAD), 50.0, 100.0)
     assert recordings.admission.waiting_s == 150
-    with pytest.raises(QueueFull, match="150 s of audio wait"):
+    with pytest.raises(QueueFull, match="150 s of audio are waiting"):
         recordings.admission.check()
 
 
