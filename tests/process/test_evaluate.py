@@ -7,10 +7,15 @@ import signal
 from pathlib import Path
 
 import jiwer
+import numpy as np
 import pytest
 import soundfile
 
+from server.audio.decode import AudioLimits, decode
+from server.cli.evaluate.audio import utterance_blocks
+from server.cli.evaluate.manifests import Utterance
 from server.cli.evaluate.scoring import normalized
+from server.errors import AudioError
 from tests.toy.grammar import sentence
 from tests.toy.speech import SAMPLE_RATE, UNSEEN_VOICES, speak
 
@@ -98,6 +103,27 @@ def test_a_folder_of_recordings_with_their_texts_is_evaluated_and_parts_of_files
     part = {"audio_filepath": str(folder / "en.flac"), "offset": 6.5, "duration": 2.0, "text": "The man sleeps."}
     (tmp_path / "parts.jsonl").write_text(json.dumps(part) + "\n")
     assert run_canary("evaluate", "parts.jsonl", "--language", "en", "--max-wer", "0").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["speech.wav", "speech.flac", "speech.ogg"])
+def test_a_part_of_a_file_is_what_lies_between_its_offset_and_duration(tmp_path, name):
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 20).astype(np.float32)
+    soundfile.write(tmp_path / name, sound, 16000)
+    whole = decode(tmp_path / name)
+    for offset_s, duration_s in ((0.0, 1.0), (7.25, 3.5), (18.0, None), (19.5, 5.0)):
+        utterance = Utterance(name, tmp_path / name, "", offset_s=offset_s, duration_s=duration_s)
+        part = np.concatenate(list(utterance_blocks(utterance, AudioLimits())))
+        first = int(offset_s * 16000)
+        expected = whole[first : None if duration_s is None else first + int(duration_s * 16000)]
+        np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("name", ["speech.wav", "speech.ogg"])
+def test_an_offset_beyond_the_end_is_an_error(tmp_path, name):
+    soundfile.write(tmp_path / name, np.zeros(16000, np.float32), 16000)
+    utterance = Utterance(name, tmp_path / name, "", offset_s=2.0, duration_s=1.0)
+    with pytest.raises(AudioError, match="The offset, 2 s, is beyond the end of the audio"):
+        list(utterance_blocks(utterance, AudioLimits()))
 
 
 INTERRUPTED = """

@@ -1,18 +1,17 @@
 """The audio of an utterance: a whole file, or a part of one."""
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
+from server.audio.containers import find_type
 from server.audio.decode import SAMPLE_RATE, AudioLimits, decode_blocks
+from server.audio.raw_wav import raw_wav
 from server.audio.samples import sample_blocks
 from server.cli.evaluate.manifests import Utterance
 from server.errors import AudioError
-
-# Containers in which libsndfile finds a sample exactly, without reading what is before it.
-_SEEKABLE = {"WAV", "WAVEX", "RF64", "FLAC"}
 
 
 def utterance_blocks(utterance: Utterance, limits: AudioLimits) -> Iterator[np.ndarray]:
@@ -32,18 +31,18 @@ def _part(path: Path, offset_s: float, duration_s: float | None, limits: AudioLi
 
 
 def _sought(path: Path, offset_s: float, duration_s: float | None, limits: AudioLimits) -> Iterator[np.ndarray] | None:
-    """The part, read by itself; None for files in which that is not possible."""
-    try:
-        sound = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError:
-        return None
-    with sound:
-        if sound.format not in _SEEKABLE or not sound.seekable():
+    """The part, read by itself; None for files in which its place is not known without decoding."""
+    with path.open("rb") as file:
+        file_type = find_type(file)
+        wav = raw_wav(file, file_type.offset) if file_type and file_type.demuxer == "wav" else None
+        if wav is None:
             return None
-        rate = sound.samplerate
-        sound.seek(min(round(offset_s * rate), sound.frames))
-        samples = sound.read(-1 if duration_s is None else round(duration_s * rate), dtype="float32")
-    return sample_blocks(samples, rate, limits) if len(samples) else iter(())
+        first = min(round(offset_s * wav.rate), wav.frames)
+        length_s = limits.max_s + 1 if duration_s is None else duration_s
+        frames = min(round(length_s * wav.rate), wav.frames - first)
+        start = wav.start + first * wav.type.itemsize * wav.channels
+        blocks = list(replace(wav, start=start, frames=frames).blocks(file))
+    return sample_blocks(np.concatenate(blocks), wav.rate, limits) if blocks else iter(())
 
 
 def _skipped(path: Path, offset_s: float, duration_s: float | None, limits: AudioLimits) -> Iterator[np.ndarray]:

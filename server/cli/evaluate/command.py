@@ -70,7 +70,7 @@ def evaluate(
     """
     settings = chosen_settings(**given)
     if missing := [name for module, name in LIBRARIES.items() if find_spec(module) is None]:
-        fail(f"{' and '.join(missing)} missing; install the extra evaluate, or: pip install {' '.join(missing)}")
+        fail(f"this needs {' and '.join(missing)}: install the extra evaluate, or run: pip install {' '.join(missing)}")
     from server.cli.evaluate.comparing import compared
     from server.cli.evaluate.report import as_json, screen
     from server.cli.evaluate.result import evaluated

@@ -42,7 +42,7 @@ _VERDICTS = {
 
 def screen(found: Evaluation) -> str:
     """For people: figures, failures, the worst utterances and the comparison."""
-    lines = [found.system or "The system is not known.", _counts(found)]
+    lines = [found.system or "Written by an unknown system", _counts(found)]
     if found.rates:
         rows = [
             (
