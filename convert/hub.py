@@ -21,8 +21,9 @@ from convert.convert import (
 )
 from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
-from model.config import QuantizationConfig, read_values, section_from
-from model.digests import DamagedError, is_intact
+from model import digests
+from model.config import CONFIG_FILE, QuantizationConfig, read_values, section_from
+from model.digests import DamagedError
 
 __all__ = ["MODELS", "ConversionError", "HubError", "converted_folder", "resolve", "resolve_again"]
 
@@ -86,7 +87,7 @@ def resolve_again(
     logger.warning("%s; converting %s again", damage, source)
     config = _config(source, folder, dtype, quantize, progress)
     try:
-        return convert_once(config, Path(cache_dir or default_cache_dir()), may_stay=is_intact)
+        return convert_once(config, Path(cache_dir or default_cache_dir()), may_stay=digests.is_intact)
     except ConversionError as error:
         raise ConversionError(f"{damage}, and {source} cannot be converted again: {error}") from None
 
@@ -126,9 +127,16 @@ def _cached_folder(source: str, dtype: str, quantize: int | None, cache_dir: Pat
 
 
 def _check_quantization(folder: Path, quantize: int | None) -> None:
-    """Raises ConversionError if a converted folder is not quantized as requested; None accepts any."""
+    """Raises ConversionError if a converted folder is not quantized as requested; None accepts any.
+
+    Raises DamagedError if its configuration is damaged.
+    """
     if not quantize:
         return
+    listed = digests.read(folder)
+    config = {name: digest for name, digest in listed.files.items() if name == CONFIG_FILE} if listed else {}
+    if damage := digests.first_damage(folder, config):
+        raise DamagedError(f"{damage}; convert the model again")
     values = read_values(folder).get("quantization")
     actual = section_from(QuantizationConfig, values, "quantization") if values else None
     if actual is None or actual.bits != quantize:

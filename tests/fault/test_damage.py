@@ -74,6 +74,13 @@ def test_a_folder_with_a_damaged_file_is_refused_in_one_line_that_names_the_file
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_configuration_is_found_before_its_quantization_is_compared(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"num_layers"', '"num_mayers"'))
+    with pytest.raises(DamagedError, match=r"config\.json is damaged: its content is not what was converted; convert"):
+        resolve(folder, quantize=8)
+
+
 def test_damage_to_a_large_file_is_found_while_the_model_is_being_loaded(folder, monkeypatch):
     monkeypatch.setattr("model.digests.SMALL_BYTES", 10_000)
     flip_a_bit(folder / "model.safetensors", random.Random(1))
