@@ -191,7 +191,7 @@ class _Server(uvicorn.Server):
             self.listening.set()
 
     def stop(self, within_s: int | None = None) -> None:
-        """Take no more requests, and end once those in progress are done, or after `within_s` instead of `shutdown_s`."""
+        """Take no more requests, and end once those in progress are done. within_s: instead of `shutdown_s`."""
         if within_s is not None:
             self.config.timeout_graceful_shutdown = within_s
         self.should_exit = True
