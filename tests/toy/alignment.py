@@ -11,7 +11,7 @@ from .examples import FRAME_S
 from .speech import WordTime
 
 CLOSING, OPENING = (".", "?"), ("▁¿",)  # pieces without a sound
-LATE_FRAMES = 2  # a piece may be written so much later than its first frame
+LATE_FRAMES = 4  # a piece may be written so much later than its first frame
 
 
 class Tokenizer(Protocol):

@@ -100,7 +100,7 @@ def test_two_pieces_due_at_one_frame_are_both_written_there(letters: Letters):
 def test_a_piece_that_a_jump_has_passed_is_written_late_with_a_shorter_duration(letters: Letters):
     placed = placed_pieces(seconds(("An", 2, 5)), 9, letters)
     targets = {(t.frame, t.emitted): t for t in transducer_targets(placed, 9, BLANK, LONGEST)}
-    assert [targets[t, 0].duration for t in range(2, 3 + LATE_FRAMES)] == [3, 2, 1]
+    assert [targets[t, 0].duration for t in range(2, 3 + LATE_FRAMES)] == [3, 2, 1, 0, 0]
     assert (3 + LATE_FRAMES, 0) not in targets
 
 
