@@ -17,13 +17,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 from tqdm import tqdm
 
+from convert import canary, parakeet
 from convert.cache import locked
-from convert.configuration import aligner_config, canary_config
+from convert.configuration import family_of
 from convert.download import nemo_file
 from convert.errors import ConversionError
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
 from convert.quantize import fits, is_large, packed, packed_specs
-from convert.weights import LazyTensor, Table, aligner_table, canary_table, convert_tensors, dtype_of
+from convert.weights import LazyTensor, Table, convert_tensors, dtype_of
 from model.config import ALIGNER_DIR, CONFIG_FILE, FORMAT_VERSION, WEIGHTS_FILE, QuantizationConfig
 from model.safetensors_writer import write_safetensors
 
@@ -180,17 +181,25 @@ def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Pa
     quantization = asdict(config.quantization) if config.quantization else None
     name = nemo.path.name.removesuffix(".nemo")
     tensors = nemo.tensors(WEIGHTS)
-    model, files = canary_config(nemo, tensors, name, config.dtype)
-    values = {"family": "canary", **asdict(model), "quantization": quantization}
+    family = family_of(nemo)
+    if family == "parakeet":
+        model, files = parakeet.parakeet_config(nemo, tensors, name, config.dtype)
+        table = parakeet.parakeet_table(model, tensors, config.encoder_only)
+        after_encoder = parakeet.DECODER_SECTIONS
+    else:
+        model, files = canary.canary_config(nemo, tensors, name, config.dtype)
+        table = canary.canary_table(model, config.encoder_only)
+        after_encoder = canary.DECODER_SECTIONS
+    values = {"family": family, **asdict(model), "quantization": quantization}
     if config.encoder_only:
         tensors = {key: tensors[key] for key in tensors if key.startswith(("preprocessor.", "encoder."))}
-        del values["decoder"], values["decoding"]
-    parts = [Part(folder, values, files, tensors, named(canary_table(model, config.encoder_only)))]
+        values = {key: value for key, value in values.items() if key not in after_encoder}
+    parts = [Part(folder, values, files, tensors, named(table))]
     if ALIGNER_CONFIG in nemo and not config.encoder_only:
-        aligner, files = aligner_config(nemo, config.dtype)
+        aligner, files = canary.aligner_config(nemo, config.dtype)
         tensors = nemo.tensors(ALIGNER_WEIGHTS)
         values = {**asdict(aligner), "quantization": quantization}
-        parts.append(Part(folder / ALIGNER_DIR, values, files, tensors, named(aligner_table(aligner))))
+        parts.append(Part(folder / ALIGNER_DIR, values, files, tensors, named(canary.aligner_table(aligner))))
     return parts
 
 

@@ -12,16 +12,33 @@ logger = logging.getLogger(__name__)
 
 CC_BY = "CC-BY-4.0"
 CC_BY_NC = "CC-BY-NC-4.0 (non-commercial use only)"
+# The first word is the tag that the Hub knows.
+OTHER = "other (see its model card)"
+# The languages that canary-1b-v2 and parakeet-tdt-0.6b-v3 were trained on.
+# fmt: off
+EUROPEAN = (
+    "bg", "hr", "cs", "da", "nl", "en", "et", "fi", "fr", "de", "el", "hu", "it",
+    "lv", "lt", "mt", "pl", "pt", "ro", "sk", "sl", "es", "sv", "ru", "uk",
+)
+# fmt: on
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model known by name: hosted on the Hub as `repo`, or shipped with this project at `path`."""
+    """A model known by name: hosted on the Hub as `repo`, or shipped with this project at `path`.
+
+    languages: ISO 639-1, of a Parakeet, whose archive may not say them.
+    """
 
     file: str
     licence: str
     repo: str = ""
     path: Path | None = None
+    languages: tuple[str, ...] = ()
+
+
+def _parakeet(name: str, languages: tuple[str, ...] = ("en",), licence: str = CC_BY) -> dict[str, KnownModel]:
+    return {name: KnownModel(f"{name}.nemo", licence, f"nvidia/{name}", languages=languages)}
 
 
 MODELS = {
@@ -29,6 +46,16 @@ MODELS = {
     "canary-1b-flash": KnownModel("canary-1b-flash.nemo", CC_BY, "nvidia/canary-1b-flash"),
     "canary-1b": KnownModel("canary-1b.nemo", CC_BY_NC, "nvidia/canary-1b"),
     "canary-1b-v2": KnownModel("canary-1b-v2.nemo", CC_BY, "nvidia/canary-1b-v2"),
+    **_parakeet("parakeet-tdt-0.6b-v3", EUROPEAN),
+    **_parakeet("parakeet-tdt-0.6b-v2"),
+    **_parakeet("parakeet-tdt_ctc-110m"),
+    **_parakeet("parakeet-tdt_ctc-1.1b"),
+    **_parakeet("parakeet-tdt-1.1b"),
+    **_parakeet("parakeet-rnnt-0.6b"),
+    **_parakeet("parakeet-rnnt-1.1b"),
+    **_parakeet("parakeet-ctc-0.6b"),
+    **_parakeet("parakeet-ctc-1.1b"),
+    **_parakeet("parakeet-unified-en-0.6b", licence=OTHER),
     "toy": KnownModel("toy.nemo", "Apache-2.0", path=Path(__file__).parent / "toy" / "toy.nemo"),
 }
 

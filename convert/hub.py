@@ -21,8 +21,7 @@ from convert.convert import (
 )
 from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
-from model.canary.config import CanaryConfig
-from model.config import read_config
+from model.config import QuantizationConfig, read_values, section_from
 
 __all__ = ["MODELS", "ConversionError", "HubError", "converted_folder", "resolve"]
 
@@ -94,7 +93,8 @@ def _check_quantization(folder: Path, quantize: int | None) -> None:
     """Raises ConversionError if a converted folder is not quantized as requested; None accepts any."""
     if not quantize:
         return
-    actual = read_config(folder, CanaryConfig).quantization
+    values = read_values(folder).get("quantization")
+    actual = section_from(QuantizationConfig, values, "quantization") if values else None
     if actual is None or actual.bits != quantize:
         state = f"quantized to {actual.bits} bits" if actual else "not quantized"
         raise ConversionError(f"{folder} is already converted and {state}; for {quantize} bits, convert the .nemo file")

@@ -12,6 +12,9 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 ALIGNER_DIR = "aligner"
 FORMAT_VERSION = 1
+# Tensors that stay in float32 in any precision: in 16 bits, log-mel would lose quiet sounds, and a transducer's choice
+# between a token and the blank would change.
+FLOAT32_PARTS = ("preprocessor.", "prediction.", "joint.")
 SAMPLE_RATE = 16_000
 """The sample rate of all audio that models take, in Hz."""
 
@@ -49,7 +52,10 @@ class PreprocessorConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """NeMo's ConformerEncoder."""
+    """NeMo's ConformerEncoder, with NeMo's defaults.
+
+    att_context_size: how many steps attention sees to the left and right; (-1, -1) for all.
+    """
 
     feat_in: int
     n_layers: int
@@ -62,7 +68,7 @@ class EncoderConfig:
     ff_expansion_factor: int = 4
     self_attention_model: str = "rel_pos"
     att_context_size: tuple[int, ...] = (-1, -1)
-    xscaling: bool = False
+    xscaling: bool = True
     untie_biases: bool = True
     pos_emb_max_len: int = 5000
     conv_kernel_size: int = 9
@@ -73,11 +79,28 @@ class EncoderConfig:
         "subsampling": ("dw_striding",),
         "subsampling_factor": (8,),
         "causal_downsampling": (False,),
-        "self_attention_model": ("rel_pos",),
-        "att_context_size": ((-1, -1),),
+        "self_attention_model": ("rel_pos", "rel_pos_local_attn"),
         "untie_biases": (True,),
         "conv_norm_type": ("batch_norm",),
     }
+
+    def __post_init__(self) -> None:
+        size = self.att_context_size
+        is_pair = isinstance(size, tuple) and len(size) == 2 and all(isinstance(steps, int) for steps in size)
+        is_full = size == (-1, -1) and self.self_attention_model == "rel_pos"
+        if not is_full and not (is_pair and min(size) >= 0):
+            raise ConfigError(
+                f"encoder.att_context_size: {size!r} is not supported; must be two numbers of steps"
+                + (", or -1, -1 for all" if self.self_attention_model == "rel_pos" else "")
+            )
+        if not isinstance(self.conv_kernel_size, int) or self.conv_kernel_size % 2 == 0:
+            raise ConfigError(f"encoder.conv_kernel_size: {self.conv_kernel_size!r} is not supported; must be odd")
+
+    @property
+    def local_context(self) -> tuple[int, int] | None:
+        """How many steps attention sees to the left and to the right; None for all."""
+        left, right = self.att_context_size
+        return None if left < 0 else (left, right)
 
 
 @dataclass(frozen=True)

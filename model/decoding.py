@@ -1,6 +1,6 @@
 """What passes between the stages of a model, for every family: search options, encodings, tokens, languages."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,11 +11,15 @@ MAX_BEAM = 32
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How to search. None means the model's own setting."""
+    """How to search. None means the model's own setting.
+
+    head: of a model with several, such as "ctc" or "tdt" of a hybrid Parakeet.
+    """
 
     beam_size: int | None = None
     length_penalty: float | None = None
     max_new_tokens: int | None = None
+    head: str | None = None
 
     def __post_init__(self) -> None:
         if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:
@@ -41,13 +45,15 @@ class Encoded:
 class Generated:
     """The new tokens of one text without the end token, and the log-probability of each.
 
-    key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech.
+    key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech;
+    confidences: from 0 to 1, one for each token, if the model tells them.
     """
 
     key: int
     tokens: list[int]
     log_probs: list[float]
     nothing: float | None = None
+    confidences: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

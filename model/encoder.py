@@ -1,6 +1,7 @@
 """FastConformer encoder: log-mel frames to one vector per 80 ms. NeMo's ConformerEncoder."""
 
 import math
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,8 +11,11 @@ from model.arrays import Array
 from model.config import EncoderConfig
 from model.layers import Layer, LayerNorm, Linear
 
-# Encoder steps that are subsampled at a time on a CPU, so that the maps stay in its cache.
-STRETCH = 8
+# Encoder steps that are subsampled at a time: on a CPU so that the maps stay in its cache, on a GPU so that those of a
+# long recording fit into memory.
+STRETCH, GPU_STRETCH = 8, 1024
+# Steps whose local attention is computed at a time.
+BLOCK = 128
 # Projected positions are kept for audio up to so many encoder steps (41 s).
 POSITIONS_KEPT = 512
 
@@ -62,8 +66,8 @@ class Subsampling(Layer):
         Frames past a length count as zeros in every convolution.
         """
         T = subsampled(mel.shape[1])
-        # The first map is 256 channels wide: on a CPU only a short stretch of it stays in the cache.
-        stretch = T if self.xp.CONCURRENT else STRETCH
+        # The first map is 256 channels wide.
+        stretch = GPU_STRETCH if self.xp.CONCURRENT else STRETCH
         parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
         x = self.xp.concatenate(parts, axis=1)
         return self.out(x.reshape(*x.shape[:2], -1))
@@ -99,6 +103,13 @@ class Subsampling(Layer):
         return xp.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
 
 
+def _skewed(band: Array, xp: Any) -> Array:
+    """(B, H, n, W) → (B, H, n, n + W - 1): each row begins one place right of the one above, after zeros."""
+    B, H, n, W = band.shape
+    rows = xp.pad(band, [(0, 0), (0, 0), (0, 0), (0, n)]).reshape(B, H, n * (W + n))
+    return rows[..., :-n].reshape(B, H, n, W + n - 1)
+
+
 class FeedForward(Layer):
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -125,18 +136,51 @@ class RelativeAttention(Layer):
         # The projected sinusoids for the longest audio so far. A shorter one uses the middle of them.
         self._projected: Array = mx.zeros((H, 0, D // H))
 
-    def __call__(self, x: Array, mask: Array | None) -> Array:
-        """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all."""
-        xp = self.xp
+    def __call__(self, x: Array, mask: Array | None, local: tuple[int, int] | None) -> Array:
+        """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all.
+
+        local: how many steps each one sees to its left and to its right, or None for all.
+        """
         B, T, D = x.shape
         H = self.pos_bias_u.shape[0]
         heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
         q, k, v = heads[:, :H], heads[:, H : 2 * H], heads[:, 2 * H :]
-        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) @ self._positions(T).swapaxes(-1, -2))
+        if local is None or min(local) >= T - 1:
+            attended = self._full(q, k, v, mask)
+        else:
+            attended = self._local(q, k, v, mask, *local)
+        return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
+
+    def _full(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+        """Each query sees every key. q, k, v: (B, H, T, d). Returns (B, H, T, d)."""
+        xp = self.xp
+        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) @ self._positions(q.shape[2]).swapaxes(-1, -2))
         if mask is not None:
             bias = xp.where(mask, bias, -math.inf)
-        attended = xp.attention(q + self.pos_bias_u[:, None], k, v, bias)
-        return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
+        return xp.attention(q + self.pos_bias_u[:, None], k, v, bias)
+
+    def _local(self, q: Array, k: Array, v: Array, mask: Array | None, left: int, right: int) -> Array:
+        """Each query sees `left` keys before its own and `right` after it. NeMo's `rel_pos_local_attn`.
+
+        Only a band of the scores is computed, block by block: memory grows with T, not with its square.
+        """
+        xp, T = self.xp, q.shape[2]
+        longest = max(left, right) + 1
+        positions = self._positions(longest)[:, longest - 1 - left : longest + right].swapaxes(-1, -2)
+        k, v = (xp.pad(each, [(0, 0), (0, 0), (left, right), (0, 0)]) for each in (k, v))
+        real = xp.asarray(np.ones((1, 1, 1, T), bool)) if mask is None else mask
+        real = xp.pad(real, [(0, 0), (0, 0), (0, 0), (left, right)])
+        blocks = []
+        for start in range(0, T, BLOCK):
+            n = min(BLOCK, T - start)
+            queries, seen = q[:, :, start : start + n], slice(start, start + n + left + right)
+            bias = _skewed((queries + self.pos_bias_v[:, None]) @ positions, xp)
+            offset = np.arange(n + left + right) - np.arange(n)[:, None]
+            band, own = (xp.asarray(each) for each in ((offset >= 0) & (offset <= left + right), offset == left))
+            # A step past the end of its audio sees itself, as nothing at all would be NaN.
+            bias = xp.where(band & (real[..., seen] | own), bias, -math.inf)
+            blocks.append(xp.attention(queries + self.pos_bias_u[:, None], k[:, :, seen], v[:, :, seen], bias))
+        return xp.concatenate(blocks, axis=2)
 
     def _positions(self, length: int) -> Array:
         """(H, 2·length - 1, D/H): the projected distances length-1 … -(length-1), times attention's scale."""
@@ -187,11 +231,11 @@ class ConformerLayer(Layer):
         self.feed_forward2 = FeedForward(config)
         self.norm_out = LayerNorm(D)
 
-    def __call__(self, x: Array, inside: Array | None) -> Array:
-        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
+    def __call__(self, x: Array, inside: Array | None, local: tuple[int, int] | None) -> Array:
+        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; local: see `RelativeAttention`."""
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
         x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))
-        x = x + self.self_attn(self.norm_self_att(x), mask)
+        x = x + self.self_attn(self.norm_self_att(x), mask, local)
         x = x + self.conv(self.norm_conv(x), inside)
         x = self.xp.add_half(x, self.feed_forward2(self.norm_feed_forward2(x)))
         return self.norm_out(x)
@@ -206,11 +250,14 @@ class FastConformer(Layer):
         self.subsampling = Subsampling(config)
         self.layers = [ConformerLayer(config) for _ in range(config.n_layers)]
 
-    def __call__(self, mel: Array, lengths: Array = None) -> Array:
+    def __call__(self, mel: Array, lengths: Array = None, local: tuple[int, int] | None = None) -> Array:
         """mel: (B, T, n_mels); lengths: (B,) valid frames, or None where all T are → (B, T', d_model).
 
+        local: how many steps attention sees to the left and to the right, instead of as many as the model was trained
+        with: for audio so long that T'² scores would not fit into memory.
         T' is the subsampled T. Steps past a row's subsampled length are meaningless.
         """
+        local = local or self._config.local_context
         xp = self.xp
         mel = xp.asarray(mel, self.layers[0].norm_out.weight.dtype)
         lengths = None if lengths is None else xp.asarray(lengths)
@@ -219,5 +266,5 @@ class FastConformer(Layer):
             x = x * math.sqrt(self._config.d_model)
         inside = None if lengths is None else (xp.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
         for layer in self.layers:
-            x = layer(x, inside)
+            x = layer(x, inside, local)
         return x

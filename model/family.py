@@ -4,6 +4,7 @@ A family is a package beside this file (`model.canary`). `server` knows these pr
 `model.loading` picks the family of a converted folder.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,6 +41,11 @@ class ModelConfig(Protocol):
         """The most tokens that a task's context may have; 0 if the model takes no context."""
         ...
 
+    @property
+    def detects_language(self) -> bool:
+        """Whether the model can tell the spoken language."""
+        ...
+
     def check(self, task: Task) -> None:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`."""
         ...
@@ -53,11 +59,11 @@ class RunningBatch(Protocol):
         """Rows in use: one for each text, or for each hypothesis of a beam."""
         ...
 
-    def join(self, utterances: list[Any]) -> list[Generated]:
+    def join(self, utterances: list[Any]) -> Sequence[Generated]:
         """Add texts, made by `Model.utterance`; returns those that are finished already."""
         ...
 
-    def step(self) -> list[Generated]:
+    def step(self) -> Sequence[Generated]:
         """One step for every row; returns the texts that it finished."""
         ...
 
@@ -92,7 +98,7 @@ class Model(Protocol):
         ...
 
     def detect_language(self, encoded: Encoded) -> Detection:
-        """The spoken language. A model that cannot tell refuses the language AUTO in `ModelConfig.check`."""
+        """The spoken language. Not for a model that cannot tell: see `ModelConfig.detects_language`."""
         ...
 
     def utterance(

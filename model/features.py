@@ -8,6 +8,8 @@ from model.layers import Layer
 
 LOG_GUARD = 2.0**-24
 STD_GUARD = 1e-5
+# Frames whose spectrum is held at once (60 s), so that the spectrum of an hour is not.
+FRAMES_AT_ONCE = 6000
 
 
 class LogMel(Layer):
@@ -29,15 +31,25 @@ class LogMel(Layer):
         xp, config = self.xp, self._config
         waveform, lengths = xp.asarray(waveform), xp.asarray(lengths)
         valid = lengths // config.hop_length
-        power = self._power_spectrum(self._preemphasised(waveform, lengths))
-        log_mel = xp.log(power @ self.fb.T + LOG_GUARD)
+        log_mel = self._log_mel(self._preemphasised(waveform, lengths))
         return self._normalised_per_feature(log_mel, valid), valid
 
+    def _log_mel(self, waveform: Array) -> Array:
+        """(B, N) → (B, N // hop + 1, n_mels): centred frames over zero padding."""
+        xp, n_fft, hop = self.xp, self._config.n_fft, self._config.hop_length
+        count = waveform.shape[1] // hop + 1
+        padded = xp.pad(waveform, [(0, 0), (n_fft // 2, n_fft // 2)])
+        parts = []
+        for start in range(0, count, FRAMES_AT_ONCE):
+            stop = min(start + FRAMES_AT_ONCE, count)
+            power = self._power_spectrum(padded[:, start * hop : (stop - 1) * hop + n_fft])
+            parts.append(xp.log(power @ self.fb.T + LOG_GUARD))
+        return xp.concatenate(parts, axis=1)
+
     def _power_spectrum(self, waveform: Array) -> Array:
-        """(B, N) → (B, N // hop + 1, n_fft // 2 + 1): centred frames over zero padding."""
+        """(B, N) → (B, (N - n_fft) // hop + 1, n_fft // 2 + 1)"""
         xp, config = self.xp, self._config
-        half = config.n_fft // 2
-        frames = xp.frames(xp.pad(waveform, [(0, 0), (half, half)]), config.n_fft, config.hop_length)
+        frames = xp.frames(waveform, config.n_fft, config.hop_length)
         left = (config.n_fft - config.win_length) // 2
         window = xp.pad(self.window, (left, config.n_fft - config.win_length - left))
         spectrum = xp.fft.rfft(frames * window, axis=-1)

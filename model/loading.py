@@ -10,9 +10,10 @@ from model.cpu import prepare_process
 from model.cpu.allocator import give_back_freed_memory
 from model.family import Model
 from model.memory import Need
+from model.parakeet.model import ParakeetModel
 
 # By the name in `config.json`.
-FAMILIES: dict[str, type[CanaryModel]] = {"canary": CanaryModel}
+FAMILIES: dict[str, type[CanaryModel] | type[ParakeetModel]] = {"canary": CanaryModel, "parakeet": ParakeetModel}
 
 
 def load(folder: Path, dtype: str | None = None) -> Model:
@@ -30,7 +31,7 @@ def memory_need(folder: Path, dtype: str) -> Need:
     return _family(folder).memory_need(folder, dtype)
 
 
-def _family(folder: Path) -> type[CanaryModel]:
+def _family(folder: Path) -> type[CanaryModel] | type[ParakeetModel]:
     # Folders that were converted before there was a second family do not name theirs.
     family = read_values(folder).get("family", "canary")
     if family not in FAMILIES:

@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from model.arrays import as_on_gpu, on_cpu
-from model.config import QuantizationConfig, WeightsError
+from model.config import FLOAT32_PARTS, QuantizationConfig, WeightsError
 from model.cpu import int8
 
 # Bytes of freed arrays that MLX keeps at most to use again. On a CPU malloc does that.
@@ -46,7 +46,7 @@ def weights_size(path: Path, dtype: str, quantization: QuantizationConfig | None
         if quantization and name in packed:
             size += _packed_size(tensor.size * 32 // quantization.bits, quantization, dtype)
         elif name.rpartition(".")[0] + ".weight" not in packed or name.endswith(".bias"):
-            size += tensor.size * (4 if name.startswith("preprocessor.") else ITEM_SIZES[dtype])
+            size += tensor.size * (4 if name.startswith(FLOAT32_PARTS) else ITEM_SIZES[dtype])
     return size
 
 
@@ -54,7 +54,9 @@ def quantized_size(path: Path, dtype: str, bits: int) -> int:
     """About what `weights_size` would be if a file that is not quantized were, with `bits`."""
     tensors = opened(path)
     large = sum(
-        t.size for name, t in tensors.items() if t.ndim == 2 and ".layers." in name and "linear_pos" not in name
+        t.size
+        for name, t in tensors.items()
+        if t.ndim == 2 and ".layers." in name and "linear_pos" not in name and not name.startswith(FLOAT32_PARTS)
     )
     saved = large * ITEM_SIZES[dtype] - _packed_size(large, QuantizationConfig(bits, 64), dtype)
     return weights_size(path, dtype, None) - saved

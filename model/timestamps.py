@@ -26,7 +26,11 @@ def plain_text(tokens: Sequence[int], tokenizer: Tokenizer) -> str:
 
 def whole_segment(generated: Generated, tokenizer: Tokenizer, duration: float) -> tuple[Segment, ...]:
     """One segment over the whole audio, for output without times; no segment if there is no text."""
-    text = plain_text(generated.tokens, tokenizer)
+    return segment_of(plain_text(generated.tokens, tokenizer), generated, duration)
+
+
+def segment_of(text: str, generated: Generated, duration: float) -> tuple[Segment, ...]:
+    """`whole_segment` of tokens whose text is known."""
     return (_segment(0.0, duration, text, generated, range(len(generated.tokens))),) if text else ()
 
 
@@ -56,7 +60,8 @@ def sentences(
         begin, stop = stop, len(generated.tokens) if last else written.tokens.stop
         tokens, known = tuple(generated.tokens[begin:stop]), tuple(_log_probs(range(begin, stop), generated))
         probability = _probability(written.tokens, generated, tokenizer)
-        group.append(Word(written.text, start, end, probability, tokens, known))
+        confidence = _confidence(written.tokens, generated, tokenizer)
+        group.append(Word(written.text, start, end, probability, tokens, known, confidence))
         if last or written.text.endswith(SENTENCE_END):
             text = " ".join(word.word for word in group)
             segments.append(_segment(group[0].start, group[-1].end, text, generated, range(first, stop), tuple(group)))
@@ -113,9 +118,19 @@ def _segment(
 
 def _probability(stretch: range, generated: Generated, tokenizer: Tokenizer) -> float | None:
     """The geometric mean over the tokens of a word's text; None if none is known."""
-    spelling = [i for i in stretch if not tokenizer.is_special(generated.tokens[i])]
-    known = [p for i in spelling for p in _log_probs(range(i, i + 1), generated)]
+    known = [p for i in _spelling(stretch, generated, tokenizer) for p in _log_probs(range(i, i + 1), generated)]
     return math.exp(sum(known) / len(known)) if known else None
+
+
+def _confidence(stretch: range, generated: Generated, tokenizer: Tokenizer) -> float | None:
+    """The least over the tokens of a word's text; None if the model tells none."""
+    spelling = _spelling(stretch, generated, tokenizer)
+    return min((generated.confidences[i] for i in spelling), default=None) if generated.confidences else None
+
+
+def _spelling(stretch: range, generated: Generated, tokenizer: Tokenizer) -> list[int]:
+    """Which of those tokens wrote text."""
+    return [i for i in stretch if not tokenizer.is_special(generated.tokens[i])]
 
 
 def _log_probs(stretch: range, generated: Generated) -> list[float]:

@@ -49,9 +49,13 @@ class Tokenizer:
         """Text of ids, with special tokens written out."""
         raise NotImplementedError
 
+    def piece(self, token: int) -> str:
+        """The token as the vocabulary has it, with ▁ for a space."""
+        raise NotImplementedError
+
     def starts_word(self, token: int) -> bool:
         """Whether a word begins with this token."""
-        raise NotImplementedError
+        return token < self.vocab_size and self.piece(token).startswith(_WORD_START)
 
     def is_special(self, token: int) -> bool:
         return token in self._special_ids
@@ -92,8 +96,8 @@ class AggregateTokenizer(Tokenizer):
         known = (self._pieces[i] for i in ids if i < self.vocab_size)
         return "".join(known).replace(_WORD_START, " ")
 
-    def starts_word(self, token: int) -> bool:
-        return token < self.vocab_size and self._pieces[token].startswith(_WORD_START)
+    def piece(self, token: int) -> str:
+        return self._pieces[token]
 
 
 class SingleTokenizer(Tokenizer):
@@ -116,8 +120,8 @@ class SingleTokenizer(Tokenizer):
     def decode(self, ids: list[int]) -> str:
         return self._model.decode([i for i in ids if i < self.vocab_size])
 
-    def starts_word(self, token: int) -> bool:
-        return token < self.vocab_size and self._model.id_to_piece(token).startswith(_WORD_START)
+    def piece(self, token: int) -> str:
+        return self._model.id_to_piece(token)
 
 
 def load_tokenizer(folder: Path, config: TokenizerConfig, required: tuple[str, ...] = ()) -> Tokenizer:

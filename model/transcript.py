@@ -10,6 +10,7 @@ class Word:
 
     probability: the geometric mean over its tokens; None if unknown. tokens: the generated ids that wrote it, times and
     other special tokens included; log_probs: theirs. The tokens of a segment are those of its words in order.
+    confidence: from 0 to 1, that of its least sure token, if the model tells it.
     """
 
     word: str
@@ -18,6 +19,7 @@ class Word:
     probability: float | None = None
     tokens: tuple[int, ...] = field(default=(), compare=False, repr=False)
     log_probs: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten
 
 from model.arrays import as_on_gpu, library_for
 from model.arrays import numpy as numpy_arrays
-from model.config import QuantizationConfig, WeightsError
+from model.config import FLOAT32_PARTS, QuantizationConfig, WeightsError
 from model.cpu import allocator, layout
 from model.memory import opened
 
@@ -56,9 +56,8 @@ def load_weights(module: nn.Module, path: Path, dtype: str, quantization: Quanti
             nn.quantize(module, group_size, bits, class_predicate=lambda name, _: name in layers)
         else:
             layout.take_packed(module, weights, layers, quantization, path)
-    # The filterbank stays float32: features are computed in it whatever the model's type.
     kept = {
-        name: v if name.startswith("preprocessor.") or v.dtype == mx.uint32 else v.astype(DTYPES[dtype])
+        name: v if name.startswith(FLOAT32_PARTS) or v.dtype == mx.uint32 else v.astype(DTYPES[dtype])
         for name, v in weights.items()
     }
     module.load_weights(list(kept.items()))

@@ -1,6 +1,6 @@
 """Small `.nemo` archives with the structure of the four published models, built without NeMo.
 
-Names and shapes are taken from NeMo's own files, independently of the table in `convert.weights` that they test.
+Names and shapes are taken from NeMo's own files, independently of the tables in `convert` that they test.
 """
 
 import functools
@@ -169,15 +169,22 @@ class Zeros(RandomTensors):
 
 
 def encoder_tensors(
-    values: RandomTensors, d: int = D, layers: int = 2, channels: int = CHANNELS, bias: bool = True
+    values: RandomTensors,
+    d: int = D,
+    layers: int = 2,
+    channels: int = CHANNELS,
+    bias: bool = True,
+    bands: int = BANDS,
+    kernel: int = 9,
+    heads: int = HEADS,
 ) -> None:
     values.tensor("preprocessor.featurizer.window", 400)
-    values.tensor("preprocessor.featurizer.fb", 1, BANDS, 257)
+    values.tensor("preprocessor.featurizer.fb", 1, bands, 257)
     values.layer("encoder.pre_encode.conv.0", channels, 1, 3, 3)
     for depthwise in (2, 5):
         values.layer(f"encoder.pre_encode.conv.{depthwise}", channels, 1, 3, 3)
         values.layer(f"encoder.pre_encode.conv.{depthwise + 1}", channels, channels, 1, 1)
-    values.layer("encoder.pre_encode.out", d, 16 * channels)
+    values.layer("encoder.pre_encode.out", d, bands // 8 * channels)
     for layer in (f"encoder.layers.{n}" for n in range(layers)):
         for norm in ("norm_feed_forward1", "norm_self_att", "norm_conv", "norm_feed_forward2", "norm_out"):
             values.layer(f"{layer}.{norm}", d)
@@ -188,9 +195,9 @@ def encoder_tensors(
             values.layer(f"{layer}.self_attn.linear_{part}", d, d, bias=bias)
         values.layer(f"{layer}.self_attn.linear_pos", d, d, bias=False)
         for part in ("u", "v"):
-            values.tensor(f"{layer}.self_attn.pos_bias_{part}", HEADS, d // HEADS)
+            values.tensor(f"{layer}.self_attn.pos_bias_{part}", heads, d // heads)
         values.layer(f"{layer}.conv.pointwise_conv1", 2 * d, d, 1, bias=bias)
-        values.layer(f"{layer}.conv.depthwise_conv", d, 1, 9, bias=bias)
+        values.layer(f"{layer}.conv.depthwise_conv", d, 1, kernel, bias=bias)
         values.layer(f"{layer}.conv.pointwise_conv2", d, d, 1, bias=bias)
         values.layer(f"{layer}.conv.batch_norm", d)
         values.tensor(f"{layer}.conv.batch_norm.running_mean", d)

@@ -18,6 +18,11 @@ from model.canary.decoder import Decoder, Head
 from model.canary.generate import RunningBatch, Utterance
 from model.config import EncoderConfig
 from model.encoder import ConformerLayer
+from model.parakeet.config import JointConfig, PredictionConfig
+from model.parakeet.decoding import Utterance as ParakeetUtterance
+from model.parakeet.joint import Joint
+from model.parakeet.prediction import PredictionNetwork
+from model.parakeet.transducer import GreedyRows, Transducer
 
 FUSED = ("layer_norm", "scaled_dot_product_attention")
 VIEWS = {"AsStrided", "Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Split", "Squeeze", "Transpose"}
@@ -78,6 +83,22 @@ def of_step(layers: int) -> Counter[str]:
     batch.step()
     with counted() as count:
         return count(*batch._written(batch._last_tokens()))
+
+
+def of_transducer_round(lstm_layers: int, durations: tuple[int, ...]) -> Counter[str]:
+    """The primitives of a round of label looping, for two recordings: the search for their next token."""
+    outputs = 16 + len(durations)
+    prediction = PredictionNetwork(PredictionConfig(hidden=8, layers=lstm_layers), vocab_size=15)
+    joint = Joint(JointConfig(hidden=8), encoder_width=32, prediction_width=8, outputs=outputs)
+    mx.eval(prediction.parameters(), joint.parameters())
+    batch = GreedyRows(Transducer(prediction, joint, 16, durations, max_symbols=10), look_ahead=False)
+    batch.join([ParakeetUtterance(steps, mx.ones((steps, 32))) for steps in (9, 10)])
+    position = batch._position
+    assert position is not None
+    mx.eval(batch._frames, batch._first, batch._lengths, position.frame, position.written, position.memory)
+    with counted() as count:
+        after, written = batch._round(position)
+        return count(*written, after.frame, after.written, *after.memory)
 
 
 def of_encoder_layer(padded: bool) -> Counter[str]:

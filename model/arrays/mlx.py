@@ -5,6 +5,7 @@ of a head, R rows of a running batch.
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,13 @@ from mlx.core import (
     arange,
     concatenate,
     contiguous,
+    exp,
     fft,
+    float32,
     imag,
     log,
     maximum,
+    minimum,
     pad,
     real,
     sqrt,
@@ -42,7 +46,9 @@ __all__ = [
     "depthwise_1d",
     "depthwise_2d",
     "evaluate",
+    "exp",
     "fft",
+    "float32",
     "frames",
     "glu",
     "imag",
@@ -50,11 +56,14 @@ __all__ = [
     "linear",
     "log",
     "log_softmax",
+    "lstm_cell",
     "maximum",
+    "minimum",
     "pad",
     "real",
     "relative_shift",
     "relu",
+    "rows_where",
     "silu",
     "softmax",
     "sqrt",
@@ -133,6 +142,27 @@ def add_half(x: mx.array, y: mx.array) -> mx.array:
 @partial(mx.compile, shapeless=True)
 def _add_half(x: mx.array, y: mx.array) -> mx.array:
     return x + 0.5 * y
+
+
+def lstm_cell(gates: mx.array, cell: mx.array) -> tuple[mx.array, mx.array]:
+    """One step of an LSTM layer: gates (R, 4P), in the order i, f, g, o, and cell (R, P) → output and cell (R, P)."""
+    i, f, g, o = mx.split(gates, 4, axis=-1)
+    return _lstm_cell(i, f, g, o, cell)
+
+
+@partial(mx.compile, shapeless=True)
+def _lstm_cell(i: mx.array, f: mx.array, g: mx.array, o: mx.array, cell: mx.array) -> tuple[mx.array, mx.array]:
+    cell = mx.sigmoid(f) * cell + mx.sigmoid(i) * mx.tanh(g)
+    return mx.sigmoid(o) * mx.tanh(cell), cell
+
+
+def rows_where(chosen: mx.array, compute: Callable[[Any], list[mx.array]], otherwise: list[mx.array]) -> list[mx.array]:
+    """Arrays (R, …) with the rows of compute(rows) where chosen (R,) is true, and else those of `otherwise`.
+
+    Everything is computed for all rows: which are chosen is known to the GPU alone.
+    """
+    pairs = zip(compute(slice(None)), otherwise, strict=True)
+    return [mx.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old) for new, old in pairs]
 
 
 def softmax(x: mx.array) -> mx.array:

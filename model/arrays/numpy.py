@@ -4,6 +4,7 @@ The names, arguments and results are those of `model.arrays.mlx`, whose shapes a
 speed asks for it, work is done in place, on rows one by one, or laid out for the cache and for BLAS.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ from numpy import (
     arange,
     asarray,
     concatenate,
+    exp,
     fft,
+    float32,
     imag,
     log,
     maximum,
+    minimum,
     pad,
     real,
     sqrt,
@@ -39,7 +43,9 @@ __all__ = [
     "depthwise_1d",
     "depthwise_2d",
     "evaluate",
+    "exp",
     "fft",
+    "float32",
     "frames",
     "glu",
     "imag",
@@ -47,11 +53,14 @@ __all__ = [
     "linear",
     "log",
     "log_softmax",
+    "lstm_cell",
     "maximum",
+    "minimum",
     "pad",
     "real",
     "relative_shift",
     "relu",
+    "rows_where",
     "silu",
     "softmax",
     "sqrt",
@@ -136,6 +145,34 @@ def _gated(value: np.ndarray, gate: np.ndarray) -> np.ndarray:
     np.exp(divisor, out=divisor)
     divisor += 1
     return np.divide(value, divisor, out=divisor)
+
+
+def lstm_cell(gates: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """One step of an LSTM layer: gates (R, 4P), in the order i, f, g, o, and cell (R, P) → output and cell (R, P)."""
+    i, f, g, o = np.split(gates, 4, axis=-1)
+    # sigmoid(x) as tanh, which neither overflows nor warns.
+    half = np.float32(0.5)
+    i, f, o = (half * np.tanh(half * gate) + half for gate in (i, f, o))
+    cell = f * cell + i * np.tanh(g)
+    return o * np.tanh(cell), cell
+
+
+def rows_where(
+    chosen: np.ndarray, compute: Callable[[Any], list[np.ndarray]], otherwise: list[np.ndarray]
+) -> list[np.ndarray]:
+    """Arrays (R, …) with the rows of compute(rows) where chosen (R,) is true, and else those of `otherwise`.
+
+    Only the chosen rows are computed.
+    """
+    rows = np.flatnonzero(chosen)
+    if len(rows) == len(chosen):
+        return compute(slice(None))
+    if not len(rows):
+        return otherwise
+    results = [old.copy() for old in otherwise]
+    for result, new in zip(results, compute(rows), strict=True):
+        result[rows] = new
+    return results
 
 
 def softmax(x: np.ndarray) -> np.ndarray:

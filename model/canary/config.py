@@ -87,6 +87,11 @@ class CanaryConfig:
         """The most tokens that a context may have; 0 for canary-1b, whose prompt has no place for one."""
         return 0 if self.prompt_format == "canary" else int(self.decoder.max_sequence_length * CONTEXT_SHARE)
 
+    @property
+    def detects_language(self) -> bool:
+        """True: the language is a token that the decoder can write."""
+        return True
+
     def check(self, task: Task) -> None:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`."""
         languages = ", ".join(self.languages)

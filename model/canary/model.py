@@ -1,6 +1,5 @@
 """The whole model: `CanaryModel.load` a converted folder, then waveforms to transcripts."""
 
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,16 +13,15 @@ from model.alignment import attention_times
 from model.arrays import Array, default_dtype
 from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
-from model.canary.footprint import memory_need, reserve_memory
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
 from model.canary.prompt import BEGIN, END, NO_SPEECH, language_query_tokens, prompt_tokens
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
 from model.decoding import DecodingOptions, Detection, Encoded, Generated, detection_from
-from model.encoder import FastConformer, subsampled
-from model.features import LogMel
-from model.layers import Layer, Linear
+from model.footprint import Footprint
+from model.layers import Linear
+from model.listening import Listener
 from model.memory import Need
-from model.task import Task
+from model.task import Task, TaskError
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import PAD, Tokenizer, load_tokenizer
 from model.transcript import Transcript
@@ -31,15 +29,13 @@ from model.transcript import Transcript
 MIN_DURATION_S = 1.0
 
 
-class CanaryModel(Layer):
+class CanaryModel(Listener):
     """Canary. A `model.family.Model`: it belongs to the thread that loaded it, as its MLX arrays do."""
 
     def __init__(self, config: CanaryConfig, tokenizer: Tokenizer):
-        super().__init__()
+        super().__init__(config.preprocessor, config.encoder)
         self.config = config
         self.tokenizer = tokenizer
-        self.preprocessor = LogMel(config.preprocessor)
-        self.encoder = FastConformer(config.encoder)
         if config.encoder.d_model != config.decoder.hidden_size:
             self.encoder_decoder_proj = Linear(config.encoder.d_model, config.decoder.hidden_size)
         self.decoder = Decoder(config.decoder, config.vocab_size)
@@ -56,7 +52,7 @@ class CanaryModel(Layer):
         folder = Path(folder)
         config = read_config(folder, CanaryConfig)
         dtype = dtype or default_dtype()
-        reserve_memory(folder, config, dtype)
+        footprint(folder, config).reserve(dtype)
         canary = cls(config, load_tokenizer(folder, config.tokenizer, (BEGIN, END, PAD)))
         weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
@@ -66,32 +62,10 @@ class CanaryModel(Layer):
     @classmethod
     def memory_need(cls, folder: Path, dtype: str) -> Need:
         """What the model in a converted folder takes in `dtype`. Raises ConfigError or WeightsError."""
-        return memory_need(folder, read_config(folder, CanaryConfig), dtype)
+        return footprint(Path(folder), read_config(folder, CanaryConfig)).need(dtype)
 
-    @property
-    def dtype(self) -> str:
-        """What it computes in: "float32", "bfloat16" or "float16"."""
-        return str(self.decoder.position_encoding.dtype).removeprefix("mlx.core.")
-
-    @property
-    def encodes_together(self) -> bool:
-        """True if rows are computed side by side. Otherwise padding would only cost time."""
-        return self.xp.CONCURRENT
-
-    def features(self, waveforms: list[np.ndarray]) -> tuple[Array, Array]:
-        """Waveforms of any lengths → log-mel (B, T, n_mels) float32 and the valid frames (B,)."""
-        lengths = [len(w) for w in waveforms]
-        padded = np.zeros((len(waveforms), max(lengths)), np.float32)
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = waveform
-        return self.preprocessor(padded, lengths)
-
-    def encode(self, mel: Array, lengths: Array = None) -> Array:
-        """(B, T, n_mels) and the valid frames (B,), or None if all are → (B, T', M), what the decoder attends to.
-
-        Steps of a row past its first `subsampled(length)` are meaningless.
-        """
-        encoded = self.encoder(mel, lengths)
+    def encode(self, mel: Array, lengths: Array = None, local: tuple[int, int] | None = None) -> Array:
+        encoded = super().encode(mel, lengths, local)
         return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
 
     def forced_log_probs(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
@@ -104,21 +78,6 @@ class CanaryModel(Layer):
         waveforms = [at_least_a_second(w) for w in waveforms]
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
         return [encoded for group in groups for encoded in self.encoded_together(group)]
-
-    def encoded_together(self, waveforms: list[np.ndarray]) -> list[Encoded]:
-        """The encoding of each waveform as it is, computed in one padded batch."""
-        began = time.monotonic()
-        mel, lengths = self.features(waveforms)
-        self.xp.evaluate(mel)
-        had_features = time.monotonic()
-        frames = [len(w) // self.config.preprocessor.hop_length for w in waveforms]
-        # Without the frame after the last valid one, which is zero, equal lengths need no masks.
-        mel = mel[:, : max(frames)]
-        encoded = self.encode(mel, None if min(frames) == max(frames) else lengths)
-        self.xp.evaluate(encoded)
-        times = had_features - began, time.monotonic() - had_features
-        # NeMo's length limit counts the frame after the last valid one.
-        return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
 
     def detect_language(self, encoded: Encoded) -> Detection:
         """The spoken language: the one that the model itself finds most probable at its place in the prompt."""
@@ -167,6 +126,8 @@ class CanaryModel(Layer):
         self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
     ) -> Utterance:
         """One text, for `RunningBatch.join`. prefix: tokens that it is known to begin with. Raises TaskError."""
+        if options.head is not None:
+            raise TaskError(f"head {options.head!r} is not supported by {self.config.name}, which has only one", "head")
         return self.prompted(key, encoded, [*self.prompt(task), *prefix], options)
 
     def prompted(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
@@ -246,6 +207,15 @@ class CanaryModel(Layer):
         if not self._aligner or (task.is_translation and task.timestamps == "word"):
             return None
         return self._aligner().word_times(waveform, text)
+
+
+def footprint(folder: Path, config: CanaryConfig) -> Footprint:
+    """What decides how much memory the model takes, its aligner included."""
+    decoder, steps = config.decoder, int(config.longest_s / config.step_s)
+    positions = decoder.max_sequence_length + steps
+    cached = 2 * decoder.num_layers * positions * decoder.hidden_size
+    files = (folder / WEIGHTS_FILE, folder / ALIGNER_DIR / WEIGHTS_FILE)
+    return Footprint(config.name, files, config.quantization, config.encoder, steps, cached)
 
 
 def padding_before(samples: int) -> int:

@@ -178,7 +178,8 @@ class Batcher:
         """The pass and its utterances, one for each task."""
         began = time.monotonic()
         detect = wanted.detect_language or any(task.language == AUTO for task in wanted.tasks)
-        detection = self._model.detect_language(encoded) if detect else None
+        detects = detect and self._model.config.detects_language
+        detection = self._model.detect_language(encoded) if detects else None
         tasks = [
             replace(t, language=detection.language) if detection and t.language == AUTO else t for t in wanted.tasks
         ]
@@ -190,7 +191,7 @@ class Batcher:
             utterances.append(self._model.utterance(self._keys, encoded, task, wanted.options, prefix))
         return run, utterances
 
-    def _retired(self, finished: list[Generated]) -> list[tuple[int, PassOutcome]]:
+    def _retired(self, finished: Sequence[Generated]) -> list[tuple[int, PassOutcome]]:
         """The passes whose texts are all written."""
         outcomes: list[tuple[int, PassOutcome]] = []
         for generated in finished:

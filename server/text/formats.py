@@ -73,8 +73,13 @@ def segment_dict(segment: Segment) -> dict[str, Any]:
 
 
 def _word_dict(word: Word) -> dict[str, Any]:
-    probability = {} if word.probability is None else {"probability": round(word.probability, 4)}
-    return {"word": word.word, "start": round(word.start, 3), "end": round(word.end, 3), **probability}
+    known = {"probability": _rounded(word.probability), "confidence": _rounded(word.confidence)}
+    return {
+        "word": word.word,
+        "start": round(word.start, 3),
+        "end": round(word.end, 3),
+        **{name: value for name, value in known.items() if value is not None},
+    }
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,52 +1,44 @@
 """Small Canary archives with random weights, built and saved by NeMo itself.
 
-They have the real ones' four shapes at a hundredth of the width; two more have heads as wide as the real ones'. Random
-weights that are left alone repeat one token for ever; here they are made loud enough that what comes out depends on the
-sound, the position and the history, and every norm, bias and running statistic is away from its neutral value, so that
-nothing left out goes unseen.
+They have the real ones' four shapes at a hundredth of the width; two more have heads as wide as the real ones'.
 """
 
-import gzip
-import random
 import re
-import shutil
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE, EncDecMultiTaskModel
 from nemo.collections.common.tokenizers.canary_tokenizer import DEFAULT_TOKENS, CanaryTokenizer
-from nemo.collections.common.tokenizers.sentencepiece_tokenizer import create_spt_model
 from nemo.utils.app_state import AppState
 from omegaconf import OmegaConf
-from sentencepiece import sentencepiece_model_pb2
 
+from tests.parity.building import (
+    EncoderShape,
+    augmentation_config,
+    drop_normalisation_table,
+    encoder_config,
+    make_lively,
+    preprocessor_config,
+    sentences,
+    train_tokenizer,
+)
 from tests.toy.combined import with_aligner
 
 
 @dataclass(frozen=True)
-class Shape:
+class Shape(EncoderShape):
     """One of the published models' shapes, in small."""
 
     tokenizer: str = "agg"  # or bpe
     prompt_format: str = "canary2"  # or canary
     languages: tuple[str, ...] = ("en", "de", "es", "fr")
     vocab: int = 96  # pieces per language; for bpe, of the one model besides its special tokens
-    features: int = 128
-    encoder_layers: int = 2
-    d_model: int = 48
-    encoder_heads: int = 4
-    conv_channels: int = 12
-    use_bias: bool = True
-    xscaling: bool = False
     decoder_layers: int = 2
     hidden: int = 48
     decoder_heads: int = 4
     max_sequence_length: int = 256
     aligner: bool = False
-    gzipped: bool = True
-    seed: int = 0
 
 
 SHAPES = {
@@ -100,28 +92,6 @@ _TASK_TOKENS = {
 }
 # fmt: on
 
-_ALPHABETS = {
-    "en": ("bcdfghjklmnprstvw", "aeiou"),
-    "de": ("bcdfghjklmnprstwz", "aeiouäöü"),
-    "es": ("bcdfghjlmnñprstv", "aeiouáéí"),
-    "fr": ("bcdfghjlmnprstv", "aeiouéèê"),
-    "bg": ("бвгджзклмнпрст", "аеиоу"),
-    "uk": ("бвгджзклмнпрст", "аеиоуїє"),
-}
-
-
-def sentences(language: str, count: int, seed: int = 0) -> list[str]:
-    """Made-up sentences with the language's letters."""
-    rng = random.Random(f"{language} {seed}")
-    consonants, vowels = _ALPHABETS[language]
-
-    def word() -> str:
-        return "".join(rng.choice(consonants) + rng.choice(vowels) for _ in range(rng.randint(1, 3)))
-
-    words = [word() for _ in range(300)]
-    lines = (" ".join(rng.choices(words, k=rng.randint(3, 9))) for _ in range(count))
-    return [line.capitalize() + rng.choice([".", "?", "!", ","]) for line in lines]
-
 
 def build(shape: Shape, path: Path, workdir: Path) -> None:
     """Save an archive of `shape` at `path`."""
@@ -130,12 +100,12 @@ def build(shape: Shape, path: Path, workdir: Path) -> None:
     torch.manual_seed(shape.seed)
     tokenizer = _trained_tokenizer(shape, workdir / "tokenizers")
     model = EncDecMultiTaskModel(cfg=OmegaConf.create(_model_config(shape, tokenizer))).eval()
-    _make_lively(model, shape.seed)
+    make_lively(model, shape.seed, _GAINS, _EMBEDDINGS)
     _quieten_special_tokens(model)
     model.save_to(str(path))
     if shape.aligner:
         aligner = EncDecCTCModelBPE(cfg=OmegaConf.create(_aligner_config(model.cfg, tokenizer))).eval()
-        _make_lively(aligner, shape.seed + 1)
+        make_lively(aligner, shape.seed + 1, _GAINS, _EMBEDDINGS)
         aligner.save_to(str(workdir / "aligner.nemo"))
         with_aligner(path, workdir / "aligner.nemo", workdir / "both.nemo").replace(path)
 
@@ -147,59 +117,25 @@ def set_end(model: EncDecMultiTaskModel, vector: torch.Tensor, bias: float) -> N
         model.log_softmax.mlp.layer0.bias[model.tokenizer.eos] = bias
 
 
-def replace_weights(path: Path, model: EncDecMultiTaskModel, gzipped: bool) -> None:
-    """Put `model`'s weights into the archive at `path`, leaving its other members as NeMo wrote them."""
-    folder = path.with_suffix(".unpacked")
-    with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
-    torch.save(model.state_dict(), folder / "model_weights.ckpt")
-    plain = path.with_suffix(".tar")
-    with tarfile.open(plain, "w:") as archive:
-        archive.add(folder, arcname="./")
-    if gzipped:
-        path.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
-        plain.unlink()
-    else:
-        plain.replace(path)
-    shutil.rmtree(folder)
-
-
 def _trained_tokenizer(shape: Shape, folder: Path) -> dict:
     special = [f"<|{name}|>" for name in (*_TASK_TOKENS[shape.prompt_format], *shape.languages)]
     if shape.tokenizer == "bpe":
         special = list(dict.fromkeys(DEFAULT_TOKENS + special))
         lines = [line for language in shape.languages for line in sentences(language, 400)]
-        _train(folder / "one", len(special) + shape.vocab, lines, special)
+        train_tokenizer(folder / "one", len(special) + shape.vocab, lines, special)
         custom = "CanaryBPETokenizer"
         config = {"dir": str(folder / "one"), "type": "bpe"}
     else:
         CanaryTokenizer.build_special_tokenizer(special, folder / "spl_tokens", force_rebuild=True)
         for language in shape.languages:
-            _train(folder / language, shape.vocab, sentences(language, 1000))
+            train_tokenizer(folder / language, shape.vocab, sentences(language, 1000))
         custom = "CanaryTokenizer"
         langs = {name: {"dir": str(folder / name), "type": "bpe"} for name in ("spl_tokens", *shape.languages)}
         config = {"dir": None, "type": "agg", "langs": langs}
     for model in folder.glob("*/tokenizer.model"):
-        _drop_normalisation_table(model)
+        drop_normalisation_table(model)
     target = f"nemo.collections.common.tokenizers.canary_tokenizer.{custom}"
     return {**config, "custom_tokenizer": {"_target_": target, "tokenizers": None}}
-
-
-def _train(folder: Path, size: int, lines: list[str], special: list[str] | None = None) -> None:
-    folder.mkdir(parents=True)
-    text = folder / "text.txt"
-    text.write_text("\n".join(lines), encoding="utf-8")
-    create_spt_model(
-        str(text), size, -1, False, tokenizer_type="bpe", output_dir=str(folder), user_defined_symbols=special
-    )
-
-
-def _drop_normalisation_table(path: Path) -> None:
-    """Leave out the table of Unicode normalisation, most of a small model's bytes."""
-    model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-    model.normalizer_spec.name = "identity"
-    model.normalizer_spec.precompiled_charsmap = b""
-    path.write_bytes(model.SerializeToString())
 
 
 def _model_config(shape: Shape, tokenizer: dict) -> dict:
@@ -228,57 +164,9 @@ def _model_config(shape: Shape, tokenizer: dict) -> dict:
             "lm_dec_hidden": shape.hidden,
         },
         "tokenizer": tokenizer,
-        "preprocessor": {
-            "_target_": f"{asr}.modules.AudioToMelSpectrogramPreprocessor",
-            "sample_rate": 16000,
-            "normalize": "per_feature",
-            "window_size": 0.025,
-            "window_stride": 0.01,
-            "window": "hann",
-            "features": shape.features,
-            "n_fft": 512,
-            "log": True,
-            "frame_splicing": 1,
-            "dither": 1e-5,
-            "pad_to": 0,
-            "pad_value": 0.0,
-        },
-        "spec_augment": {
-            "_target_": f"{asr}.modules.SpectrogramAugmentation",
-            "freq_masks": 2,
-            "time_masks": 10,
-            "freq_width": 27,
-            "time_width": 0.05,
-        },
-        "encoder": {
-            "_target_": f"{asr}.modules.ConformerEncoder",
-            "feat_in": shape.features,
-            "feat_out": -1,
-            "n_layers": shape.encoder_layers,
-            "d_model": shape.d_model,
-            "use_bias": shape.use_bias,
-            "subsampling": "dw_striding",
-            "subsampling_factor": 8,
-            "subsampling_conv_channels": shape.conv_channels,
-            "causal_downsampling": False,
-            "reduction": None,
-            "reduction_position": None,
-            "reduction_factor": 1,
-            "ff_expansion_factor": 4,
-            "self_attention_model": "rel_pos",
-            "n_heads": shape.encoder_heads,
-            "att_context_size": [-1, -1],
-            "xscaling": shape.xscaling,
-            "untie_biases": True,
-            "pos_emb_max_len": 5000,
-            "conv_kernel_size": 9,
-            "conv_norm_type": "batch_norm",
-            "conv_context_size": None,
-            "dropout": 0.1,
-            "dropout_pre_encoder": 0.1,
-            "dropout_emb": 0.0,
-            "dropout_att": 0.1,
-        },
+        "preprocessor": preprocessor_config(shape),
+        "spec_augment": augmentation_config(),
+        "encoder": encoder_config(shape),
         "transf_encoder": {
             "_target_": f"{asr}.modules.transformer.transformer_encoders.TransformerEncoder",
             "num_layers": 0,
@@ -373,32 +261,7 @@ _GAINS = {
     "third_sub_layer": 4.0,
     "decoder_layers": 1.5,
 }
-_EMBEDDING_SCALE = 0.12
-
-
-def _make_lively(model: torch.nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(like: torch.Tensor) -> torch.Tensor:
-        return torch.randn(like.shape, generator=generator)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 1 or "pos_bias" in name:
-                parameter.add_(0.1 * noise(parameter))
-                continue
-            if "token_embedding" in name:
-                scale = _EMBEDDING_SCALE
-            else:
-                gain = next(gain for part, gain in _GAINS.items() if part in name)
-                scale = gain / parameter[0].numel() ** 0.5
-            # Matrices in 8 bits of mantissa: half of their bytes are zero, and the archive half the size.
-            parameter.copy_((scale * noise(parameter)).bfloat16().float())
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.add_(0.2 * noise(buffer))
-            elif name.endswith("running_var"):
-                buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator))
+_EMBEDDINGS = (("token_embedding", 0.12),)
 
 
 def _quieten_special_tokens(model: EncDecMultiTaskModel) -> None:

@@ -8,10 +8,9 @@ texts, times) and NAME.npz (float32 arrays).
 """
 
 import argparse
-import json
 import logging
 import tempfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from omegaconf import OmegaConf
 
 from server.cli.doctor.compared import DRAWN, GOLDENS, drawn_features, kept_frames
 from server.cli.doctor.sounds import LENGTHS, SAMPLE_RATE, checksum, sound
-from tests.parity.build_archives import SHAPES, Shape, build, replace_weights, sentences, set_end
+from tests.parity.build_archives import SHAPES, Shape, build, set_end
+from tests.parity.building import add_overrides, chosen_overrides, replace_weights, sentences, write_goldens
 
 BATCHES = (["5.5s", "0.35s", "2.37s"], ["1s", "12s"])
 TRANSCRIBED = ("0.35s", "2.37s", "5.5s")
@@ -38,12 +38,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=GOLDENS)
     parser.add_argument("--shape", choices=list(SHAPES), action="append", help="default: all")
     parser.add_argument("--name", help="of the files; default: the shape's, with the seed if one is given")
-    overridable = [f for f in fields(Shape) if f.type in (int, bool)]
-    for field in overridable:
-        kind: Any = {"type": int} if field.type is int else {"action": argparse.BooleanOptionalAction}
-        parser.add_argument("--" + field.name.replace("_", "-"), default=None, **kind)
+    add_overrides(parser, Shape)
     arguments = parser.parse_args()
-    chosen = {f.name: value for f in overridable if (value := getattr(arguments, f.name)) is not None}
+    chosen = chosen_overrides(arguments, Shape)
 
     nemo_logging.setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -60,17 +57,8 @@ def make(shape: Shape, path: Path) -> None:
     set_end(model, *end_that_varies_the_lengths(model))
     replace_weights(path, model, shape.gzipped)
     goldens, arrays = measured(restored(path))
-    goldens = {"nemo": nemo.__version__, "shape": vars(shape)} | goldens
-    lines = ",\n".join(f" {json.dumps(key)}: {_one_per_line(value)}" for key, value in goldens.items())
-    path.with_suffix(".json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    np.savez_compressed(path.with_suffix(".npz"), **arrays)
+    write_goldens(path, {"nemo": nemo.__version__, "shape": vars(shape)} | goldens, arrays)
     print(path.name, liveliness(goldens))
-
-
-def _one_per_line(value: Any) -> str:
-    if not isinstance(value, list):
-        return json.dumps(value, ensure_ascii=False)
-    return "[\n" + ",\n".join("  " + json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
 
 
 def restored(path: Path) -> EncDecMultiTaskModel:

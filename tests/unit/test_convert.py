@@ -159,9 +159,9 @@ def test_an_unsupported_setting_is_an_error_that_names_it(tmp_path, section, key
 
 
 def test_another_architecture_is_an_error_that_names_it(tmp_path):
-    config = archives.config("180m-flash") | {"target": "nemo.collections.asr.models.EncDecCTCModelBPE"}
+    config = archives.config("180m-flash") | {"target": "nemo.collections.asr.models.EncDecSpeakerLabelModel"}
     archive = archives.tiny_archive(tmp_path, config=config)
-    with pytest.raises(ConversionError, match="unsupported model EncDecCTCModelBPE; must be a Canary model"):
+    with pytest.raises(ConversionError, match="unsupported model EncDecSpeakerLabelModel; must be a Canary"):
         convert(ConversionConfig(source=archive, output=tmp_path / "out"))
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from convert.canary import aligner_table, canary_table
 from convert.errors import TensorError
-from convert.weights import DROPPED, aligner_table, canary_table, convert_tensors
+from convert.weights import DROPPED, convert_tensors
 from model.canary.config import CanaryConfig
 from model.config import AlignerConfig, section_from
 from tests import archives

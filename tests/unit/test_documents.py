@@ -280,7 +280,8 @@ def test_the_tables_of_fields_list_every_field():
 def test_the_table_of_models_names_the_known_ones_with_their_licences():
     from convert.download import MODELS
 
-    rows = re.findall(r"^\| `(canary-[\w-]+)` \|.*\| ([^|]+) \|$", read("README.md"), re.MULTILINE)
-    assert {model for model, _ in rows} | {"toy"} == set(MODELS)
-    for model, licence in rows:
+    rows = re.findall(r"^\| (`(?:canary|parakeet)-.+?`) \|.*\| ([^|]+) \|$", read("README.md"), re.MULTILINE)
+    licences = {model: licence for models, licence in rows for model in re.findall(r"`([^`]+)`", models)}
+    assert licences.keys() | {"toy"} == set(MODELS)
+    for model, licence in licences.items():
         assert licence.startswith(MODELS[model].licence.split()[0] + ":"[: "NC" in licence])

@@ -83,7 +83,7 @@ def test_a_cue_ends_after_it_starts_even_if_the_next_one_starts_at_the_same_time
 
 
 def test_json_has_the_models_probabilities_if_they_are_known():
-    word = Word("Ja.", 0.0, 0.5, probability=0.91234)
+    word = Word("Ja.", 0.0, 0.5, probability=0.91234, confidence=0.45678)
     segment = Segment(0.0, 0.5, "Ja.", (1,), (word,), avg_logprob=-0.12345, no_speech_prob=0.00004, language="de")
     body = to_dict(
         Transcript("Ja.", "de", "de", 1.0, (segment,), "aligner"),
@@ -95,7 +95,7 @@ def test_json_has_the_models_probabilities_if_they_are_known():
     assert (body["timestamps_source"], body["uncovered"]) == ("aligner", [[0.7, 1.0]])
     (segment,) = body["segments"]
     assert (segment["avg_logprob"], segment["no_speech_prob"], segment["language"]) == (-0.1235, 0.0, "de")
-    assert segment["words"] == [{"word": "Ja.", "start": 0.0, "end": 0.5, "probability": 0.9123}]
+    assert segment["words"] == [{"word": "Ja.", "start": 0.0, "end": 0.5, "probability": 0.9123, "confidence": 0.4568}]
 
 
 def test_a_blank_line_in_the_text_does_not_end_the_cue():

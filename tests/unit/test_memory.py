@@ -35,7 +35,7 @@ def gpu(monkeypatch, limits):
     def on_a_mac(recommended: int, used: int = 0) -> None:
         monkeypatch.setattr("model.arrays.on_cpu", lambda: False)
         monkeypatch.setattr("model.memory.on_cpu", lambda: False)
-        monkeypatch.setattr("model.canary.footprint.on_cpu", lambda: False)
+        monkeypatch.setattr("model.footprint.on_cpu", lambda: False)
         info = {"device_name": "Apple M1", "memory_size": 8 * GB, "max_recommended_working_set_size": recommended}
         monkeypatch.setattr(mx, "device_info", lambda: info)
         monkeypatch.setattr(mx, "get_active_memory", lambda: used)

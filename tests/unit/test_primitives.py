@@ -5,7 +5,7 @@ from collections import Counter
 import mlx.core as mx
 import pytest
 
-from tests.primitives import counted, of_encoder_layer, of_step
+from tests.primitives import counted, of_encoder_layer, of_step, of_transducer_round
 
 # Two embeddings, their sum and norm; the last norm, the head, its log-softmax (2), the best token and its score.
 BESIDE_THE_LAYERS = 10
@@ -27,6 +27,20 @@ def test_a_decoder_layers_step_is_16_primitives_one_of_them_writing_keys_and_val
 @pytest.mark.parametrize("layers", [4, 8])
 def test_a_step_is_10_primitives_beside_its_layers(layers):
     assert of_step(layers).total() == BESIDE_THE_LAYERS + 16 * layers
+
+
+@pytest.mark.parametrize(("durations", "primitives"), [((0, 1, 2, 3, 4), 52), ((), 49)], ids=["tdt", "rnnt"])
+@pytest.mark.parametrize("lstm_layers", [1, 2])
+def test_a_transducers_round_is_52_primitives_and_5_for_each_lstm_layer(lstm_layers, durations, primitives):
+    """An RNN-T has no durations to choose."""
+    assert of_transducer_round(lstm_layers, durations).total() == primitives + 5 * lstm_layers
+
+
+def test_a_lstm_layer_is_one_product_one_fused_cell_and_its_memory():
+    fewer, more = of_transducer_round(1, ()), of_transducer_round(2, ())
+    more.subtract(fewer)
+    [fused] = [name for name in +more if name.startswith("Compiled")]
+    assert +more == {"Concatenate": 1, "AddMM": 1, fused: 1, "Select": 2}
 
 
 def test_an_encoder_layer_is_28_primitives_and_two_masks_where_audios_are_padded():

@@ -1,0 +1,66 @@
+"""What goes into the heads of a Parakeet, and what comes out: tokens with the encoder frames they belong to."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from model.arrays import Array
+from model.decoding import Generated
+
+CTC = "ctc"
+
+
+def _nothing() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Where greedy decoding stands between two pieces of a recording. It never changes, so it can be used again.
+
+    frames: encoder frames decoded; last: the last token of a transducer, or the label of the last frame in CTC, None
+    at the beginning. Of a transducer, jump: frames of the next piece that the last token takes up; text: the projected
+    output of the prediction network (J,); memory: outputs and cells of its LSTM layers (2L, P).
+    """
+
+    frames: int = 0
+    last: int | None = None
+    jump: int = 0
+    text: np.ndarray = field(default_factory=_nothing)
+    memory: np.ndarray = field(default_factory=_nothing)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One text to write from encoder vectors (T, D), all of them real.
+
+    key: the caller's name for it; head: "ctc", "rnnt" or "tdt"; limit: the most tokens, None for no limit; beam_size:
+    hypotheses, 1 for greedy search; state: where greedy decoding of the recording's earlier pieces ended. With one,
+    the result has the next.
+    """
+
+    key: int
+    vectors: Array
+    head: str = "tdt"
+    limit: int | None = None
+    beam_size: int = 1
+    state: State | None = None
+
+
+@dataclass(frozen=True)
+class TimedTokens(Generated):
+    """Tokens with times in encoder frames.
+
+    frames: the first of each token, counted from the recording's beginning; durations: how many it takes, predicted by
+    TDT, counted in CTC, and none at all in RNN-T, which does not tell; state: after the last frame, if decoding began
+    from a state.
+    """
+
+    frames: list[int] = field(default_factory=list)
+    durations: list[int] = field(default_factory=list)
+    state: State | None = None
+
+    def first(self, count: int | None) -> "TimedTokens":
+        """The first `count` tokens; all of them if it is None."""
+        lists = ("tokens", "log_probs", "confidences", "frames", "durations")
+        return replace(self, **{name: getattr(self, name)[:count] for name in lists})
