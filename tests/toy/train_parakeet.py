@@ -1,7 +1,7 @@
-"""Trains convert/toy/parakeet.nemo: the toy's encoder with a TDT and a CTC head, like parakeet-tdt_ctc-110m.
+"""Trains convert/toy/toy-parakeet.nemo: the toy's encoder with a TDT and a CTC head, like parakeet-tdt_ctc-110m.
 
     pip install -r tests/toy/requirements.txt        # and the program espeak-ng
-    python -m tests.toy.train_parakeet convert/toy/toy.nemo convert/toy/parakeet.nemo
+    python -m tests.toy.train_parakeet convert/toy/toy.nemo convert/toy/toy-parakeet.nemo
 
 The frames of all pieces are known (alignment.py). So both heads learn from frames, by cross-entropy, without the sums
 over all alignments that the losses of CTC and TDT need. For TDT these are the states near the right path, each with its
