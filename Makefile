@@ -1,45 +1,52 @@
-# make run     install what it needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves and
-#              where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
-# make quick   run the unit tests, which start no other processes: about a minute
-# make test    run every test
-# make lint    check style, formatting and types
+# make run      install what serving needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves
+#               and where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
+# make install  install everything: also what the tests need and, on x86-64 Linux, 8-bit products
+# make quick    run the unit tests, which start no other processes, in less than half a minute
+# make test     run every test
+# make lint     check style, formatting and types
+# make audit    ask the advisory service about every version in constraints.txt
+#
+# Exact versions of all packages are in constraints.txt; make constraints renews it.
 #
 # PYTHON=python3.12 names the Python to use. On Linux, EXTRAS=cuda12 (or cuda13) installs MLX for a GPU instead of the CPU,
-# and EXTRAS=cpu,int8 adds 8-bit products on x86-64.
+# and make run EXTRAS=cpu,int8 adds 8-bit products on x86-64.
 
 PYTHON ?= python3
 EXTRAS ?= $(if $(filter Linux,$(shell uname -s)),cpu)
+INT8   := $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -))
 VENV   := .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
+EXACT  := --constraint constraints.txt
 
 # $(call given,PORT,--port): the option with its value, if the variable was given to make. What the environment has under
 # such common names is not meant for us.
 given = $(if $(filter command,$(origin $(1))),$(2) '$($(1))')
 
-.PHONY: install run quick test lint
+.PHONY: install run quick test lint constraints audit
 
-install: $(VENV)/.runtime
+install: $(VENV)/.dev
 
-$(VENV)/.runtime: pyproject.toml
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "canary-server needs Python 3.11 or later; name one with: make PYTHON=python3.12"; exit 1; }
 	@echo "== Creating $(VENV)"
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet --upgrade "pip>=25.1"
 	@echo "== Installing canary-server and what it needs to run. This takes a minute; the last step prints nothing."
-	@$(PIP) install --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	@$(PIP) install $(EXACT) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "== Installing what the tests need. This takes a minute or two; the last step prints nothing."
-	@$(PIP) install --group dev
+	@$(PIP) install $(EXACT) --group dev $(if $(INT8),--editable '.[int8]')
 	@touch $@
 
 run: $(VENV)/.runtime
 	$(VENV)/bin/canary serve $(call given,MODEL,--model) $(call given,HOST,--host) $(call given,PORT,--port)
 
+# One thread: their matrices are so small that sharing the work costs more than doing it.
 quick: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest
@@ -48,3 +55,13 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+
+# For all platforms and Pythons at once. Without the label of a local build, such as torch's +cpu.
+constraints: $(VENV)/.dev
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 --upgrade --no-header --no-annotate \
+		--all-extras --group dev --group bench --group audit pyproject.toml --output-file constraints.txt
+	sed -i.bak 's/+[a-z0-9.]*//' constraints.txt && rm constraints.txt.bak
+
+audit: $(VENV)/.dev
+	$(PIP) install --quiet $(EXACT) --group audit
+	$(VENV)/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt

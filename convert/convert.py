@@ -1,6 +1,7 @@
-"""`.nemo` archive → a folder with `config.json`, `model.safetensors` and the SentencePiece files.
+"""`.nemo` archive → a folder with `config.json`, `model.safetensors`, the SentencePiece files and `digests.json`.
 
-The folder is written under a temporary name beside its final place and renamed at the end, so it is never half done.
+The folder is written under a temporary name beside its final place, and renamed once what was written can be loaded:
+so it is never half done.
 """
 
 import itertools
@@ -22,6 +23,7 @@ from convert.cache import locked
 from convert.configuration import family_of
 from convert.download import nemo_file
 from convert.errors import ConversionError
+from convert.folder import check_loads, put_in_place, sync_folder, write_digests, write_file
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
 from convert.quantize import fits, is_large, packed, packed_specs
 from convert.weights import LazyTensor, Table, convert_tensors, dtype_of
@@ -91,15 +93,22 @@ def convert(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
     return output
 
 
-def convert_once(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
-    """Like `convert`, but return an existing conversion as it is. Of several processes at once, only one converts.
+def is_converted(folder: Path) -> bool:
+    """Whether the folder holds a finished conversion."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
-    cache_dir: where to keep the lock, instead of the default.
+
+def convert_once(
+    config: ConversionConfig, cache_dir: Path | None = None, may_stay: Callable[[Path], bool] = is_converted
+) -> Path:
+    """Like `convert`, but keep an existing folder that `may_stay`, and replace another.
+
+    Of several processes at once, only one converts. cache_dir: where to keep the lock, instead of the default.
     """
     archive = nemo_file(str(config.source), config.progress)
     output = _output_folder(config)
     with locked(output, cache_dir):
-        if not is_converted(output):
+        if not may_stay(output):
             _write_folder(archive, output, config)
     return output
 
@@ -115,13 +124,11 @@ def folder_name(model: str, dtype: str, quantize: int | None) -> str:
     return f"{model}-{dtype}" + (f"-q{quantize}" if quantize else "")
 
 
-def is_converted(folder: Path) -> bool:
-    """Whether the folder holds a finished conversion."""
-    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
-
-
 def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None:
-    """Write a temporary folder beside the output and rename it. The temporary folder is removed on any failure."""
+    """Write a temporary folder beside the output and rename it, replacing a folder that is there.
+
+    The temporary folder is removed on any failure; the folder that it would replace is then still there.
+    """
     pattern = f".{output.name}.partial-"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -132,9 +139,8 @@ def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None
         partial.mkdir()
         try:
             _write_models(archive, partial, config)
-            _sync_folder(partial)
-            os.rename(partial, output)
-            _sync_folder(output.parent)
+            write_digests(partial, archive)
+            put_in_place(partial, output)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -206,7 +212,7 @@ def _parts(nemo: NemoArchive, folder: Path, config: ConversionConfig) -> list[Pa
 def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]) -> None:
     part.folder.mkdir(exist_ok=True)
     for name, content in part.tokenizer_files.items():
-        _write_file(part.folder / name, content)
+        write_file(part.folder / name, content)
     shape = part.table.shape
     specs = [(row.target, dtype_of(row.target, config.dtype), shape(row.shape)) for row in part.table.rows]
     tensors = convert_tensors(part.tensors, part.table, config.dtype)
@@ -217,8 +223,9 @@ def _write_part(part: Part, config: ConversionConfig, report: Callable[[], None]
     values = {"format_version": FORMAT_VERSION, **part.config}
     if config.preserve_keys:
         values["preserved_keys"] = True
-    _write_file(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
-    _sync_folder(part.folder)
+    write_file(part.folder / CONFIG_FILE, json.dumps(values, indent=2, ensure_ascii=False).encode())
+    check_loads(part.folder, [name for name, *_ in specs])
+    sync_folder(part.folder)
 
 
 def _quantized(
@@ -258,19 +265,3 @@ def _with_progress(
             tqdm.write(f"{name} {tuple(tensor.shape)} <- {sources}", file=sys.stderr)
         yield name, tensor
         report()
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to disk, so that they survive a power failure."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,9 +21,11 @@ from convert.convert import (
 )
 from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
-from model.config import QuantizationConfig, read_values, section_from
+from model import digests
+from model.config import CONFIG_FILE, QuantizationConfig, read_values, section_from
+from model.digests import DamagedError
 
-__all__ = ["MODELS", "ConversionError", "HubError", "converted_folder", "resolve"]
+__all__ = ["MODELS", "ConversionError", "HubError", "converted_folder", "resolve", "resolve_again"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +48,10 @@ def resolve(
     progress: called with the stage ("downloading" or "converting"), how much is done, and the total.
     Raises ConversionError (HubError for names and downloads): one line that says what to do.
     """
-    source = str(name_or_path)
-    is_name = isinstance(name_or_path, str) and name_or_path in MODELS
-    if is_converted(Path(source).expanduser()) and not is_name:
-        folder = Path(source).expanduser()
+    if folder := _given_folder(name_or_path):
         _check_quantization(folder, quantize)
         return folder
-    dtype = dtype or DEFAULT_DTYPE
+    source, dtype = str(name_or_path), dtype or DEFAULT_DTYPE
     if dtype not in get_args(Dtype):
         raise ConversionError(f"dtype {dtype!r} is not supported; must be one of {', '.join(get_args(Dtype))}")
     if quantize not in (None, *get_args(Bits)):
@@ -63,23 +62,61 @@ def resolve(
         return folder
     _log_licence(source)
     logger.info("converting %s to %s; later starts use this folder", source, folder)
-    config = ConversionConfig(
+    config = _config(source, folder, dtype, quantize, progress)
+    return convert_once(config, Path(cache_dir or default_cache_dir()))
+
+
+def resolve_again(
+    name_or_path: str | Path,
+    damage: DamagedError,
+    *,
+    dtype: str | None = None,
+    quantize: int | None = None,
+    cache_dir: Path | None = None,
+    progress: OnLoadProgress | None = None,
+) -> Path:
+    """The folder that `resolve` returned, converted again because loading it raised `damage`.
+
+    Arguments as for `resolve`. Raises DamagedError for a folder that the user gave, and ConversionError if the model
+    cannot be converted now; the damaged folder is left as it is then.
+    """
+    if _given_folder(name_or_path):
+        raise DamagedError(f"{damage}; convert the model again")
+    source, dtype = str(name_or_path), dtype or DEFAULT_DTYPE
+    folder = _cached_folder(source, dtype, quantize, cache_dir)
+    logger.warning("%s; converting %s again", damage, source)
+    config = _config(source, folder, dtype, quantize, progress)
+    try:
+        return convert_once(config, Path(cache_dir or default_cache_dir()), may_stay=digests.is_intact)
+    except ConversionError as error:
+        raise ConversionError(f"{damage}, and {source} cannot be converted again: {error}") from None
+
+
+def _config(
+    source: str, folder: Path, dtype: str, quantize: int | None, progress: OnLoadProgress | None
+) -> ConversionConfig:
+    return ConversionConfig(
         source=source,
         output=folder,
         dtype=cast(Dtype, dtype),
         quantize=cast(Bits | None, quantize),
         progress=progress,
     )
-    return convert_once(config, Path(cache_dir or default_cache_dir()))
+
+
+def _given_folder(name_or_path: str | Path) -> Path | None:
+    """The converted folder that was given by its path; None if it is something to be looked up in the cache."""
+    folder = Path(name_or_path).expanduser()
+    is_name = isinstance(name_or_path, str) and name_or_path in MODELS
+    return folder if is_converted(folder) and not is_name else None
 
 
 def converted_folder(
     name_or_path: str, dtype: str, quantize: int | None = None, cache_dir: Path | None = None
 ) -> Path | None:
     """The folder that `resolve` would return without downloading or converting anything; None if there is none."""
-    is_folder = is_converted(Path(name_or_path).expanduser()) and name_or_path not in MODELS
-    if is_folder:
-        return Path(name_or_path).expanduser()
+    if folder := _given_folder(name_or_path):
+        return folder
     cached = _cached_folder(name_or_path, dtype, quantize, cache_dir)
     return cached if is_converted(cached) else None
 
@@ -90,9 +127,16 @@ def _cached_folder(source: str, dtype: str, quantize: int | None, cache_dir: Pat
 
 
 def _check_quantization(folder: Path, quantize: int | None) -> None:
-    """Raises ConversionError if a converted folder is not quantized as requested; None accepts any."""
+    """Raises ConversionError if a converted folder is not quantized as requested; None accepts any.
+
+    Raises DamagedError if its configuration is damaged.
+    """
     if not quantize:
         return
+    listed = digests.read(folder)
+    config = {name: digest for name, digest in listed.files.items() if name == CONFIG_FILE} if listed else {}
+    if damage := digests.first_damage(folder, config):
+        raise DamagedError(f"{damage}; convert the model again")
     values = read_values(folder).get("quantization")
     actual = section_from(QuantizationConfig, values, "quantization") if values else None
     if actual is None or actual.bits != quantize:

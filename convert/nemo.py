@@ -21,6 +21,12 @@ WEIGHTS = "model_weights.ckpt"
 ALIGNER_CONFIG = "timestamps_asr_model_config.yaml"
 ALIGNER_WEIGHTS = "timestamps_asr_model_weights.ckpt"
 
+# What NeMo's configurations have as sections, where they have it.
+SECTIONS = (
+    *("preprocessor", "encoder", "decoder", "joint", "transf_encoder", "transf_decoder", "head"),
+    *("tokenizer", "decoding", "aux_ctc", "model_defaults"),
+)
+
 MAX_MEMBERS = 10_000
 MAX_YAML_BYTES = 10 * 2**20
 MAX_YAML_VALUES = 1_000_000
@@ -75,7 +81,10 @@ class NemoArchive:
         return self.yaml(CONFIG)
 
     def yaml(self, name: str) -> dict[str, Any]:
-        """A YAML member as a dictionary of plain values. Tags that would construct objects are rejected."""
+        """A YAML member as a dictionary of plain values. Tags that would construct objects are rejected.
+
+        Its `SECTIONS` are dictionaries or None.
+        """
         try:
             values = yaml.safe_load(self.read(name, MAX_YAML_BYTES))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -84,6 +93,9 @@ class NemoArchive:
             raise self._error(f"{name} is not a YAML mapping")
         if _value_count(values, MAX_YAML_VALUES) >= MAX_YAML_VALUES:
             raise self._error(f"{name} has over {MAX_YAML_VALUES} values after its aliases are expanded")
+        for key in SECTIONS:
+            if not isinstance(values.get(key), dict | None):
+                raise self._error(f"{name}: {key}: {str(values[key])[:80]!r} is not a section")
         return values
 
     def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:

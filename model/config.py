@@ -6,7 +6,8 @@ Names are NeMo's. Unsupported values are refused here, by name, before any weigh
 import json
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -93,7 +94,7 @@ class EncoderConfig:
                 f"encoder.att_context_size: {size!r} is not supported; must be two numbers of steps"
                 + (", or -1, -1 for all" if self.self_attention_model == "rel_pos" else "")
             )
-        if not isinstance(self.conv_kernel_size, int) or self.conv_kernel_size % 2 == 0:
+        if self.conv_kernel_size % 2 == 0:
             raise ConfigError(f"encoder.conv_kernel_size: {self.conv_kernel_size!r} is not supported; must be odd")
 
     @property
@@ -144,7 +145,7 @@ def section_from(cls: type, values: dict[str, Any], where: str = "") -> Any:
     Raises ConfigError naming the key that is missing or the value that is not supported.
     """
     prefix = f"{where}." if where else ""
-    types = get_type_hints(cls)
+    types, supported_values = get_type_hints(cls), getattr(cls, "SUPPORTED", {})
     chosen: dict[str, Any] = {}
     for field in fields(cls):
         if field.name not in values:
@@ -156,8 +157,11 @@ def section_from(cls: type, values: dict[str, Any], where: str = "") -> Any:
             value = section_from(section, value, prefix + field.name)
         elif isinstance(value, list):
             value = tuple(value)
+        if not section and field.name not in supported_values and not _is_of_type(value, types[field.name]):
+            expected = _in_words(types[field.name])
+            raise ConfigError(f"{prefix}{field.name}: {value!r} is not supported; must be {expected}")
         chosen[field.name] = value
-    for key, allowed in getattr(cls, "SUPPORTED", {}).items():
+    for key, allowed in supported_values.items():
         if key in chosen and chosen[key] not in allowed:
             supported = ", ".join(map(repr, allowed))
             raise ConfigError(f"{prefix}{key}: {chosen[key]!r} is not supported; must be one of {supported}")
@@ -165,6 +169,28 @@ def section_from(cls: type, values: dict[str, Any], where: str = "") -> Any:
         return cls(**chosen)
     except TypeError as error:
         raise ConfigError(f"{where or 'configuration'}: {str(error).partition(') ')[2] or error}") from None
+
+
+_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", tuple: "a list"}
+
+
+def _is_of_type(value: Any, annotation: Any) -> bool:
+    """Whether a value from JSON or YAML fits an annotation. A list's items and a section's values are not looked at."""
+    kinds = tuple(get_origin(each) or each for each in _alternatives(annotation))
+    if isinstance(value, bool):
+        return bool in kinds
+    # Anything else, such as a Literal, is for the class itself to check.
+    if not all(isinstance(kind, type) for kind in kinds):
+        return True
+    return isinstance(value, (*kinds, int) if float in kinds else kinds)
+
+
+def _in_words(annotation: Any) -> str:
+    return " or ".join(_WORDS.get(get_origin(each) or each, "null") for each in _alternatives(annotation))
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
 
 
 def _section_class(annotation: Any) -> type | None:

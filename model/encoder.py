@@ -231,7 +231,7 @@ class ConformerLayer(Layer):
         self.feed_forward2 = FeedForward(config)
         self.norm_out = LayerNorm(D)
 
-    def __call__(self, x: Array, inside: Array | None, local: tuple[int, int] | None) -> Array:
+    def __call__(self, x: Array, inside: Array | None, local: tuple[int, int] | None = None) -> Array:
         """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; local: see `RelativeAttention`."""
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
         x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))

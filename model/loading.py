@@ -8,6 +8,7 @@ from model.canary.model import CanaryModel
 from model.config import ConfigError, read_values
 from model.cpu import prepare_process
 from model.cpu.allocator import give_back_freed_memory
+from model.digests import checked
 from model.family import Model
 from model.memory import Need
 from model.parakeet.model import ParakeetModel
@@ -20,10 +21,11 @@ def load(folder: Path, dtype: str | None = None) -> Model:
     """The model in a converted folder, in `dtype` ("float32", "bfloat16", "float16") or what suits the device.
 
     The model belongs to the calling thread. CANARY_ARRAYS is read here; see `model.arrays`.
-    Raises ConfigError, TokenizerError or WeightsError.
+    Raises ConfigError, TokenizerError or WeightsError, and DamagedError if a file is not what was converted.
     """
     prepare_process()
-    return _family(folder).load(folder, dtype)
+    with checked(Path(folder)):
+        return _family(folder).load(folder, dtype)
 
 
 def memory_need(folder: Path, dtype: str) -> Need:

@@ -136,6 +136,90 @@ def transcribe(
         raise typer.Exit(1)
 
 
+@main.command(cls=taking("dtype", "quantize", "cache", "max_audio_s", "pass_s", "loop_guard", "max_rows"))
+def evaluate(
+    ctx: typer.Context,
+    manifest: Annotated[
+        Path,
+        typer.Argument(metavar="MANIFEST", help="JSON lines as NeMo has them, or a folder of audio and .txt files."),
+    ],
+    model: ModelOption = None,
+    language: Annotated[
+        str | None,
+        typer.Option(
+            "--language",
+            "-l",
+            metavar="LANGUAGE",
+            help="Spoken language where the manifest names none; auto detects it.  "
+            "[CANARY_DEFAULT_LANGUAGE; default: auto]",
+        ),
+    ] = None,
+    target_language: Annotated[
+        str | None,
+        typer.Option(
+            "--target-language", "-t", metavar="LANGUAGE", help="Translate into this, where the manifest names none."
+        ),
+    ] = None,
+    pnc: Annotated[
+        bool,
+        typer.Option("--pnc/--no-pnc", help="Write punctuation and capital letters, where the manifest does not say."),
+    ] = True,
+    beam_size: Annotated[
+        int | None, typer.Option(min=1, max=32, metavar="NUMBER", help="Beam width. By default the model's own.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Write what the model wrote here, as JSON lines."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the file of --output.")] = False,
+    score_only: Annotated[
+        bool, typer.Option("--score-only", help="Score the pred_text in the manifest; no model is needed.")
+    ] = False,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="FILE", help="Compare with another run's --output, or with NeMo's."),
+    ] = None,
+    max_wer: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="PERCENT", help="Exit with 1 if the word error rate, normalized, is higher."),
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object to stdout, and the figures to stderr.")
+    ] = False,
+) -> None:
+    """Measure word error rates, or BLEU and chrF of translations, on recordings whose text is known.
+
+    A line of a manifest has audio_filepath and text, and may have offset, duration, source_lang, target_lang, taskname
+    and pnc. Paths are relative to its folder.
+
+    An utterance that fails counts as an empty text, and the exit code is 1.
+
+    Settings in brackets come from the environment or a file named .env. Options take precedence.
+    """
+    from server.cli.evaluate.command import evaluate
+
+    if resume and not output:
+        raise typer.BadParameter("needs --output, the file to go on with", param_hint="--resume")
+    if score_only and output:
+        raise typer.BadParameter("cannot be combined with --output", param_hint="--score-only")
+    passed = evaluate(
+        manifest,
+        {**ctx.obj, "model": model and [model]},
+        language=language,
+        target_language=target_language,
+        pnc=pnc,
+        beam_size=beam_size,
+        output=output,
+        resume=resume,
+        score_only=score_only,
+        against=against,
+        max_wer=max_wer,
+        json_output=json_output,
+    )
+    if not passed:
+        raise typer.Exit(1)
+
+
 @main.command(cls=taking("cache"))
 def convert(
     ctx: typer.Context,
@@ -183,6 +267,25 @@ def convert(
         upload_repo=upload_repo,
         verbose=verbose,
     )
+
+
+@main.command(cls=taking("cache"))
+def verify(
+    ctx: typer.Context,
+    folders: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="FOLDER", help="Converted folders. By default all those in the cache."),
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
+) -> None:
+    """Check that the files of converted models are as they were written.
+
+    Names each damaged file. If there is one, or a folder that has no digests, the exit code is 1.
+    """
+    from server.cli.verify import verify
+
+    if not verify(folders or (), settings=ctx.obj, json_output=json_output):
+        raise typer.Exit(1)
 
 
 @main.command(cls=taking("dtype", "quantize", "cache"))
@@ -267,6 +370,58 @@ def doctor(
 
     if not doctor({**ctx.obj, "model": model and [model]}, quick=quick, json_output=json_output):
         raise typer.Exit(1)
+
+
+service = typer.Typer(no_args_is_help=True, help="Run `canary serve` in the background, from log-in on.")
+main.add_typer(service, name="service")
+
+
+@service.command(cls=SettingsCommand)
+def install(
+    ctx: typer.Context,
+    print_only: Annotated[
+        bool, typer.Option("--print", help="Show the service's file; install and change nothing.")
+    ] = False,
+) -> None:
+    """Install and start the service: a launchd agent on macOS, a user unit of systemd on Linux.
+
+    The settings given here, in the environment and in a file named .env are stored for it, keys included, in a file
+    that only you can read. Run this again to change settings; those that are not given stay.
+    """
+    from server.cli.service.command import install
+
+    install(ctx.obj, print_only)
+
+
+@service.command()
+def uninstall() -> None:
+    """Stop the service and remove it. Its settings and models stay."""
+    from server.cli.service.command import uninstall
+
+    uninstall()
+
+
+@service.command()
+def status() -> None:
+    """Say whether the service runs and is ready. The exit code is 1 if it does not run."""
+    from server.cli.service.command import status
+
+    if not status():
+        raise typer.Exit(1)
+
+
+@service.command()
+def logs(
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", min=1, metavar="NUMBER", help="How many of the last lines.")
+    ] = 100,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
+) -> None:
+    """Show the service's log."""
+    from server.cli.service.command import show_logs
+
+    if code := show_logs(lines, follow):
+        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

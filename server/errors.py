@@ -13,7 +13,9 @@
     ├── TranscriptionFailed      500  transcription_failed    the model failed; the log says why
     └── Unavailable              503  unavailable             try again later
         ├── ModelLoading         503  model_loading
-        ├── ModelFailed          503  model_failed            retrying at once does not help
+        ├── ModelFailed          503  model_failed            it is being loaded again
+        │   └── ModelGivenUp     503  model_failed            retrying soon does not help
+        ├── WaitedTooLong        503  waited_too_long         not started within `max_wait_s`
         ├── TooManyRequests      503  too_many_requests
         ├── QueueFull            503  queue_full
         ├── StorageFull          503  storage_full            no disk space for the upload
@@ -106,7 +108,17 @@ class ModelLoading(Unavailable):
 
 class ModelFailed(Unavailable):
     code = "model_failed"
+
+
+class ModelGivenUp(ModelFailed):
     headers: ClassVar = {"x-should-retry": "false", "retry-after": "30"}
+
+
+class WaitedTooLong(Unavailable):
+    code = "waited_too_long"
+
+    def __init__(self, message: str = "The server is too busy: the request waited too long to start. Try again later."):
+        super().__init__(message)
 
 
 class TooManyRequests(Unavailable):
@@ -115,6 +127,14 @@ class TooManyRequests(Unavailable):
 
 class QueueFull(Unavailable):
     code = "queue_full"
+
+    def __init__(self, message: str, retry_after_s: int = 5):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:  # type: ignore[override]
+        return {"retry-after": str(self.retry_after_s)}
 
 
 class StorageFull(Unavailable):

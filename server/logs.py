@@ -1,10 +1,17 @@
-"""The log, as text or JSON: requests, their status and duration; never audio, transcripts, prompts or keys."""
+"""The log, as text or JSON, one line for each event: requests with their status and duration, errors.
+
+Never audio, transcripts, prompts or keys.
+"""
 
 import json
 import logging
 import sys
+import threading
 import time
 from contextvars import ContextVar
+from types import TracebackType
+
+log = logging.getLogger(__name__)
 
 # ID of the current request; "" outside of requests.
 request_id: ContextVar[str] = ContextVar("request_id", default="")
@@ -32,6 +39,8 @@ class JsonFormatter(logging.Formatter):
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            line["stack"] = record.stack_info
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
@@ -49,3 +58,27 @@ def configure_logging(level: str, format: str) -> None:
         lambda record: "without completing handshake" not in record.getMessage()
     )
     logging.getLogger("websockets").setLevel(logging.WARNING)
+    logging.captureWarnings(True)
+    _log_uncaught_errors()
+
+
+def _log_uncaught_errors() -> None:
+    """Log what nobody catches. By default Python writes it to stderr, between the lines of the log."""
+
+    def in_main_thread(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, trace)
+        else:
+            log.critical("unexpected error", exc_info=(kind, error, trace))
+
+    def in_thread(caught: threading.ExceptHookArgs) -> None:
+        if caught.exc_value is not None and not isinstance(caught.exc_value, SystemExit):
+            name = caught.thread.name if caught.thread else "unknown"
+            log.critical("unexpected error in thread %s", name, exc_info=caught.exc_value)
+
+    def where_it_cannot_be_raised(caught: "sys.UnraisableHookArgs") -> None:
+        log.error("%s %r", caught.err_msg or "Exception ignored in", caught.object, exc_info=caught.exc_value)
+
+    sys.excepthook = in_main_thread
+    threading.excepthook = in_thread
+    sys.unraisablehook = where_it_cannot_be_raised

@@ -40,6 +40,7 @@ _network = _about("Network and access")
 _files = _about("Audio files")
 _subtitles = _about("Subtitles")
 _capacity = _about("Capacity")
+_recovery = _about("Recovery")
 _live = _about("Live captions")
 _logs = _about("Logs")
 
@@ -79,7 +80,12 @@ class Settings(BaseSettings):
     host: str = _network("127.0.0.1", description="Address to listen on.")
     port: int = _network(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     api_keys: Secrets = _network(
-        (), description="API keys. If there are any, every request must send one as a Bearer token."
+        (),
+        description="API keys. If there are any, every request must send one as a Bearer token. "
+        "The option is deprecated: other users of the machine can see it.",
+    )
+    api_key_file: Folder = _network(
+        None, description="File of further API keys, one on each line. Lines that begin with # are comments."
     )
     public_without_key: bool = _network(
         False, description="Allow listening on an address that other machines can reach without an API key."
@@ -118,15 +124,36 @@ class Settings(BaseSettings):
     max_queue: int = _capacity(
         32, ge=1, description="Maximum number of pieces of audio that wait for a model; further requests get 503."
     )
+    max_wait_s: float = _capacity(
+        600.0,
+        gt=0,
+        description="Seconds after its upload that a request may wait before the model starts on it; "
+        "then it gets 503. Live sessions are not concerned.",
+    )
+    max_queue_audio_s: float = _capacity(
+        3600.0, gt=0, description="Seconds of audio that may wait for a model; further requests get 503."
+    )
     max_rows: int = _capacity(
         16, ge=1, description="Maximum number of rows (texts, or hypotheses of a beam search) in one batch."
     )
     max_connections: int = _capacity(
         256, ge=1, description="Maximum number of connections at a time; further ones get 503."
     )
+    max_connections_per_address: int = _capacity(
+        64,
+        ge=1,
+        description="Maximum number of connections from one address, if other machines can reach the server; "
+        "further ones get 503.",
+    )
     max_message_mb: float = _capacity(1.0, gt=0, description="Largest websocket message, in MB.")
     keep_alive_s: int = _capacity(10, ge=1, description="Seconds before an idle connection is closed.")
     shutdown_s: int = _capacity(30, ge=0, description="Seconds that running requests have to finish after Ctrl-C.")
+
+    supervise: bool = _recovery(
+        False,
+        description="Run the server as a child process, and start it again when it crashes or hangs; connections wait "
+        "meanwhile.",
+    )
 
     live_policy: Literal["alignatt", "agreement"] = _live(
         "alignatt", description="Policy that decides when a caption is final: AlignAtt or LocalAgreement-2."
@@ -160,9 +187,21 @@ class Settings(BaseSettings):
     @field_validator("api_keys")
     @classmethod
     def _are_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
-        if any(not key.get_secret_value().isascii() or len(key.get_secret_value()) < 8 for key in keys):
-            raise ValueError("a key must have at least 8 characters, all of them ASCII")
+        if not all(_is_key(key.get_secret_value()) for key in keys):
+            raise ValueError(_KEY_RULE)
         return keys
+
+    @field_validator("api_key_file")
+    @classmethod
+    def _has_keys(cls, path: Path | None) -> Path | None:
+        if path and not _keys_in(path):
+            raise ValueError(f"{path} has no keys")
+        return path
+
+    @property
+    def accepted_keys(self) -> tuple[SecretStr, ...]:
+        """All API keys: those of `api_keys` and of `api_key_file`."""
+        return (*self.api_keys, *(_keys_in(self.api_key_file) if self.api_key_file else ()))
 
     @property
     def is_public(self) -> bool:
@@ -171,6 +210,26 @@ class Settings(BaseSettings):
             return not ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host != "localhost"
+
+
+_KEY_RULE = "a key must have at least 8 characters, all of them ASCII"
+
+
+def _is_key(text: str) -> bool:
+    return text.isascii() and len(text) >= 8
+
+
+def _keys_in(path: Path) -> tuple[SecretStr, ...]:
+    """The keys in a file. Raises ValueError, which names the line but not what is on it."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror or error}") from None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1)]
+    keys = [(number, line) for number, line in numbered if line and not line.startswith("#")]
+    if wrong := [number for number, key in keys if not _is_key(key)]:
+        raise ValueError(f"{path}, line {wrong[0]}: {_KEY_RULE}")
+    return tuple(SecretStr(key) for _, key in keys)
 
 
 def settings_table() -> str:

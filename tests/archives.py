@@ -37,6 +37,7 @@ VARIANTS = {
     "1b-v2": Variant("canary2", "bpe", D, 2, aligner=True),
 }
 LANGUAGES = ("en", "de", "es", "fr")
+SPECIAL = ("<pad>", "<|endoftext|>", "<|startoftranscript|>")
 
 
 @functools.cache
@@ -60,8 +61,8 @@ def sentencepiece_model(name: str, symbols: tuple[str, ...] = ()) -> bytes:
 def tokenizers(variant: str) -> dict[str, bytes]:
     """SentencePiece models by language. A unified tokenizer has the key ""."""
     if VARIANTS[variant].tokenizer == "bpe":
-        return {"": sentencepiece_model("unified", ("<|en|>", "<|uk|>", "<|zu|>"))}
-    special = sentencepiece_model("special", ("<|endoftext|>", "<|startoftranscript|>"))
+        return {"": sentencepiece_model("unified", (*SPECIAL, "<|en|>", "<|uk|>", "<|zu|>"))}
+    special = sentencepiece_model("special", SPECIAL)
     return {"spl_tokens": special, **{language: sentencepiece_model(language) for language in LANGUAGES}}
 
 

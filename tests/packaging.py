@@ -2,8 +2,8 @@
 
     python -m tests.packaging
 
-Resolves the dependencies as a computer of that kind would, without building anything, and compares with what the
-documents promise. Needs the network and `uv`; exits with 1 if a promise does not hold.
+Resolves the dependencies as a computer of that kind would, within `constraints.txt` and without building anything, and
+compares with what the documents promise. Needs the network and `uv`; exits with 1 if a promise does not hold.
 """
 
 import os
@@ -42,7 +42,8 @@ def resolved(platform: Platform, python: str) -> tuple[list[str], str]:
     """The packages (`name==version`) that would be installed, or none and the reason."""
     command = ["uv", "pip", "compile", str(PROJECT), "--only-binary", ":all:", "--no-header", "--no-annotate", "-q"]
     command += ["--python-platform", platform.target, "--python-version", python]
-    command += ["--extra", platform.extra] if platform.extra else []
+    command += ["--constraint", str(PROJECT.with_name("constraints.txt"))]
+    command += ["--extra", "evaluate", *(["--extra", platform.extra] if platform.extra else [])]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

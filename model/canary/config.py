@@ -96,8 +96,9 @@ class CanaryConfig:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`."""
         languages = ", ".join(self.languages)
         if task.language == AUTO:
-            task = replace(task, language="en" if task.target_language is None else task.target_language)
-        if task.language not in self.languages:
+            # Whatever is spoken can be transcribed, and a target may be the language spoken.
+            task = replace(task, language=task.target_language or self.languages[0])
+        elif task.language not in self.languages:
             raise TaskError(
                 f"language {task.language!r} is not supported by {self.name}; must be one of {languages}", "language"
             )

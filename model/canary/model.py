@@ -14,7 +14,7 @@ from model.arrays import Array, default_dtype
 from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
-from model.canary.prompt import BEGIN, END, NO_SPEECH, language_query_tokens, prompt_tokens
+from model.canary.prompt import END, NO_SPEECH, REQUIRED_TOKENS, language_query_tokens, prompt_tokens
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
 from model.decoding import DecodingOptions, Detection, Encoded, Generated, detection_from
 from model.footprint import Footprint
@@ -53,7 +53,7 @@ class CanaryModel(Listener):
         config = read_config(folder, CanaryConfig)
         dtype = dtype or default_dtype()
         footprint(folder, config).reserve(dtype)
-        canary = cls(config, load_tokenizer(folder, config.tokenizer, (BEGIN, END, PAD)))
+        canary = cls(config, load_tokenizer(folder, config.tokenizer, REQUIRED_TOKENS))
         weights.load(canary, folder / WEIGHTS_FILE, dtype, config.quantization)
         if (folder / ALIGNER_DIR / CONFIG_FILE).exists():
             canary._aligner = cache(lambda: Aligner.load(folder / ALIGNER_DIR, dtype))

@@ -2,10 +2,11 @@
 
 from model.canary.config import CanaryConfig
 from model.task import Task
-from model.tokenizer import Tokenizer
+from model.tokenizer import PAD, Tokenizer
 
 BEGIN = "<|startoftranscript|>"
 END = "<|endoftext|>"
+REQUIRED_TOKENS = (BEGIN, END, PAD)
 NO_SPEECH = "<|nospeech|>"
 
 _CONTEXT = "<|startofcontext|>"

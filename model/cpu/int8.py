@@ -7,7 +7,7 @@ fast as float32. A decode step is bound by reading the weights, and 8 bits are a
 import importlib.util
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -63,11 +63,6 @@ class Int8Linear(Layer):
         self._scales = torch.from_numpy(scales)
         self._zeros = torch.zeros(len(scales), dtype=torch.int64)
         self._bias = torch.zeros(len(scales)) if bias is None else torch.from_numpy(np.array(bias.astype(mx.float32)))
-
-    @classmethod
-    def of_weight(cls, weight: mx.array, bias: mx.array | None) -> Self:
-        """The layer with this weight (O, I), rounded to 8 bits."""
-        return cls(*pack(weight), bias)
 
     def __call__(self, x: Array) -> Array:
         """(…, I) → (…, O)"""

@@ -1,7 +1,7 @@
-"""Weights packed for 8-bit products, kept in a file beside the portable one.
+"""Weights packed for 8-bit products, cached in a file beside the weights that they were made from.
 
-Packing takes longer than everything else of loading. The packed form belongs to the CPU and to oneDNN's version; a file
-that was made for others, or from other weights, is made again. Nothing depends on it but the time that loading takes.
+Packing takes longer than the rest of loading. The packed form depends on the CPU and on oneDNN's version: a file for
+another CPU, another version or other weights is made again, and so is a damaged one. The file only saves time.
 """
 
 import ctypes
@@ -9,12 +9,13 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from safetensors import SafetensorError, safe_open
 
 from model.safetensors_writer import write_safetensors
@@ -22,7 +23,7 @@ from model.safetensors_writer import write_safetensors
 log = logging.getLogger(__name__)
 
 SUFFIX = ".int8"
-_VERSION = "1"
+_VERSION = "2"
 # Partial files of this age were left by processes that were killed.
 _ABANDONED_S = 600
 # A packed weight in oneDNN's layout, and its outputs' scales (O,), float32.
@@ -31,42 +32,64 @@ Shape = tuple[int, ...]
 
 
 def path_beside(weights: Path) -> Path:
-    """Where packed weights of the file `weights` are kept."""
+    """The file in which the packed form of `weights` is cached."""
     return weights.with_name(weights.name + SUFFIX)
 
 
 def read(weights: Path, shapes: Mapping[str, Shape]) -> dict[str, Packed] | None:
-    """The packed weights of layers, by name and shape (O, I); None if there is no file of just these."""
+    """The packed weights of layers, given by name and shape (O, I); None if there are none, or they are damaged."""
     path = path_beside(weights)
     if not path.exists() or not _can_copy_packed():
         return None
     try:
-        with safe_open(path, "np") as file:
+        with safe_open(path, "np") as file, _one_thread():
             templates = {shape: _packed_zeros(shape) for shape in set(shapes.values())}
-            if file.metadata() != _identity(weights, templates.values()):
-                log.info("%s is not of these weights and this CPU; it is made again", path)
+            metadata = file.metadata() or {}
+            digest = metadata.pop("digest", None)
+            if metadata != _identity(weights, templates.values()):
+                log.info("%s was made from other weights or for another CPU; it is made again", path)
                 return None
-            return {name: _filled(templates[shape], file, name) for name, shape in shapes.items()}
+            packed, found = {}, xxhash.xxh3_128()
+            for name in sorted(shapes):
+                content, scales = _tensors(file, name, found)
+                packed[name] = _filled(templates[shapes[name]], content), scales
+        if found.hexdigest() != digest:
+            log.warning("%s is damaged; it is made again", path)
+            return None
+        return packed
     except (OSError, SafetensorError, ValueError) as error:
         log.warning("cannot read %s (%s); it is made again", path, error)
         return None
 
 
+def is_damaged(path: Path) -> bool:
+    """Whether a file of packed weights is not what was written. A file without a digest, of an earlier version, is."""
+    try:
+        with safe_open(path, "np") as file:
+            found = xxhash.xxh3_128()
+            for name in sorted({name.rpartition(".")[0] for name in file.keys()}):  # noqa: SIM118 (not a dictionary)
+                _tensors(file, name, found)
+            return found.hexdigest() != (file.metadata() or {}).get("digest")
+    except (OSError, SafetensorError, ValueError):
+        return True
+
+
 def write(weights: Path, packed: Mapping[str, Packed]) -> None:
-    """Keep packed weights for the next time. A folder that cannot be written to is left as it is."""
+    """Cache packed weights for the next load. A folder that cannot be written to is left as it is."""
     if not _can_copy_packed():
         return
     path = path_beside(weights)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         _remove_abandoned(path)
-        specs, tensors = [], []
-        for name, (matrix, scales) in packed.items():
+        specs, tensors, digest = [], [], xxhash.xxh3_128()
+        for name, (matrix, scales) in sorted(packed.items()):
             content = _bytes_of(matrix)
             specs += [(f"{name}.packed", "uint8", content.shape), (f"{name}.scales", "float32", scales.shape)]
             tensors += [(f"{name}.packed", content), (f"{name}.scales", scales)]
+            _add(digest, name, content, scales)
         identity = _identity(weights, (matrix for matrix, _ in packed.values()))
-        write_safetensors(partial, specs, tensors, identity)
+        write_safetensors(partial, specs, tensors, identity | {"digest": digest.hexdigest()})
         os.replace(partial, path)
         log.info("packed weights are kept in %s (%d MB) for the next start", path, path.stat().st_size / 1e6)
     except OSError as error:
@@ -82,7 +105,7 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def _identity(weights: Path, packed: Iterable[Any]) -> dict[str, str]:
-    """What a file must say of itself: which weights it is of, and how they are laid out."""
+    """Metadata of a usable file: which weights it was made from, and how they are laid out."""
     status = weights.stat()
     layouts = sorted({_layout(matrix) for matrix in packed})
     return {
@@ -93,17 +116,30 @@ def _identity(weights: Path, packed: Iterable[Any]) -> dict[str, str]:
 
 
 def _can_copy_packed() -> bool:
-    """Whether this torch shows the memory of packed weights."""
+    """Whether this version of torch gives access to the memory of packed weights."""
     import torch
 
     return all(hasattr(torch.ops.mkldnn, name) for name in ("data_ptr", "_nbytes", "_get_mkldnn_serialized_md"))
 
 
 def _layout(matrix: Any) -> bytes:
-    """How oneDNN describes a packed weight: shape, blocks and what it keeps beside them."""
+    """oneDNN's description of a packed weight: shape, blocks and what it stores beside them."""
     import torch
 
     return torch.ops.mkldnn._get_mkldnn_serialized_md(matrix).numpy().tobytes()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch work on one thread: each weight is copied by itself, and starting threads for it takes longer."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _packed_zeros(shape: Shape) -> Any:
@@ -120,8 +156,20 @@ def _bytes_of(matrix: Any) -> np.ndarray:
     return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(torch.ops.mkldnn.data_ptr(matrix)))
 
 
-def _filled(template: Any, file: Any, name: str) -> Packed:
-    """A packed weight of the template's shape, read from `file`. Raises ValueError if that has another size."""
+def _tensors(file: Any, name: str, digest: Any) -> tuple[np.ndarray, np.ndarray]:
+    """A layer's tensors in the file: the packed weight as bytes, and the scales (O,). Both are added to `digest`."""
+    content, scales = file.get_tensor(f"{name}.packed"), file.get_tensor(f"{name}.scales")
+    _add(digest, name, content, scales)
+    return content, scales
+
+
+def _add(digest: Any, name: str, content: np.ndarray, scales: np.ndarray) -> None:
+    for part in (name.encode(), content, scales):
+        digest.update(part)
+
+
+def _filled(template: Any, content: np.ndarray) -> Any:
+    """A packed weight of the template's shape with these bytes. Raises ValueError if they are of another size."""
     matrix = template.clone()
-    _bytes_of(matrix)[:] = file.get_tensor(f"{name}.packed")
-    return matrix, file.get_tensor(f"{name}.scales")
+    _bytes_of(matrix)[:] = content
+    return matrix

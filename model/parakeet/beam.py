@@ -19,14 +19,33 @@ NOTHING = -1
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one label adds to a hypothesis. log_prob, power_sum: of a token, see `confidence`; duration: in frames."""
+class Text:
+    """The tokens of a hypothesis: the last one, and the text before it, which other hypotheses may share.
 
-    token: int
-    log_prob: float
-    power_sum: float
-    frame: int
-    duration: int
+    token: NOTHING in an empty text; log_prob, power_sum: of the token, see `confidence`; duration: in frames; length:
+    in tokens; key: the same for all texts with the same tokens.
+    """
+
+    before: "Text | None" = None
+    token: int = NOTHING
+    log_prob: float = 0.0
+    power_sum: float = 0.0
+    frame: int = 0
+    duration: int = 0
+    length: int = 0
+    key: int = 0
+
+    def followed_by(self, token: int, log_prob: float, power_sum: float, frame: int, duration: int) -> "Text":
+        """This text and one more token."""
+        return Text(self, token, log_prob, power_sum, frame, duration, self.length + 1, hash((self.key, token)))
+
+    def steps(self) -> "list[Text]":
+        """The text after each of its tokens, the first one first."""
+        found, last = [], self
+        while last.before is not None:
+            found.append(last)
+            last = last.before
+        return found[::-1]
 
 
 class Beam:
@@ -42,7 +61,7 @@ class Beam:
         self.scores = np.full(width, -np.inf, np.float32)
         self.scores[0] = 0
         self.frames = np.zeros(width, int)
-        self.texts: list[tuple[Step, ...]] = [()] * width
+        self.texts = [Text()] * width
         self._written = np.zeros(width, int)
         self._length = length
         self._blank = transducer.blank
@@ -83,7 +102,7 @@ class Beam:
         self.scores = candidates.reshape(-1)[chosen]
         is_token = (labels != self._blank) & (labels != NOTHING)
         self.texts = [
-            (*self.texts[p], Step(int(k), float(tokens[p, k]), float(sums[p]), int(self.frames[p]), int(d)))
+            self.texts[p].followed_by(int(k), float(tokens[p, k]), float(sums[p]), int(self.frames[p]), int(d))
             if is_token[i]
             else self.texts[p]
             for i, (p, k, d) in enumerate(zip(parents, labels, jumps, strict=True))
@@ -112,7 +131,7 @@ class Beam:
         groups: dict[Any, list[int]] = {}
         for i, (text, frame) in enumerate(zip(self.texts, self.frames.tolist(), strict=True)):
             if np.isfinite(self.scores[i]):
-                groups.setdefault((tuple(step.token for step in text), frame), []).append(i)
+                groups.setdefault((text.length, text.key, frame), []).append(i)
         for same in groups.values():
             if len(same) > 1:
                 first = max(same, key=lambda i: self.scores[i])
@@ -120,9 +139,9 @@ class Beam:
                 self.scores[same] = -np.inf
                 self.scores[first] = total
 
-    def best(self) -> tuple[Step, ...]:
+    def best(self) -> Text:
         """The text with the best score, normalised by its length."""
-        lengths = np.array([len(text) for text in self.texts])
+        lengths = np.array([text.length for text in self.texts])
         return self.texts[int(np.argmax(self.scores / (lengths + 1)))]
 
 
@@ -208,7 +227,7 @@ class BeamRows:
         )
 
     def _result(self, searched: _Searched) -> TimedTokens:
-        steps, transducer = searched.beam.best(), self._transducer
+        steps, transducer = searched.beam.best().steps(), self._transducer
         return TimedTokens(
             searched.utterance.key,
             [step.token for step in steps],

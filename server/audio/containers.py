@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
+from server.errors import AudioError
+
 SUPPORTED = "wav, aiff, caf, flac, mp3, m4a, mp4, mov, ogg, webm, aac"
 
 _MAGIC = {
@@ -38,6 +40,10 @@ class FileType:
     """Where the container begins: behind any ID3 tags."""
     for_libsndfile: bool
     """libsndfile may open it. Not MPEG audio: its mpg123 reports broken frames on standard error."""
+
+
+def unreadable() -> AudioError:
+    return AudioError(f"Unsupported or damaged audio file. Supported: {SUPPORTED}.")
 
 
 def find_type(file: BinaryIO) -> FileType | None:
@@ -107,7 +113,7 @@ class Extent:
     """Seconds of audio that it must contain."""
 
 
-class _Chunk(NamedTuple):
+class Chunk(NamedTuple):
     """A chunk or box; `size` is None when it is not declared."""
 
     name: bytes
@@ -122,7 +128,7 @@ def declared_extent(file: BinaryIO, demuxer: str, offset: int = 0) -> Extent:
         case "wav":
             return Extent(_wav_is_cut_off(file, offset, length))
         case "aiff":
-            return Extent(any(_iff_ends_after(chunk, length) for chunk in _iff_chunks(file, offset, ">")))
+            return Extent(any(_iff_ends_after(chunk, length) for chunk in iff_chunks(file, offset, ">")))
         case "caf":
             return _caf(file, offset, length)
         case "mov":
@@ -138,17 +144,17 @@ def declared_extent(file: BinaryIO, demuxer: str, offset: int = 0) -> Extent:
     return Extent()
 
 
-def _ends_after(chunk: _Chunk, length: int) -> bool:
+def _ends_after(chunk: Chunk, length: int) -> bool:
     return chunk.size is not None and chunk.start + chunk.size > length
 
 
-def _iff_ends_after(chunk: _Chunk, length: int) -> bool:
+def _iff_ends_after(chunk: Chunk, length: int) -> bool:
     return _ends_after(chunk, length + _SLACK if chunk.name in _IFF_AUDIO else length)
 
 
 def _wav_is_cut_off(file: BinaryIO, offset: int, length: int) -> bool:
     long_size = None
-    for chunk in _iff_chunks(file, offset, "<"):
+    for chunk in iff_chunks(file, offset, "<"):
         if chunk.name == b"ds64":
             # RF64 has its sizes here, 64 bits each: of the file, then of the data.
             long_size = struct.unpack("<8xQ", _read(file, chunk.start, 16).ljust(16, b"\0"))[0]
@@ -159,7 +165,7 @@ def _wav_is_cut_off(file: BinaryIO, offset: int, length: int) -> bool:
     return False
 
 
-def _iff_chunks(file: BinaryIO, offset: int, order: str) -> Iterator[_Chunk]:
+def iff_chunks(file: BinaryIO, offset: int, order: str) -> Iterator[Chunk]:
     """The chunks of a WAV or AIFF file, up to the first whose size is not declared."""
     start = offset + 12
     for _ in range(_MAX_CHUNKS):
@@ -168,7 +174,7 @@ def _iff_chunks(file: BinaryIO, offset: int, order: str) -> Iterator[_Chunk]:
             return
         name, size = struct.unpack(order + "4sI", head)
         known = 0 < size < _PLACEHOLDER or name not in _IFF_AUDIO
-        yield _Chunk(name, start + 8, size if known else None)
+        yield Chunk(name, start + 8, size if known else None)
         if not known:
             return
         start += 8 + size + size % 2
@@ -197,7 +203,7 @@ def _caf(file: BinaryIO, offset: int, length: int) -> Extent:
 
 
 def _mp4(file: BinaryIO, offset: int, length: int) -> Extent:
-    boxes = list(_mp4_boxes(file, offset))
+    boxes = list(mp4_boxes(file, offset))
     if len(boxes) == _MAX_CHUNKS:
         return Extent()
     moov = next((box for box in boxes if box.name == b"moov"), None)
@@ -206,7 +212,7 @@ def _mp4(file: BinaryIO, offset: int, length: int) -> Extent:
     return Extent(any(_ends_after(box, length) for box in boxes))
 
 
-def _mp4_boxes(file: BinaryIO, offset: int) -> Iterator[_Chunk]:
+def mp4_boxes(file: BinaryIO, offset: int) -> Iterator[Chunk]:
     for _ in range(_MAX_CHUNKS):
         head = _read(file, offset, 16)
         if len(head) < 8:
@@ -216,9 +222,9 @@ def _mp4_boxes(file: BinaryIO, offset: int) -> Iterator[_Chunk]:
             size = struct.unpack(">Q", head[8:])[0]
         if size < 8:
             # 0 is a box up to the end of the file; other sizes are not possible.
-            yield _Chunk(name, offset, None)
+            yield Chunk(name, offset, None)
             return
-        yield _Chunk(name, offset, size)
+        yield Chunk(name, offset, size)
         offset += size
 
 

@@ -1,46 +1,64 @@
-"""Decodes audio with PyAV in a process of its own, so that a demuxer that crashes or hangs takes nothing else down.
+"""A worker of the decoder pool (`workers.py`): decodes untrusted files in a process that may crash or hang.
 
-    python decoder_process.py DEMUXER MAX_S MIN_RATE MAX_RATE MAX_CHANNELS [live]
+Standard input is a socket. The worker ends when it is closed, so none outlives the process that started it. Each job is
+a line of JSON, sent with the descriptor of a file, or of a pipe that is still being written to:
 
-The file is read from standard input; 16 kHz mono float32 samples are written to standard output. With `live` the input
-is a pipe that is still being written to, and samples are passed on at once. Exit codes:
+    {"demuxer": "mov", "libsndfile": false, "live": false,
+     "max_s": 14400, "min_rate": 1000, "max_rate": 192000, "max_channels": 8}
 
-    0    the end of the audio
+The answers are frames: a letter, the length of what follows (4 bytes, native order), and
+
+    A    samples: 16 kHz mono float32. Unless the job is live, the worker then waits for a byte: "+" for more, or "x"
+    E    the end of the job: {"code": 0, "message": "", "last": false}. After "last" the worker exits
+
+A job ends with one of these codes:
+
+    0    the end of the audio, or the caller wanted no more
     1    out of memory, or a mistake of this script: for the log
-    3    unsupported: the last line of standard error is a message for the caller
+    3    unsupported: the message is for the caller
     4    too long: likewise
     5    damaged: no audio can be decoded from here on
 
-This script imports nothing of the project.
+libsndfile reads wav, aiff, flac and ogg, and PyAV the rest. This script imports nothing of the project.
 """
 
 import contextlib
+import json
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.container
 import av.error
 import av.logging
 import numpy as np
+import soundfile
+import soxr
 from av.codec.context import Flags2
 
 SAMPLE_RATE = 16_000
 OUT_OF_MEMORY, UNSUPPORTED, TOO_LONG, DAMAGED = 1, 3, 4, 5
 # Bytes of address space, or of resident memory on macOS. A file may have a long index; there may be many live sessions.
 FILE_MEMORY, LIVE_MEMORY = 4 << 30, 1 << 30
+# A worker exits after a job that needed so many bytes, or after so many jobs: what they leave behind goes with it.
+KEPT_MEMORY, MAX_JOBS = 256 << 20, 1000
 # Seconds between looks at the resident memory.
 WATCH_S = 0.02
 # Seconds of processor time without any output, after which the system ends this process.
 MAX_COMPUTING_S = 30.0
 # Broken packets in a row that are skipped before the file is given up.
 MAX_BROKEN = 100
+# Samples in a frame: 4 s. Live audio is sent at once.
+FRAME_SAMPLES = 1 << 16
 
+_LIBSNDFILE_FORMATS = {"WAV", "WAVEX", "RF64", "AIFF", "FLAC", "OGG"}
 _DECODERS = (
     *("aac", "alac", "flac", "opus", "libopus", "vorbis", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float"),
     *("ac3", "eac3", "speex", "libspeex", "adpcm_ms", "adpcm_ima_wav", "adpcm_ima_qt", "gsm", "gsm_ms"),
@@ -49,7 +67,7 @@ _DECODERS = (
     *("pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
 )
 _CODECS = "AAC, ALAC, FLAC, MP3, Opus, Vorbis, AC-3, AMR, GSM, Speex, ADPCM and PCM"
-# Nothing but standard input is opened, only the given demuxer is used, and no video is decoded.
+# Nothing but the given descriptor is read, only the given demuxer is used, and no video is decoded.
 _OPTIONS = {
     "protocol_whitelist": "none",
     "codec_whitelist": ",".join(sorted(_DECODERS)),
@@ -65,53 +83,195 @@ class Refused(Exception):
         self.code = code
 
 
+class Stopped(Exception):
+    """The caller wants no more of this file."""
+
+
 def main() -> None:
-    demuxer, *numbers = sys.argv[1:6]
-    live = sys.argv[6:] == ["live"]
-    max_s, min_rate, max_rate, max_channels = map(float, numbers)
     # Ctrl-C is for the server, which first finishes its work in progress.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _limit_memory(LIVE_MEMORY if live else FILE_MEMORY)
+    # Nobody reads standard error while this process lives: lose lines rather than wait.
+    os.set_blocking(2, False)
     av.logging.set_level(None)
-    # Unbuffered: a read returns what is there.
-    file, out = os.fdopen(0, "rb", 0, closefd=False), os.fdopen(1, "wb", closefd=False)
-    options = _OPTIONS | _LIVE_OPTIONS if live else _OPTIONS
-    written = 0
+    _limit_memory(FILE_MEMORY)
+    control = socket.socket(fileno=0)
+    # What Linux counts includes what the process that started this one had.
+    most, jobs = _peak_memory() + KEPT_MEMORY, 0
+    try:
+        while (received := _next_job(control)) is not None:
+            job, descriptor = received
+            output = Output(control, job)
+            # Unbuffered: a read returns what is there.
+            with os.fdopen(descriptor, "rb", 0) as file:
+                code, message = _decode(job, file, output)
+            _limit_computing(0)
+            jobs += 1
+            last = code == OUT_OF_MEMORY or job["live"] or jobs == MAX_JOBS or _peak_memory() > most
+            output.end(code, message, last)
+            if last:
+                return
+    except ConnectionError:
+        # Whoever asked is gone.
+        os._exit(0)
+
+
+def _next_job(control: socket.socket) -> tuple[dict[str, Any], int] | None:
+    """The job and the descriptor of its file; None once the socket is closed."""
+    line, descriptors = b"", []
+    while not line.endswith(b"\n"):
+        data, more, _, _ = socket.recv_fds(control, 4096, 1)
+        if not data:
+            return None
+        line += data
+        descriptors += more
+    return json.loads(line), descriptors[0]
+
+
+def _decode(job: dict[str, Any], file: BinaryIO, output: "Output") -> tuple[int, str]:
+    """Send the samples of one file; returns the code and the message of the job's end."""
+    if job["live"]:
+        _limit_memory(LIVE_MEMORY)
     try:
         _limit_computing()
-        for block in blocks(file, demuxer, options, min_rate, max_rate, max_channels):
-            written += len(block)
-            if written > max_s * SAMPLE_RATE + 1:
-                raise Refused(TOO_LONG, f"The audio is longer than the limit of {max_s:g} s.")
-            out.write(block.tobytes())
-            if live:
-                out.flush()
-            _limit_computing()
-        out.flush()
-    except BrokenPipeError:
-        os._exit(0)
+        try:
+            for block in blocks(file, job):
+                output.add(block)
+                _limit_computing()
+        finally:
+            output.flush()
+    except Stopped:
+        pass
     except Refused as refused:
-        out.flush()
-        print(refused, file=sys.stderr)
-        sys.exit(refused.code)
-    except (av.error.FFmpegError, ValueError, MemoryError) as error:
-        out.flush()
-        if isinstance(error, av.error.EOFError) and not live:
-            # A header and nothing behind it.
+        return refused.code, str(refused)
+    except ConnectionError:
+        raise
+    # OSError: a forged offset that no file can have.
+    except (av.error.FFmpegError, soundfile.LibsndfileError, ValueError, OSError, MemoryError) as error:
+        # Otherwise a header and nothing behind it.
+        if not isinstance(error, av.error.EOFError) or job["live"]:
+            code = OUT_OF_MEMORY if isinstance(error, MemoryError) else DAMAGED
+            return code, f"{type(error).__name__}: {error}"
+    return 0, ""
+
+
+class Output:
+    """What goes to the caller. A frame is decoded while the caller still works on the one before."""
+
+    def __init__(self, control: socket.socket, job: dict[str, Any]):
+        self._control, self._live, self._max_s = control, job["live"], job["max_s"]
+        self._gathered: list[np.ndarray] = []
+        self._samples = self._total = 0
+        self._answer_due = False
+
+    def add(self, block: np.ndarray) -> None:
+        self._total += len(block)
+        if self._total > self._max_s * SAMPLE_RATE + 1:
+            raise Refused(TOO_LONG, f"The audio is longer than the limit of {self._max_s:g} s.")
+        self._gathered.append(block.astype(np.float32, copy=False))
+        self._samples += len(block)
+        if self._live or self._samples >= FRAME_SAMPLES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is gathered. Raises Stopped if the caller wants no more."""
+        if not self._samples:
             return
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(OUT_OF_MEMORY if isinstance(error, MemoryError) else DAMAGED)
+        if self._next_answer() == b"x":
+            self._gathered.clear()
+            self._samples = 0
+            raise Stopped
+        self._send(b"A", b"".join(block.tobytes() for block in self._gathered))
+        self._gathered.clear()
+        self._samples = 0
+        self._answer_due = not self._live
+
+    def end(self, code: int, message: str, last: bool) -> None:
+        self._next_answer()
+        self._send(b"E", json.dumps({"code": code, "message": message, "last": last}).encode())
+
+    def _next_answer(self) -> bytes:
+        if not self._answer_due:
+            return b"+"
+        self._answer_due = False
+        if not (answer := self._control.recv(1)):
+            raise ConnectionResetError
+        return answer
+
+    def _send(self, letter: bytes, content: bytes) -> None:
+        self._control.sendall(letter + struct.pack("=I", len(content)) + content)
 
 
-def blocks(
-    file: BinaryIO, demuxer: str, options: dict[str, str], min_rate: float, max_rate: float, max_channels: float
-) -> Iterator[np.ndarray]:
+def blocks(file: BinaryIO, job: dict[str, Any]) -> Iterator[np.ndarray]:
     """(n,) float32 at 16 kHz: the mean of the channels."""
-    resampler, shape = None, None
+    if job["libsndfile"]:
+        try:
+            sound = soundfile.SoundFile(_Unnamed(file))  # type: ignore[arg-type]
+        except soundfile.LibsndfileError:
+            # libsndfile does not have the codec.
+            file.seek(0)
+        else:
+            with sound:
+                yield from _libsndfile_blocks(sound, job)
+            return
+    yield from _av_blocks(file, job)
+
+
+def _libsndfile_blocks(sound: soundfile.SoundFile, job: dict[str, Any]) -> Iterator[np.ndarray]:
+    if sound.format not in _LIBSNDFILE_FORMATS:
+        raise Refused(DAMAGED, f"{sound.format} is not supported.")
+    _check_rate(sound.samplerate, job)
+    _check_channels("file", sound.channels, job)
+    seconds = sound.frames / sound.samplerate
+    # An unknown length is declared as an absurd one; decoded samples are counted in any case.
+    if job["max_s"] < seconds < 1e9:
+        raise Refused(TOO_LONG, f"The audio is {seconds:.1f} s long; the limit is {job['max_s']:g} s.")
+    # A stream resampler holds no more than a block at the file's own rate, whatever length the header declares.
+    resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    same_rate = sound.samplerate == SAMPLE_RATE
+    damaged = False
+    while not damaged:
+        frames, damaged = _read(sound)
+        if not len(frames):
+            break
+        mono = frames.mean(axis=1) if frames.shape[1] > 1 else frames[:, 0]
+        yield mono if same_rate else resampler.resample_chunk(mono)
+    if not same_rate:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    if damaged:
+        raise Refused(DAMAGED, "libsndfile cannot read on.")
+
+
+def _read(sound: soundfile.SoundFile) -> tuple[np.ndarray, bool]:
+    """(n, channels) float32 at the file's own rate, and whether the decoder failed after them."""
+    # soundfile raises without saying how many frames were decoded before: those are no longer NaN.
+    buffer = np.full((FRAME_SAMPLES, sound.channels), np.nan, np.float32)
+    try:
+        return sound.read(out=buffer), False
+    except soundfile.LibsndfileError:
+        missing = np.isnan(buffer[:, 0])
+        return buffer[: missing.argmax() if missing.any() else len(buffer)], True
+
+
+def _check_rate(rate: int, job: dict[str, Any]) -> None:
+    if not job["min_rate"] <= rate <= job["max_rate"]:
+        supported = f"{job['min_rate']} to {job['max_rate']} Hz"
+        raise Refused(UNSUPPORTED, f"The sample rate is {rate} Hz; supported: {supported}.")
+
+
+def _check_channels(what: str, channels: int, job: dict[str, Any]) -> None:
+    if channels > job["max_channels"]:
+        raise Refused(UNSUPPORTED, f"The {what} has {channels} channels; supported: 1 to {job['max_channels']}.")
+
+
+def _av_blocks(file: BinaryIO, job: dict[str, Any]) -> Iterator[np.ndarray]:
+    resampler, shape, demuxer = None, None, job["demuxer"]
+    options = _OPTIONS | _LIVE_OPTIONS if job["live"] else _OPTIONS
     with av.open(_Unnamed(file), "r", format=demuxer, container_options=options) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise Refused(UNSUPPORTED, "The file has no audio track.")
+        if stream.codec_context is None:
+            raise Refused(DAMAGED, "ffmpeg does not know the codec.")
         if stream.codec_context.name not in _DECODERS:
             codec = stream.codec_context.name[:20]
             raise Refused(UNSUPPORTED, f"The audio codec {codec} is not supported. Supported: {_CODECS}.")
@@ -119,12 +279,9 @@ def blocks(
             # The last packet has as many samples as are left, and ffmpeg would take its missing ones off once more.
             stream.codec_context.flags2 |= Flags2.skip_manual
         for frame in _frames(container, stream):
-            if not min_rate <= frame.sample_rate <= max_rate:
-                supported = f"{min_rate:.0f} to {max_rate:.0f} Hz"
-                raise Refused(UNSUPPORTED, f"The sample rate is {frame.sample_rate} Hz; supported: {supported}.")
             channels = frame.layout.nb_channels
-            if channels > max_channels:
-                raise Refused(UNSUPPORTED, f"The audio has {channels} channels; supported: 1 to {max_channels:.0f}.")
+            _check_rate(frame.sample_rate, job)
+            _check_channels("audio", channels, job)
             if resampler is None or shape != (frame.sample_rate, channels, frame.format.name):
                 # The format may change within a stream.
                 yield from _drained(resampler)
@@ -203,9 +360,12 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _limit_computing() -> None:
-    """The system ends this process after `MAX_COMPUTING_S` more of its own processor time, whatever code is running."""
-    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_COMPUTING_S)
+def _limit_computing(seconds: float | None = None) -> None:
+    """The system ends this process after so much more of its own processor time, whatever code is running. 0: never.
+
+    By default `MAX_COMPUTING_S`.
+    """
+    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_COMPUTING_S if seconds is None else seconds)
 
 
 if __name__ == "__main__":

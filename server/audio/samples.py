@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-import soxr
 
-from server.audio.decode import SAMPLE_RATE, AudioLimits, capped, within_full_scale
+from server.audio.decode import AudioLimits, capped, within_full_scale
+from server.audio.resampling import BLOCK_FRAMES, mono_blocks
 from server.errors import AudioError
-
-_BLOCK_FRAMES = 1 << 16
 
 
 def sample_blocks(samples: np.ndarray, rate: float, limits: AudioLimits = AudioLimits()) -> Iterator[np.ndarray]:
@@ -30,15 +28,10 @@ def sample_blocks(samples: np.ndarray, rate: float, limits: AudioLimits = AudioL
         raise AudioError(f"The sample rate is {rate:g} Hz; supported: {limits.min_rate} to {limits.max_rate} Hz.")
     if not len(samples):
         raise AudioError("There are no samples.")
-    for block in capped(_mono_blocks(samples, rate), limits):
+    for block in capped(mono_blocks(_blocks(samples), rate), limits):
         yield within_full_scale(block)
 
 
-def _mono_blocks(samples: np.ndarray, rate: float) -> Iterator[np.ndarray]:
-    resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
-    for first in range(0, len(samples), _BLOCK_FRAMES):
-        block = samples[first : first + _BLOCK_FRAMES].astype(np.float32)
-        mono = block.mean(axis=1) if block.ndim == 2 else block
-        yield mono if rate == SAMPLE_RATE else resampler.resample_chunk(mono)
-    if rate != SAMPLE_RATE:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+def _blocks(samples: np.ndarray) -> Iterator[np.ndarray]:
+    for first in range(0, len(samples), BLOCK_FRAMES):
+        yield samples[first : first + BLOCK_FRAMES].astype(np.float32)

@@ -27,9 +27,10 @@ def expected_errors() -> tuple[type[Exception], ...]:
     """Errors whose message alone tells a user what to do."""
     from convert.errors import ConversionError
     from model.config import ConfigError, WeightsError
+    from model.digests import DamagedError
     from model.tokenizer import TokenizerError
 
-    return ConversionError, WeightsError, ConfigError, TokenizerError, ServiceError, OSError
+    return ConversionError, WeightsError, ConfigError, TokenizerError, DamagedError, ServiceError, OSError
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from server.audio.decode import AudioLimits, decode_blocks
 from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
 from server.cli.inputs import AUDIO_SUFFIXES, Job, find_jobs, missing_paths
 from server.cli.progress import ProgressBar
-from server.engine.registry import LoadProgress, load_model
-from server.engine.thread import BULK, Engine
-from server.errors import RequestError, ServiceError
-from server.longform.transcribe import AT_ONCE, Transcription, transcribe_recording
+from server.cli.recordings import loaded_engine, transcription_or_error
+from server.engine.thread import Engine
+from server.errors import RequestError
+from server.longform.transcribe import Transcription, language_source
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import language_pair
@@ -27,8 +27,6 @@ from server.text.subtitles import SubtitleRules
 SUFFIXES = {"text": ".txt", "json": ".json", "srt": ".srt", "vtt": ".vtt"}
 # Files that are transcribed at the same time.
 FILES_AT_ONCE = 4
-# How long to wait for the engine's thread to end.
-STOPPING_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class FileRequest:
     """What to do with every file."""
 
     task: Task
-    language_source: str
+    names_language: bool
     options: DecodingOptions
     format: formats.Format
     rules: SubtitleRules
@@ -88,7 +86,7 @@ def transcribe_files(
         return len(empty)
     request = FileRequest(
         task,
-        _language_source(task, language),
+        bool(language),
         DecodingOptions(beam_size),
         format,
         SubtitleRules.from_settings(settings),
@@ -99,46 +97,20 @@ def transcribe_files(
         return len(empty) + asyncio.run(_transcribe(jobs, request, settings))
 
 
-def _language_source(task: Task, given: str | None) -> str:
-    if task.language == AUTO:
-        return "detected"
-    return "request" if given else "default"
-
-
-class _Loading(LoadProgress):
-    """Ends a download or conversion at its next report of progress once `stopped` is set."""
-
-    stopped = False
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if self.stopped:
-            raise InterruptedError("interrupted while loading the model")
-        super().__call__(stage, done, total)
-
-
 async def _transcribe(jobs: list[Job], request: FileRequest, settings: Settings) -> int:
     """Load the model and work on all jobs, a few at a time; returns how many failed."""
-    loading = _Loading()
-    engine = Engine.from_settings(
-        lambda: load_model(settings, progress=loading), settings, max_queue=FILES_AT_ONCE * AT_ONCE
-    )
-    try:
-        await engine.start()
+    async with loaded_engine(settings, FILES_AT_ONCE) as engine:
         try:
             engine.check(request.task)
         except TaskError as error:
             raise typer.BadParameter(str(error)) from None
         return await _transcribe_all(engine, jobs, request, settings)
-    finally:
-        # The process must not end while the thread runs the model: see `exit_at_once_if_busy`.
-        loading.stopped = True
-        await engine.stop(STOPPING_S)
 
 
 async def _transcribe_all(engine: Engine, jobs: list[Job], request: FileRequest, settings: Settings) -> int:
     turn = asyncio.Semaphore(FILES_AT_ONCE)
     failed = 0
-    with ProgressBar([job.path for job in jobs]) as bar:
+    with ProgressBar.of_files([job.path for job in jobs]) as bar:
         working = [asyncio.create_task(_transcribe_one(engine, job, request, settings, turn, bar)) for job in jobs]
         try:
             # Output on the screen keeps the order of the files.
@@ -164,29 +136,23 @@ async def _transcribe_one(
 ) -> tuple[Job, Transcription | str]:
     """The job and its transcription or, if it failed, the line that says why."""
     async with turn:
-        try:
-            return job, await transcribe_recording(
-                engine,
-                decode_blocks(job.path, AudioLimits.from_settings(settings)),
-                request.task,
-                settings,
-                request.options,
-                priority=BULK,
-                on_progress=lambda progress: bar.update(job.path, progress.done_s),
-                detect_each=request.detect_each,
-            )
-        except (ServiceError, TaskError) as error:
-            return job, f"{job.path}: {error}"
-        except OSError as error:
-            return job, f"{job.path}: {error.strerror or error}"
-        finally:
-            bar.finish(job.path)
+        done = await transcription_or_error(
+            engine,
+            decode_blocks(job.path, AudioLimits.from_settings(settings)),
+            request.task,
+            settings,
+            request.options,
+            on_progress=lambda progress: bar.update(job.path, progress.done_s, job.path.name),
+            detect_each=request.detect_each,
+        )
+        bar.finish(job.path)
+        return job, f"{job.path}: {done}" if isinstance(done, str) else done
 
 
 def _text(done: Transcription, job: Job, request: FileRequest, named: bool) -> str:
     match request.format:
         case "json":
-            body = done.to_dict(request.language_source)
+            body = done.to_dict(language_source(request.task, request.names_language, done))
             return json.dumps({"file": str(job.path), **body}, ensure_ascii=False) + "\n"
         case "text":
             return f"{job.path}: {done.text}\n" if named and not job.output else f"{done.text}\n"

@@ -4,7 +4,7 @@ Knows the model; knows no threads, no queue, no requests. Everything here happen
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,7 @@ class Pass:
 
     waveform: (N,) float32 at 16 kHz; prefixes: tokens that each task's text is known to begin with, () for none;
     attention: also tell which encoder steps each token attended to; detect_language: also detect the spoken language
-    where every task names one.
+    where every task names one; start_by: when it must have left the queue, by the monotonic clock; None: any time.
     """
 
     waveform: np.ndarray
@@ -40,11 +40,16 @@ class Pass:
     prefixes: tuple[tuple[int, ...], ...] = ()
     attention: bool = False
     detect_language: bool = False
+    start_by: float | None = None
 
     @property
     def rows(self) -> int:
         """The decoder rows that it takes."""
         return len(self.tasks) * (self.options.beam_size or 1)
+
+    @property
+    def length_s(self) -> float:
+        return len(self.waveform) / SAMPLE_RATE
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class _Running:
 
 
 PassOutcome = PassResult | Exception
+# Called before each piece of work with its kind and size; see `watchdog.Heartbeat.beat`.
+Beat = Callable[[str, float], None]
 
 
 class Batcher:
@@ -92,9 +99,10 @@ class Batcher:
     passes have no outcomes.
     """
 
-    def __init__(self, model: Model, max_rows: int):
+    def __init__(self, model: Model, max_rows: int, beat: Beat = lambda kind, size: None):
         self._model = model
         self._max_rows = max_rows
+        self._beat = beat
         self._batch = model.running_batch()
         self._running: dict[int, _Running] = {}
         self._owner: dict[int, int] = {}
@@ -122,7 +130,7 @@ class Batcher:
             return True
         if not self._model.encodes_together:
             return False
-        lengths = [len(each.waveform) / SAMPLE_RATE for each in (*beside, wanted)]
+        lengths = [each.length_s for each in (*beside, wanted)]
         padded = max(lengths) * len(lengths)
         return padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
 
@@ -134,6 +142,7 @@ class Batcher:
             if isinstance(encoded, Exception):
                 outcomes.append((ticket, encoded))
                 continue
+            self._beat("prefill", wanted.rows)
             try:
                 run, its_utterances = self._begun(ticket, wanted, encoded)
             except Exception as error:
@@ -143,6 +152,7 @@ class Batcher:
             self._running[ticket] = run
             self._owner |= dict.fromkeys(run.keys, ticket)
         if utterances:
+            self._beat("prefill", len(utterances))
             try:
                 outcomes += self._retired(self._batch.join(utterances))
             except Exception as error:
@@ -151,6 +161,7 @@ class Batcher:
 
     def step(self) -> list[tuple[int, PassOutcome]]:
         """One token for every row; returns the passes that it finished."""
+        self._beat("step", self.rows)
         try:
             return self._retired(self._batch.step())
         except Exception as error:
@@ -165,6 +176,8 @@ class Batcher:
 
     def _encoded(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Pass, Encoded | Exception]]:
         """Each pass with its encoding. If encoding them together fails, each alone, to find the one at fault."""
+        if passes:
+            self._beat("encode", len(passes) * max(wanted.length_s for _, wanted in passes))
         try:
             encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
         except Exception as error:
@@ -199,6 +212,7 @@ class Batcher:
             run.done[generated.key] = generated
             if len(run.done) == len(run.keys):
                 del self._running[run.ticket]
+                self._beat("finish", run.wanted.length_s)
                 try:
                     outcomes.append((run.ticket, self._result(run)))
                 except Exception as error:
@@ -244,6 +258,7 @@ class Batcher:
         """`error`, which one pass met by itself. Raises DeviceError if silence fails too: the device is to blame."""
         _raise_device_failure(error)
         if isinstance(error, RuntimeError | MemoryError):
+            self._beat("encode", len(SILENCE) / SAMPLE_RATE)
             try:
                 self._model.encodings([SILENCE])
             except Exception as again:

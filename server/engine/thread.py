@@ -3,6 +3,9 @@
 MLX arrays belong to the thread that made them, so this thread loads the model, runs it and frees it; only waveforms,
 tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
 retire, so a request joins the running batch at the next token and leaves it at its own end.
+
+If the loop ends for any reason, or the watchdog finds that it hangs, the engine has failed: all running and waiting
+requests get an error, and no more are accepted. A failed engine is not used again; `registry` replaces it.
 """
 
 import asyncio
@@ -13,20 +16,22 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 
 from model.cpu import prepare_process
 from model.decoding import DecodingOptions
-from model.device_errors import DeviceError
 from model.family import Model, ModelConfig
 from model.task import Task, TaskError
 from model.tokenizer import Tokenizer
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass, PassResult
-from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed
+from server.engine.failure import Failure, reason_for
+from server.engine.waiting import Waiting
+from server.engine.watchdog import Heartbeat, Watchdog, Work
+from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed, WaitedTooLong
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -50,26 +55,21 @@ class ModelInfo:
         return self.config.name
 
 
-@dataclass(order=True)
-class Waiting:
-    """A pass in the queue: the lowest priority first, then first come."""
-
-    priority: int
-    number: int
-    wanted: Pass = field(compare=False)
-    future: "Future[PassResult]" = field(compare=False, default_factory=Future)
-    since: float = field(compare=False, default_factory=time.monotonic)
-    queue_s: float = field(compare=False, default=0.0)
-
-
 class Engine:
     """Takes passes from any event loop and runs them side by side.
 
     resolve_model: called once, in the engine's own thread; may take minutes (a download, a conversion).
     max_queue: passes that may wait; max_rows: decoder rows that run together, one for each text and beam hypothesis.
+    on_failure: called once when the engine fails, in any thread, before running and waiting requests get their error.
     """
 
-    def __init__(self, resolve_model: Callable[[], Model], max_queue: int = 32, max_rows: int = 16):
+    def __init__(
+        self,
+        resolve_model: Callable[[], Model],
+        max_queue: int = 32,
+        max_rows: int = 16,
+        on_failure: Callable[["Engine"], None] = lambda engine: None,
+    ):
         self._resolve_model = resolve_model
         self._max_queue = max_queue
         self._max_rows = max_rows
@@ -80,17 +80,24 @@ class Engine:
         self._cancelled: set[int] = set()
         self._rows = 0
         self._stopping = False
-        # When loading or the loop failed, by the monotonic clock.
-        self.failed_at: float | None = None
+        self._on_failure = on_failure
+        # Why loading or the loop failed.
+        self.failure: Failure | None = None
+        self._heartbeat = Heartbeat()
+        self._watchdog = Watchdog(self._heartbeat, self._has_hung)
         self._info: Future[ModelInfo] = Future()
         self._thread = threading.Thread(target=self._serve, name="model", daemon=True)
 
     @classmethod
     def from_settings(
-        cls, resolve_model: Callable[[], Model], settings: Settings, max_queue: int | None = None
+        cls,
+        resolve_model: Callable[[], Model],
+        settings: Settings,
+        max_queue: int | None = None,
+        on_failure: Callable[["Engine"], None] = lambda engine: None,
     ) -> Self:
         """With the settings' limits. max_queue: of a caller that sends no more than so many passes at a time."""
-        return cls(resolve_model, max_queue or settings.max_queue, settings.max_rows)
+        return cls(resolve_model, max_queue or settings.max_queue, settings.max_rows, on_failure)
 
     # ---- from the event loop ----
 
@@ -112,16 +119,24 @@ class Engine:
     async def run(self, wanted: Pass, priority: int = INTERACTIVE) -> PassResult:
         """One pass. Cancelling takes it out of the queue, or frees its rows within a step.
 
-        Raises TaskError, QueueFull, EngineStopped or ModelFailed at once, TranscriptionFailed if the model fails on it.
+        Raises TaskError, QueueFull, EngineStopped or ModelFailed at once; WaitedTooLong if it is still in the queue at
+        `wanted.start_by`; ModelFailed if the engine fails; TranscriptionFailed if the model fails on this pass alone.
         """
         for task in wanted.tasks:
             self.check(task)
         request = self._enqueue(wanted, priority)
+        timer = None
+        if wanted.start_by is not None:
+            left_s = wanted.start_by - time.monotonic()
+            timer = asyncio.get_running_loop().call_later(left_s, self._expire, request)
         try:
             return await asyncio.wrap_future(request.future)
         except asyncio.CancelledError:
             self._give_up(request)
             raise
+        finally:
+            if timer:
+                timer.cancel()
 
     def check(self, task: Task) -> None:
         """Raise TaskError, saying what is supported, if the model cannot do `task`."""
@@ -129,7 +144,7 @@ class Engine:
             self.info.config.check(task)
 
     async def stop(self, drain_s: float = 30.0) -> None:
-        """Take no more requests, let those there are finish for `drain_s`, then refuse those still in line."""
+        """Accept no more requests, give those there are `drain_s` to finish, then refuse those still in the queue."""
         self._take_no_more()
         await asyncio.to_thread(self.close, drain_s)
 
@@ -149,11 +164,16 @@ class Engine:
     @property
     def status(self) -> str:
         """loading, ready, stopping or failed."""
-        if self.failed_at is not None:
+        if self.failure:
             return "failed"
         if not self._info.done():
             return "loading"
         return "stopping" if self._stopping else "ready"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine's thread runs. A failed one's ends soon, unless it hangs."""
+        return self._thread.is_alive()
 
     @property
     def waiting(self) -> int:
@@ -193,19 +213,52 @@ class Engine:
             if request.number in self._running:
                 self._cancelled.add(request.number)
 
+    def _expire(self, request: Waiting) -> None:
+        """Answer a request that did not start in time, if it still waits."""
+        with self._changed:
+            if request not in self._queue:
+                return
+            self._queue.remove(request)
+        request.refuse(WaitedTooLong())
+
     def _refuse_line(self) -> None:
         """Accept no more passes, and fail those that wait."""
         with self._changed:
             self._stopping = True
             refused, self._queue = self._queue, []
         for request in refused:
-            if request.future.set_running_or_notify_cancel():
-                request.future.set_exception(self._refusal())
+            request.refuse(self._refusal())
 
     def _refusal(self) -> ServiceError:
-        if self.failed_at is not None:
-            return ModelFailed("The model failed; see the server's log.")
+        if self.failure:
+            return ModelFailed(f"The request was not finished, because {self.failure.message}; try again in a moment.")
         return EngineStopped("The server is stopping.")
+
+    # ---- from the watchdog's thread ----
+
+    def _has_hung(self, work: Work) -> None:
+        self._fail("hang", f"{work} was not done within {work.limit_s:.1f} s")
+        self._tell_all()
+
+    # ---- from any thread ----
+
+    def _fail(self, reason: str, why: str = "", error: BaseException | None = None) -> None:
+        """Mark the engine failed, unless it has failed before. why: for the log; "" if another will log it."""
+        with self._changed:
+            if self.failure:
+                return
+            self.failure = Failure(reason, time.monotonic())
+        if why:
+            log.critical("%s: %s", self.failure.message, why, exc_info=error)
+        self._on_failure(self)
+
+    def _tell_all(self) -> None:
+        """Fail whatever runs or waits, so that nobody waits forever."""
+        self._refuse_line()
+        with self._changed:
+            numbers = list(self._running)
+            self._changed.notify_all()
+        self._retire([(number, self._refusal()) for number in numbers])
 
     # ---- in the engine's thread ----
 
@@ -224,28 +277,30 @@ class Engine:
         try:
             model = self._load()
         except BaseException as error:
-            self.failed_at = time.monotonic()
-            self._info.set_exception(error)
+            self._fail("load")
+            # asyncio lets SystemExit and KeyboardInterrupt end its loop, and with it the server.
+            self._info.set_exception(
+                error if isinstance(error, Exception) else RuntimeError(f"loading ended with {type(error).__name__}")
+            )
             self._refuse_line()
             return
-        batcher = Batcher(model, self._max_rows)
+        batcher = Batcher(model, self._max_rows, self._heartbeat.beat)
+        self._watchdog.start()
         try:
             while self._wait_for_work():
                 self._free_cancelled(batcher)
                 outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
                 outcomes += batcher.step()
+                self._heartbeat.rest()
                 self._retire(outcomes)
                 self._rows = batcher.rows
-        except DeviceError as error:
-            self.failed_at = time.monotonic()
-            log.critical("the device failed, and the model has to be loaded again: %s", error, exc_info=True)
-        except Exception:
-            self.failed_at = time.monotonic()
-            log.critical("the engine's loop failed", exc_info=True)
+        # Also SystemExit and the like, which would end a thread silently.
+        except BaseException as error:
+            self._fail(reason_for(error), str(error) or type(error).__name__, error)
         finally:
-            # Passes are left here only by such a failure: fail them, so that nobody waits for ever.
-            self._refuse_line()
-            self._retire([(number, self._refusal()) for number in list(self._running)])
+            self._heartbeat.rest()
+            self._watchdog.stop()
+            self._tell_all()
 
     def _load(self) -> Model:
         began = time.monotonic()
@@ -277,8 +332,10 @@ class Engine:
         with self._changed:
             while self._queue and batcher.has_room_for(self._queue[0].wanted, [r.wanted for r in admitted]):
                 request = self._queue.pop(0)
+                if request.is_late:
+                    request.refuse(WaitedTooLong())
                 # False if it was cancelled while it waited.
-                if request.future.set_running_or_notify_cancel():
+                elif request.future.set_running_or_notify_cancel():
                     request.queue_s = time.monotonic() - request.since
                     self._running[request.number] = request
                     admitted.append(request)

@@ -1,18 +1,21 @@
-"""Live audio in a container, decoded as it arrives in a separate process (`audio/decoder_process.py`).
+"""Live audio in a container, decoded as it arrives by a worker of the pool (`audio/workers.py`).
 
-A demuxer that crashes, hangs or uses too much memory ends its own session and no other.
+The worker is the session's own and ends with it. A demuxer that crashes, hangs or uses too much memory ends its own
+session and no other.
 """
 
 import asyncio
 import logging
 import math
-from asyncio.subprocess import PIPE, Process
+import socket
+from asyncio import StreamReader, StreamWriter
 from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 
-from server.audio.decode import AudioLimits, decoder_command, decoder_environment, decoder_error, within_full_scale
+from server.audio.decode import AudioLimits, decoder_job, within_full_scale
+from server.audio.workers import HEADER_BYTES, POOL, Worker, unpacked_header
 from server.errors import AudioError
 from server.live.sound import Sink
 
@@ -24,22 +27,20 @@ CONTAINERS = {"webm": "matroska", "mp4": "mov", "ogg": "ogg"}
 STALL_S = 15.0
 # How many bytes may arrive without any audio in them before the session is ended.
 MAX_SILENT_BYTES = 8 << 20
-# Half a second of the decoder's output.
-READ_BYTES = 1 << 15
 
 
 class ContainerSound:
-    """A webm, mp4 or ogg stream. `run` owns the decoder process, and must run while `write` and `end` are called.
+    """A webm, mp4 or ogg stream. `run` owns the decoder, and must run while `write` and `end` are called.
 
     limits: for channels and rate; the length is not limited here.
-    Each direction buffers what fits into a pipe, about 200 kB; after that, `write` waits.
+    Each direction buffers what fits into a socket, about 200 kB; after that, `write` waits.
     """
 
     def __init__(self, encoding: str, sink: Sink, limits: AudioLimits = AudioLimits()):
         self._encoding = encoding
         self._sink = sink
-        self._command = decoder_command(CONTAINERS[encoding], replace(limits, max_s=math.inf), live=True)
-        self._decoder: asyncio.Future[Process] = asyncio.get_running_loop().create_future()
+        self._job = decoder_job(CONTAINERS[encoding], replace(limits, max_s=math.inf), live=True)
+        self._input: asyncio.Future[StreamWriter] = asyncio.get_running_loop().create_future()
         self._received = False
         self._silent_bytes = 0
         self._ended = False
@@ -47,23 +48,29 @@ class ContainerSound:
 
     async def run(self) -> None:
         """Pass decoded audio to the sink, until cancelled. Raises AudioError for a stream that cannot be decoded."""
-        decoder = await asyncio.create_subprocess_exec(
-            *self._command, stdin=PIPE, stdout=PIPE, stderr=PIPE, cwd="/", env=decoder_environment()
-        )
+        ours, theirs = socket.socketpair()
+        with theirs:
+            worker = POOL.take(self._job, theirs.fileno())
         try:
-            self._decoder.set_result(decoder)
-            await self._pass_on(decoder)
+            _, stream = await asyncio.open_connection(sock=ours)
+            output, control = await asyncio.open_connection(sock=worker.socket)
+            self._input.set_result(stream)
+            try:
+                error = await self._pass_on(worker, output, stream)
+            finally:
+                stream.close()
+                control.close()
         finally:
-            stderr = await _stopped(decoder)
+            worker.kill()
         # A stream without a single byte is not an error.
-        if decoder.returncode and self._received:
-            raise self._error(decoder.returncode, stderr)
+        if error and self._received:
+            raise error
         self._done.set()
         await asyncio.Event().wait()
 
     async def write(self, data: bytes) -> None:
         """Returns when there is room for more. Raises AudioError if no audio is found, or after the stream's end."""
-        decoder = await asyncio.shield(self._decoder)
+        stream = await asyncio.shield(self._input)
         if not data:
             return
         if self._done.is_set():
@@ -72,64 +79,51 @@ class ContainerSound:
         self._silent_bytes += len(data)
         if self._silent_bytes > MAX_SILENT_BYTES:
             raise AudioError(f"No audio found in {MAX_SILENT_BYTES >> 20} MiB of {self._encoding}.", "encoding")
-        assert decoder.stdin
-        # If the decoder has exited, `run` raises the error.
-        if decoder.stdin.is_closing():
+        # If the decoder has ended, `run` raises the error.
+        if stream.is_closing():
             return
         with suppress(ConnectionError):
-            decoder.stdin.write(data)
-            await decoder.stdin.drain()
+            stream.write(data)
+            await stream.drain()
 
     async def flush(self) -> None:
         """Nothing to do: a decoder releases what it buffers only at the end."""
 
     async def end(self) -> None:
         """Returns when all audio has been passed on. Waits for ever if `run` raises."""
-        decoder = await asyncio.shield(self._decoder)
-        assert decoder.stdin
+        stream = await asyncio.shield(self._input)
         self._ended = True
-        decoder.stdin.close()
+        stream.close()
         await self._done.wait()
 
-    async def _pass_on(self, decoder: Process) -> None:
-        """Returns when the decoder has closed its output and exited."""
-        rest = b""
-        while data := await self._output(decoder):
-            self._silent_bytes = 0
-            data = rest + data
-            whole = len(data) - len(data) % 4
-            rest = data[whole:]
-            await self._sink(within_full_scale(np.frombuffer(data[:whole], np.float32)))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(STALL_S):
-                await decoder.wait()
+    async def _pass_on(self, worker: Worker, output: StreamReader, stream: StreamWriter) -> AudioError | None:
+        """Returns when the decoder has ended, with the error if it failed."""
+        try:
+            while True:
+                letter, length = unpacked_header(await self._next(output, HEADER_BYTES, stream))
+                content = await self._next(output, length, stream)
+                if letter == b"E":
+                    code, error = worker.end_of_job(content, f"live {self._encoding}")
+                    return error or (self._damaged() if code else None)
+                self._silent_bytes = 0
+                await self._sink(within_full_scale(np.frombuffer(content, np.float32)))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await asyncio.to_thread(worker.log_exit, f"live {self._encoding}")
+            return self._damaged()
 
-    async def _output(self, decoder: Process) -> bytes:
-        """The next bytes; b"" at the end. Waits as long as the decoder itself waits for input."""
-        assert decoder.stdin
-        assert decoder.stdout
-        while True:
-            try:
-                async with asyncio.timeout(STALL_S):
-                    return await decoder.stdout.read(READ_BYTES)
-            except TimeoutError:
-                if self._ended or decoder.stdin.transport.get_write_buffer_size():
+    async def _next(self, output: StreamReader, count: int, stream: StreamWriter) -> bytes:
+        """The next bytes of a frame. Waits as long as the decoder itself waits for input."""
+        reading = asyncio.ensure_future(output.readexactly(count))
+        try:
+            while not (await asyncio.wait({reading}, timeout=STALL_S))[0]:
+                if self._ended or stream.transport.get_write_buffer_size():
                     log.warning("the decoder for live %s hung for %g s and was stopped", self._encoding, STALL_S)
                     raise AudioError(
-                        f"Decoding the {self._encoding} stream was stopped: no progress in {STALL_S:g} s.",
-                        "encoding",
-                    ) from None
+                        f"Decoding the {self._encoding} stream was stopped: no progress in {STALL_S:g} s.", "encoding"
+                    )
+            return reading.result()
+        finally:
+            reading.cancel()
 
-    def _error(self, code: int, stderr: bytes) -> AudioError:
-        error = decoder_error(code, stderr.decode(errors="replace"), f"live {self._encoding}")
-        return error or AudioError(f"Unsupported or damaged {self._encoding} stream.", "encoding")
-
-
-async def _stopped(decoder: Process) -> bytes:
-    """Kill the process and wait for its end. Returns what it wrote to standard error."""
-    assert decoder.stdin
-    with suppress(ProcessLookupError):
-        decoder.kill()
-    decoder.stdin.close()
-    _, stderr = await decoder.communicate()
-    return stderr
+    def _damaged(self) -> AudioError:
+        return AudioError(f"Unsupported or damaged {self._encoding} stream.", "encoding")

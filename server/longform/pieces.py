@@ -73,7 +73,7 @@ class PieceTranscriber:
     """Transcribes the pieces of one recording, each by itself.
 
     loop_guard: decode a piece again, in another way, if its text loops or misses speech; detect_each: with the language
-    "auto", note each piece's own language in its segments.
+    "auto", note each piece's own language in its segments; start_by: see `Pass`, for the first pass.
     """
 
     engine: Runner
@@ -81,6 +81,7 @@ class PieceTranscriber:
     priority: int
     loop_guard: bool
     detect_each: bool
+    start_by: float | None = None
 
     async def outcome(self, piece: Piece, task: Task, is_first: bool, check_language: bool) -> PieceOutcome:
         """The piece's final segments.
@@ -160,6 +161,7 @@ class PieceTranscriber:
             options,
             attention=attention and not task.is_translation,
             detect_language=check_language,
+            start_by=self.start_by if is_first else None,
         )
         while True:
             try:

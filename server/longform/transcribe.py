@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from model.decoding import DecodingOptions, Detection
 from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
 from server.audio.decode import Blocks
+from server.engine.admission import PIECES, Admission, Turn
 from server.engine.batching import Timing
 from server.engine.thread import INTERACTIVE, Engine
-from server.errors import RequestError
+from server.errors import RequestError, WaitedTooLong
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut
 from server.longform.joining import Joiner
 from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner, Spans
@@ -28,7 +30,7 @@ from server.text import formats
 from server.text.warnings import TRUNCATED, TranscriptionWarning, language_mismatch
 
 # Pieces of one recording that are in the engine at the same time.
-AT_ONCE = 4
+AT_ONCE = PIECES
 # A language other than the given one is reported if it is this probable in at least so much speech.
 MISMATCH_PROBABILITY, MISMATCH_SPEECH_S = 0.95, 2.0
 DETECT_EACH = Cutting(5.0, 10.0, 2.0)
@@ -116,38 +118,69 @@ async def transcribe_recording(
     detect_each: bool = False,
     shorten_context: bool = False,
     total_s: float | None = None,
+    start_by: float | None = None,
+    admission: Admission | None = None,
+    charged_s: float = 0.0,
 ) -> Transcription:
     """The transcription of `blocks`, (n,) float32 at 16 kHz, read outside the event loop and closed at the end.
 
-    shorten_context: drop the beginning of a context that is too long instead of raising; for the rest see
-    `transcribe_audio`. Raises TaskError and RequestError for what the model cannot do, before a block is read; and
-    whatever reading the blocks or running the model raises.
+    shorten_context: drop the beginning of a context that is too long instead of raising; admission: wait for a turn
+    before a block is read, for a recording of about `charged_s`; for the rest see `transcribe_audio`.
+    Raises TaskError and RequestError for what the model cannot do, and QueueFull, before a block is read; WaitedTooLong
+    if it is later than `start_by` then; and whatever reading the blocks or running the model raises.
     """
     began = time.monotonic()
+    if start_by is not None and began > start_by:
+        raise WaitedTooLong
     task = with_fitting_context(task, engine, shorten_context)
     engine.check(task)
-    sound = Blocks(blocks)
-    try:
-        done = await transcribe_audio(
-            engine,
-            sound,
-            task,
-            options,
-            priority=priority,
-            on_progress=on_progress,
-            cutting=Cutting.from_settings(settings),
-            loop_guard=settings.loop_guard,
-            detect_each=detect_each,
-            total_s=total_s,
-        )
-    finally:
-        await asyncio.to_thread(sound.close)
+    async with admission.turn(charged_s, start_by) if admission else nullcontext() as turn:
+        waited_s = time.monotonic() - began
+        sound = Blocks(turn.counted(blocks) if turn else blocks)
+        try:
+            done = await transcribe_audio(
+                engine,
+                sound,
+                task,
+                options,
+                priority=priority,
+                on_progress=_noted(admission, turn, on_progress),
+                cutting=Cutting.from_settings(settings),
+                loop_guard=settings.loop_guard,
+                detect_each=detect_each,
+                total_s=total_s,
+                start_by=start_by,
+                at_once=turn.pieces if turn else lambda: AT_ONCE,
+            )
+            if admission and turn:
+                # What is silent makes no progress.
+                admission.note_done(turn, done.duration)
+        finally:
+            await asyncio.to_thread(sound.close)
     if done.language == AUTO:
         done = _in_some_language(done, engine)
     if sound.truncated:
         done = replace(done, truncated=True, warnings=(*done.warnings, TRUNCATED))
-    timing = replace(done.timing, audio_decode_s=sound.decode_s, total_s=time.monotonic() - began)
+    timing = replace(
+        done.timing,
+        queue_s=waited_s + done.timing.queue_s,
+        audio_decode_s=sound.decode_s,
+        total_s=time.monotonic() - began,
+    )
     return replace(done, timing=timing)
+
+
+def _noted(admission: Admission | None, turn: Turn | None, on_progress: OnProgress | None) -> OnProgress | None:
+    """`on_progress`, after noting how much of a turn is done."""
+    if admission is None or turn is None:
+        return on_progress
+
+    def note(progress: Progress) -> None:
+        admission.note_done(turn, progress.done_s)
+        if on_progress:
+            on_progress(progress)
+
+    return note
 
 
 async def transcribe_audio(
@@ -162,19 +195,22 @@ async def transcribe_audio(
     loop_guard: bool = True,
     detect_each: bool = False,
     total_s: float | None = None,
+    start_by: float | None = None,
+    at_once: Callable[[], int] = lambda: AT_ONCE,
 ) -> Transcription:
     """The transcript of audio of any length, 16 kHz mono float32: whole, or as blocks that are read as needed.
 
     cutting: by default what suits the engine's model; loop_guard: decode a piece that loops or misses speech again, in
     another way; detect_each: with the language "auto", detect it in every piece, not only in the first, and cut short
-    pieces for that; total_s: the length if it is known, for the progress.
+    pieces for that; total_s: the length if it is known, for the progress; start_by: raise WaitedTooLong if the first
+    pass has not started by then, by the monotonic clock; at_once: how many pieces may run at a time.
     Raises whatever reading the blocks or a pass raises; passes under way are then cancelled.
     """
     if isinstance(audio, np.ndarray):
         total_s, audio = len(audio) / SAMPLE_RATE, [audio]
     cutting = DETECT_EACH if detect_each and task.language == AUTO else cutting or cutting_for(engine)
     assembly = _Assembly(task, cutting.overlap_s, detect_each)
-    transcriber = PieceTranscriber(engine, options or DecodingOptions(), priority, loop_guard, detect_each)
+    transcriber = PieceTranscriber(engine, options or DecodingOptions(), priority, loop_guard, detect_each, start_by)
     pieces = cut(_counted(audio, assembly), cutting)
     running: deque[tuple[Piece, asyncio.Task[PieceOutcome]]] = deque()
     is_first, is_checked = True, task.language == AUTO
@@ -194,7 +230,7 @@ async def transcribe_audio(
             running.append((piece, asyncio.ensure_future(outcome)))
             is_first, is_checked = False, is_checked or check
             # The next piece needs the language that the first one is found to be in.
-            while len(running) >= AT_ONCE or (running and assembly.task.language == AUTO and not detect_each):
+            while len(running) >= at_once() or (running and assembly.task.language == AUTO and not detect_each):
                 await take_first()
         while running:
             await take_first()

@@ -10,10 +10,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
 from model.task import LanguagePairError, TaskError
-from server.errors import ServiceError, StorageFull, invalid_field
+from server.errors import ClientGone, ServiceError, StorageFull, invalid_field
 from server.logs import request_id
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ def answer(error: Exception) -> JSONResponse:
         return error_response(400, f"{error}.", _task_code(error), error.param)
     if isinstance(error, RequestValidationError | ValidationError):
         error = invalid_field(error)
+    if isinstance(error, ClientDisconnect):
+        error = ClientGone("The client disconnected during its upload.")
     if _is_storage_full(error):
         log.error("no disk space for an upload in the temporary folder (see TMPDIR): %s", error)
         error = StorageFull("No disk space for the upload; try again shortly.")
@@ -91,5 +94,5 @@ def install_error_handlers(app: FastAPI) -> None:
         return answer(error)
 
     app.add_exception_handler(OSError, handle_system)
-    for kind in (ServiceError, TaskError, RequestValidationError, HTTPException):
+    for kind in (ServiceError, TaskError, RequestValidationError, HTTPException, ClientDisconnect):
         app.add_exception_handler(kind, handle)

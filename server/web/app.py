@@ -1,19 +1,23 @@
 """The application: routes, limits, error handlers, and engines that start and stop with it."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from server.engine.admission import AHEAD
 from server.engine.registry import Engines
 from server.settings import VERSION, Settings
 from server.web.answers import install_error_handlers
 from server.web.docs import install_docs
 from server.web.metrics import Metrics
-from server.web.middleware import BodyLimit, Requests
+from server.web.middleware import Requests
 from server.web.routes import captions, health, native, openai, page, realtime
 from server.web.security import Guard
+from server.web.uploads import BodyLimit, Uploads
 
 
 def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
@@ -23,6 +27,9 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # A thread for each recording that is worked on, so that one whose decoder hangs makes nobody wait.
+        threads = len(engines.models) * (settings.max_rows + AHEAD) + 8
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, "work"))
         engines.start()
         yield
         await engines.stop(settings.shutdown_s)
@@ -47,9 +54,13 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Requests, metrics=metrics, at_once=settings.max_connections)
+    uploads = Uploads()
+    per_address = settings.max_connections_per_address if settings.is_public else None
+    app.add_middleware(
+        Requests, metrics=metrics, uploads=uploads, at_once=settings.max_connections, per_address=per_address
+    )
     # Outside Requests, which may answer before the end of a body.
-    app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6))
+    app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6), uploads=uploads)
     install_error_handlers(app)
     for routes in (page, health, native, openai, captions, realtime):
         app.include_router(routes.router)

@@ -1,12 +1,13 @@
 """Prometheus metrics, served at /metrics."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from server.engine.batching import Timing
+from server.engine.failure import MESSAGES
 from server.engine.registry import Engines
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -19,7 +20,7 @@ class Metrics:
 
     def __init__(self, engines: Engines):
         registry = self._registry = CollectorRegistry()
-        registry.register(_Gauges(engines))
+        registry.register(_EngineStates(engines))
         self._requests = Counter(
             "canary_requests", "Requests answered.", ["method", "route", "status"], registry=registry
         )
@@ -39,6 +40,15 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+
+        self._restarts = Counter(
+            "canary_restarts", "Times the supervisor started the server again.", ["reason"], registry=registry
+        )
+
+    def count_restarts(self, restarts: Mapping[str, int]) -> None:
+        """Those before this process began, by reason."""
+        for reason, count in restarts.items():
+            self._restarts.labels(reason).inc(count)
 
     def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
         self._requests.labels(method, route, str(status)).inc()
@@ -62,20 +72,37 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _Gauges(Collector):
+class _EngineStates(Collector):
     """The state of the engines, read when Prometheus asks for it."""
 
     def __init__(self, engines: Engines):
         self._engines = engines
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         waiting = GaugeMetricFamily("canary_queue_depth", "Passes waiting for the model.", labels=["model"])
         running = GaugeMetricFamily("canary_running", "Passes in the running batch.", labels=["model"])
         fill = GaugeMetricFamily("canary_batch_fill", "Share of decoder rows in use, 0 to 1.", labels=["model"])
         loaded = GaugeMetricFamily("canary_model_loaded", "1 if the model is in memory, else 0.", labels=["model"])
+        failures = CounterMetricFamily(
+            "canary_model_failures", "Times the model failed, by reason.", labels=["model", "reason"]
+        )
+        reloads = CounterMetricFamily(
+            "canary_model_reloads", "Times the model was loaded again after it failed.", labels=["model"]
+        )
+        recordings = GaugeMetricFamily(
+            "canary_waiting_recordings", "Recordings waiting for a turn, not decoded yet.", labels=["model"]
+        )
+        seconds = GaugeMetricFamily(
+            "canary_waiting_audio_seconds", "Seconds of audio in the recordings that wait.", labels=["model"]
+        )
         for model in self._engines.models:
+            for reason in MESSAGES:
+                failures.add_metric([model.id, reason], model.failures[reason])
+            reloads.add_metric([model.id], model.reloads)
+            recordings.add_metric([model.id], model.admission.waiting)
+            seconds.add_metric([model.id], model.admission.waiting_s)
             waiting.add_metric([model.id], model.engine.waiting)
             running.add_metric([model.id], model.engine.running)
             fill.add_metric([model.id], model.engine.rows / self._engines.max_rows)
             loaded.add_metric([model.id], float(model.state == "ready"))
-        yield from (waiting, running, fill, loaded)
+        yield from (waiting, recordings, seconds, running, fill, loaded, failures, reloads)

@@ -14,6 +14,7 @@ from websockets.frames import Frame
 
 from server.errors import TooManyRequests
 from server.web.answers import answer, error_response
+from server.web.middleware import PROBES
 
 # How long a request's head may take, counted from its first byte or from when the connection was made.
 HEAD_TIMEOUT_S = 20.0
@@ -65,25 +66,47 @@ class _ReadTimeout(asyncio.Protocol):
 
 
 class Http(_ReadTimeout, H11Protocol):
-    """Times out slow request heads. Answers malformed HTTP and too many connections with the usual error body."""
+    """Times out slow request heads. Answers malformed HTTP and too many connections with the usual error body.
+
+    When the connection limit is reached, the connection that has been idle for longest is closed.
+    """
 
     def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         # `_application` enforces the limit instead, for websockets too.
         self.limit_concurrency = None
         self._head_timer: TimerHandle | None = None
+        self._head_has_begun = False
+        self._idle_since = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no complete request head has arrived since the last answer."""
+        return self.conn.their_state is h11.IDLE
+
+    @property
+    def can_be_closed(self) -> bool:
+        return self.is_idle and not self.transport.is_closing()
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
         self._start_head_timer()
+        if _is_full(self):
+            self._close_longest_idle()
 
     def data_received(self, data: bytes) -> None:
         self.app = _application(self)
         super().data_received(data)
-        if self.conn.their_state is h11.IDLE:
+        self._head_has_begun = self.is_idle
+        if self.is_idle:
             self._start_head_timer()
         else:
             self._stop_head_timer()
+
+    def on_response_complete(self) -> None:
+        self._idle_since, self._head_has_begun = self.loop.time(), False
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
@@ -104,9 +127,17 @@ class Http(_ReadTimeout, H11Protocol):
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)
 
     def _head_timed_out(self) -> None:
-        if not self.transport.is_closing():
+        if not self._head_has_begun:
+            # Browsers open spare connections, and would take a 408 for the answer to their next request.
+            self.transport.close()
+        elif not self.transport.is_closing():
             message = f"No complete request head was received within {HEAD_TIMEOUT_S:g} s."
             self._refuse(error_response(408, message, "request_too_slow"))
+
+    def _close_longest_idle(self) -> None:
+        idle = [each for each in self.connections if isinstance(each, Http) and each is not self and each.can_be_closed]
+        if idle:
+            min(idle, key=lambda each: each._idle_since).transport.close()
 
     def _stop_head_timer(self) -> None:
         if self._head_timer:
@@ -114,17 +145,25 @@ class Http(_ReadTimeout, H11Protocol):
             self._head_timer = None
 
 
-def _application(protocol: H11Protocol | WebSocketsSansIOProtocol) -> Any:
-    """The application for the next request: the server's, or one that refuses it if the connection limit is reached."""
+def _is_full(protocol: H11Protocol | WebSocketsSansIOProtocol) -> bool:
     limit = protocol.config.limit_concurrency
-    is_full = limit is not None and len(protocol.connections) >= limit
-    return _too_many_connections if is_full else protocol.config.loaded_app
+    return limit is not None and len(protocol.connections) >= limit
 
 
-async def _too_many_connections(scope: Scope, receive: Receive, send: Send) -> None:
-    response = answer(TooManyRequests("Connection limit reached; try again shortly."))
-    response.raw_headers.append(CLOSE_HEADER)
-    await response(scope, receive, send)
+def _application(protocol: H11Protocol | WebSocketsSansIOProtocol) -> Any:
+    """The application for the next request; at the connection limit, one that answers only probes."""
+    app: Any = protocol.config.loaded_app
+    if not _is_full(protocol):
+        return app
+
+    async def only_probes(scope: Scope, receive: Receive, send: Send) -> None:
+        response: Any = app
+        if scope["type"] != "http" or scope["path"] not in PROBES:
+            response = answer(TooManyRequests("Connection limit reached; try again shortly."))
+            response.raw_headers.append(CLOSE_HEADER)
+        await response(scope, receive, send)
+
+    return only_probes
 
 
 class WebSocket(_ReadTimeout, WebSocketsSansIOProtocol):

@@ -2,6 +2,7 @@
 that is cancelled when the client disconnects."""
 
 import asyncio
+import io
 import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
@@ -13,9 +14,10 @@ from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
 from model.task import Task
-from server.audio.decode import AudioLimits, decode_blocks
+from server.audio.decode import AudioLimits, decode_blocks, header_length_s
+from server.engine.admission import charged_s
 from server.engine.registry import Engines
-from server.errors import ClientGone, RequestError
+from server.errors import ClientGone, QueueFull, RequestError
 from server.longform.transcribe import OnProgress, Transcription, transcribe_recording
 from server.settings import Settings
 
@@ -46,6 +48,7 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
 
     `curl --data-binary` labels its body as a urlencoded form, so any body that is not multipart is taken as the file.
     """
+    _check_room(request)
     kind, parameters = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
         charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
@@ -66,6 +69,20 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
             yield Upload(cast(BinaryIO, body), [])
 
 
+def _check_room(request: Request) -> None:
+    """Raise QueueFull, before the body is read, if no model that it may be for can take it."""
+    engines, model = get_engines(request), request.query_params.get("model")
+    # A form may name the model, too.
+    refusals = []
+    for served in [engines.named(model)] if model else engines.models:
+        try:
+            served.admission.check()
+            return
+        except QueueFull as full:
+            refusals.append(full)
+    raise min(refusals, key=lambda full: full.retry_after_s)
+
+
 EnginesDep = Annotated[Engines, Depends(get_engines)]
 SettingsDep = Annotated[Settings, Depends(get_settings)]
 UploadDep = Annotated[Upload, Depends(get_upload)]
@@ -84,15 +101,21 @@ async def transcribe_upload(
 ) -> Transcription:
     """The file's transcription by `model`, counted in the metrics. For the options see `transcribe_recording`."""
     state, began = request.app.state, time.monotonic()
+    limits = AudioLimits.from_settings(state.settings)
     async with state.engines.use(model) as engine:
+        total_s = await asyncio.to_thread(header_length_s, file)
         done = await transcribe_recording(
             engine,
-            decode_blocks(file, AudioLimits.from_settings(state.settings)),
+            decode_blocks(file, limits),
             task,
             state.settings,
             on_progress=on_progress,
             detect_each=detect_each,
             shorten_context=shorten_context,
+            total_s=total_s,
+            admission=state.engines.named(model).admission,
+            charged_s=charged_s(total_s, file.seek(0, io.SEEK_END), limits.max_s),
+            start_by=began + state.settings.max_wait_s,
         )
     # Including the time that the model took to load.
     timing = replace(done.timing, total_s=time.monotonic() - began)

@@ -184,6 +184,7 @@ class NotReady(BaseModel):
     status: Literal["idle", "loading", "stopping", "failed"]
     stage: Literal["downloading", "converting", "loading"]
     progress: float | None = Field(description="Progress of the stage, from 0 to 1; null if unknown.")
+    reason: str | None = Field(description="Why the model failed; null if it is loaded for the first time.")
     models: list[ModelState]
     error: ErrorDetails
 

@@ -30,7 +30,7 @@ class Guard:
         self.app = app
         self._hosts = frozenset(host.lower() for host in ("localhost", settings.host, *settings.allowed_hosts))
         self._origins = frozenset(settings.allowed_origins)
-        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        self._keys = [key.get_secret_value().encode() for key in settings.accepted_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):

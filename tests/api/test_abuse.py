@@ -3,22 +3,14 @@
 import encodings
 import errno
 import io
-import json
-import socket
 import struct
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
 
 import httpx
 import numpy as np
 import pytest
 import soundfile
-
-from server.web import protocols
-from server.web.middleware import BodyLimit
 
 
 @pytest.fixture
@@ -71,179 +63,6 @@ def test_a_form_may_use_the_common_charsets(client, charset):
     request.headers["content-type"] += f"; charset={charset}"
     response = client.send(request)
     assert (response.status_code, response.json()["language"]) == (200, "fr")
-
-
-def test_a_body_that_arrives_too_slowly_times_out(client, monkeypatch):
-    monkeypatch.setattr(BodyLimit, "PATIENCE_S", 0.5)
-    monkeypatch.setattr(BodyLimit, "DRAIN_S", 0.1)
-    for trickle in (False, True):
-        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
-            connection.sendall(b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nR")
-            done = threading.Event()
-
-            def send(connection=connection, done=done) -> None:
-                while not done.wait(0.1):
-                    try:
-                        connection.sendall(b"I")
-                    except OSError:
-                        return
-
-            sender = threading.Thread(target=send)
-            if trickle:
-                sender.start()
-            assert connection.recv(65536).startswith(b"HTTP/1.1 408")
-            done.set()
-            if trickle:
-                sender.join()
-
-
-def received(connection: socket.socket) -> bytes:
-    """Everything received until the server closes the connection."""
-    data = b""
-    with suppress(ConnectionResetError):
-        while chunk := connection.recv(65_536):
-            data += chunk
-    return data
-
-
-@pytest.fixture
-def connected(client) -> Iterator[socket.socket]:
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
-        yield connection
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: local"], ids=["nothing", "half"])
-def test_a_request_without_a_complete_head_times_out(client, monkeypatch, sent):
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.5)
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
-        connection.sendall(sent)
-        began = time.monotonic()
-        answer = received(connection)
-    assert answer.startswith(b"HTTP/1.1 408")
-    assert b'"code":"request_too_slow"' in answer
-    assert time.monotonic() - began < 5
-
-
-def test_a_head_that_trickles_in_times_out_even_as_the_second_on_a_connection(connected, monkeypatch):
-    connected.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    assert connected.recv(65_536).startswith(b"HTTP/1.1 200")
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.5)
-    connected.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Slow: ")
-    deadline = time.monotonic() + 10
-    with suppress(ConnectionError):
-        while time.monotonic() < deadline:
-            connected.sendall(b"x")
-            time.sleep(0.1)
-    assert time.monotonic() < deadline
-
-
-def test_a_body_may_take_longer_than_a_head(connected, monkeypatch):
-    monkeypatch.setattr(protocols, "HEAD_TIMEOUT_S", 0.2)
-    connected.sendall(b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nju")
-    time.sleep(0.6)
-    connected.sendall(b"nk")
-    assert connected.recv(65_536).startswith(b"HTTP/1.1 400")
-
-
-@pytest.mark.parametrize("sent", [b"\x16\x03\x01\x02\x00\x01", b"NONSENSE\r\n\r\n", b"A" * 100_000])
-def test_malformed_http_gets_the_usual_error_body(connected, sent):
-    connected.sendall(sent)
-    head, _, body = received(connected).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400")
-    error = json.loads(body)["error"]
-    assert (error["code"], error["message"]) == ("bad_request", "Malformed HTTP request.")
-
-
-HEALTH = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-UPGRADE = (
-    b"GET /stream HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-)
-
-
-@pytest.mark.parametrize("sent", [HEALTH, UPGRADE], ids=["http", "websocket"])
-def test_a_connection_over_the_limit_is_refused_with_the_usual_error_body(serve_mock, sent):
-    client = serve_mock(max_connections=1)
-    address = client.base_url.host, client.base_url.port
-    with ExitStack() as stack:
-        # The protocol refuses connections 64 above the limit at which the application refuses requests.
-        for _ in range(65):
-            stack.enter_context(socket.create_connection(address, timeout=10))
-        with socket.create_connection(address, timeout=10) as connection:
-            connection.sendall(sent)
-            head, _, body = received(connection).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503")
-    assert b"retry-after: 5" in head
-    error = json.loads(body)["error"]
-    assert (error["code"], error["message"]) == ("too_many_requests", "Connection limit reached; try again shortly.")
-    deadline = time.monotonic() + 10
-    while client.get("/health").status_code != 200:
-        assert time.monotonic() < deadline
-
-
-@pytest.mark.parametrize("sent", [HEALTH, UPGRADE], ids=["http", "websocket"])
-def test_open_websockets_count_towards_the_limit_of_requests(serve_mock, caplog, sent):
-    client = serve_mock(max_connections=1)
-    address = client.base_url.host, client.base_url.port
-    with (
-        socket.create_connection(address, timeout=10) as first,
-        socket.create_connection(address, timeout=10) as second,
-    ):
-        first.sendall(UPGRADE)
-        assert first.recv(65_536).startswith(b"HTTP/1.1 101")
-        second.sendall(sent)
-        second.shutdown(socket.SHUT_WR)
-        head, _, body = received(second).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 503")
-    assert b"retry-after: 5" in head
-    assert json.loads(body)["error"]["code"] == "too_many_requests"
-    assert not [record for record in caplog.records if record.levelname == "ERROR"]
-
-
-def test_the_server_does_not_wait_for_the_body_of_a_request_over_the_limit(serve_mock, mock, monkeypatch):
-    monkeypatch.setattr(BodyLimit, "DRAIN_S", 0.1)
-    client = serve_mock(max_connections=1)
-    address = client.base_url.host, client.base_url.port
-    head = b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
-    with (
-        socket.create_connection(address, timeout=10) as first,
-        socket.create_connection(address, timeout=10) as second,
-    ):
-        first.sendall(UPGRADE)
-        assert first.recv(65_536).startswith(b"HTTP/1.1 101")
-        done = threading.Event()
-
-        def trickle() -> None:
-            with suppress(OSError):
-                while not done.wait(0.05):
-                    second.sendall(b"x")
-
-        second.sendall(head)
-        sender = threading.Thread(target=trickle)
-        sender.start()
-        answer = received(second)
-        done.set()
-        sender.join()
-    assert answer.startswith(b"HTTP/1.1 503")
-    assert b"connection: close" in answer
-
-
-def test_a_client_that_stops_reading_a_large_response_is_disconnected(serve_mock, monkeypatch):
-    monkeypatch.setattr(protocols, "UNREAD_S", 0.5)
-    client = serve_mock()
-    server = client.server  # type: ignore[attr-defined]
-    server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    others = set(server.server_state.connections)
-    with socket.socket() as stalled:
-        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        stalled.connect((client.base_url.host, client.base_url.port))
-        stalled.sendall(b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        deadline = time.monotonic() + 10
-        while not server.server_state.connections - others:
-            assert time.monotonic() < deadline
-        while server.server_state.connections - others:
-            assert time.monotonic() < deadline, "the connection is still open"
-            time.sleep(0.05)
 
 
 @pytest.mark.parametrize("stream", ["false", "true"])

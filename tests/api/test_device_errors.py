@@ -1,6 +1,6 @@
 """A device that fails while it serves: callers are told, and the model is loaded again."""
 
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,35 +31,71 @@ def transcribe(client, wav) -> tuple[int, str | None]:
     return response.status_code, response.json().get("error", {}).get("code")
 
 
-def test_a_failed_device_makes_the_model_failed_until_it_is_loaded_again(client, mock, loads, monkeypatch, wav, caplog):
-    def encodings(waveforms):
-        raise RuntimeError(TIMEOUT)
+def failing(waveforms):
+    raise RuntimeError(TIMEOUT)
 
+
+def test_after_the_device_failed_the_model_is_loaded_again_and_meanwhile_requests_wait(
+    client, mock, loads, monkeypatch, wav, caplog
+):
+    monkeypatch.setattr(registry, "RELOAD_AFTER_S", (0.5,))
     with monkeypatch.context() as broken:
-        broken.setattr(mock, "encodings", encodings)
-        assert transcribe(client, wav) == (503, "model_failed")
+        broken.setattr(mock, "encodings", failing)
+        lost = client.post("/transcribe?language=en", content=wav())
+    assert (lost.status_code, lost.json()["error"]["code"]) == (503, "model_failed")
+    # Clients retry by themselves.
+    assert int(lost.headers["retry-after"]) > 0
+    assert "x-should-retry" not in lost.headers
     assert TIMEOUT in caplog.text
     ready = client.get("/ready")
-    assert (ready.status_code, ready.json()["status"], ready.json()["error"]["code"]) == (503, "failed", "model_failed")
-    assert "METAL" not in ready.text
-    # The device works again, but nothing is tried before the time.
-    assert transcribe(client, wav) == (503, "model_failed")
-    assert loads == ["mock"]
-    monkeypatch.setattr(registry, "RETRY_LOADING_S", 0.0)
+    assert (ready.status_code, ready.json()["status"], ready.json()["error"]["code"]) == (
+        *(503, "loading"),
+        "model_loading",
+    )
+    assert ready.json()["reason"] == "the device failed"
+    assert "METAL" not in ready.text + lost.text
     assert transcribe(client, wav) == (200, None)
     assert (client.get("/ready").status_code, loads) == (200, ["mock", "mock"])
+    metrics = client.get("/metrics").text
+    assert 'canary_model_failures_total{model="mock",reason="device"} 1.0' in metrics
+    assert 'canary_model_failures_total{model="mock",reason="hang"} 0.0' in metrics
+    assert 'canary_model_reloads_total{model="mock"} 1.0' in metrics
 
 
-def test_a_device_that_fails_again_after_loading_is_given_up_again(client, mock, loads, monkeypatch, wav):
-    def encodings(waveforms):
-        raise RuntimeError(TIMEOUT)
-
-    monkeypatch.setattr(mock, "encodings", encodings)
+def test_a_model_that_is_given_up_is_reported_as_failed_and_tried_again_on_request(
+    client, mock, loads, monkeypatch, wav
+):
+    monkeypatch.setattr(registry, "RELOAD_AFTER_S", (0.0, 0.0))
+    with monkeypatch.context() as broken:
+        broken.setattr(mock, "encodings", failing)
+        for _ in range(3):
+            assert transcribe(client, wav) == (503, "model_failed")
+        ready = client.get("/ready")
+        assert (ready.status_code, ready.json()["status"]) == (503, "failed")
+        assert ready.json()["error"]["code"] == "model_failed"
+        assert ready.json()["error"]["message"] == "mock is not loaded: failed, because the device failed."
+        refused = client.post("/transcribe?language=en", content=wav())
+    assert (refused.status_code, refused.headers["x-should-retry"]) == (503, "false")
+    assert loads == ["mock"] * 3
     monkeypatch.setattr(registry, "RETRY_LOADING_S", 0.0)
-    for count in (1, 2, 3):
-        assert transcribe(client, wav) == (503, "model_failed")
-        assert loads == ["mock"] * count
-        time.sleep(0.01)  # past RETRY_LOADING_S of 0 by the clock
+    assert transcribe(client, wav) == (200, None)
+    assert loads == ["mock"] * 4
+
+
+def test_a_request_that_waited_too_long_to_start_gets_503_and_may_be_sent_again(start_server, mock, wav):
+    client = start_server(lambda source, progress: mock, model=("mock",), max_rows=1, max_wait_s=0.5)
+    mock.gate.clear()
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(transcribe, client, wav)
+        assert mock.entered.wait(20)
+        late = client.post("/transcribe?language=en", content=wav())
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "waited_too_long")
+        assert int(late.headers["retry-after"]) > 0
+        assert "x-should-retry" not in late.headers
+        assert not running.done()
+        mock.gate.set()
+        assert running.result(20) == (200, None)
+    assert transcribe(client, wav) == (200, None)
 
 
 def test_a_request_that_is_too_large_for_the_device_gets_500_and_the_next_is_served(client, mock, loads, wav):

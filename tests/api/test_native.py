@@ -270,6 +270,10 @@ def test_a_full_line_is_a_503_that_says_when_to_come_back(serve_mock, mock, wav)
     response = client.post("/transcribe", content=wav())
     assert error(response, 503)["code"] == "queue_full"
     assert int(response.headers["retry-after"]) > 0
+    # It is refused before its body is read.
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+        connection.sendall(b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 503")
     mock.gate.set()
     for thread in threads:
         thread.join(30)

@@ -55,6 +55,17 @@ def test_metrics_count_requests_audio_and_stages(client, wav):
     assert found["canary_model_loaded"][("mock",)] == 1
 
 
+def test_static_files_are_counted_under_their_folder(client):
+    for path in ("/static/icon.svg", "/static/no-such-file.svg"):
+        client.get(path)
+    counts = metrics(client)["canary_requests_total"]
+    assert {labels: n for labels, n in counts.items() if "static" in labels[1]} == {
+        ("GET", "/static", "200"): 1,
+        ("GET", "/static", "404"): 1,
+    }
+    assert ("GET", "(none)", "200") not in counts
+
+
 def test_unknown_methods_are_counted_as_one(client):
     for method in ("BREW", "A" * 20_000, "WEBSOCKET"):
         assert client.request(method, "/health").status_code == 405
@@ -134,7 +145,7 @@ def test_requests_for_static_files_and_probes_are_logged_only_at_debug(client, c
             ("/static/style.css", logging.DEBUG),
             ("/docs-assets/favicon.png", logging.DEBUG),
             ("/health", logging.DEBUG),
-            ("/static/no-such-file.css", logging.INFO),
+            ("/static/no-such-file.svg", logging.INFO),
             ("/", logging.INFO),
         ):
             (line,) = request_records(caplog, client.get(path))

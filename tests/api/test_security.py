@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 
@@ -188,3 +189,38 @@ def test_a_websocket_needs_a_key_as_a_header_or_a_subprotocol(live_url):
     right = ["realtime", f"openai-insecure-api-key.{KEYS[1]}"]
     # The server must not echo the key.
     assert websocket_answer(live_url, subprotocols=right) == (101, "realtime")
+
+
+def test_keys_come_from_the_settings_and_from_a_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# for the office\n\nfirst-long-key\n  second-long-key  \n")
+    settings = Settings(_env_file=None, api_keys=("third-long-key",), api_key_file=file)
+    keys = [key.get_secret_value() for key in settings.accepted_keys]
+    assert keys == ["third-long-key", "first-long-key", "second-long-key"]
+    assert "first-long-key" not in f"{settings!r} {settings.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("# nothing\n", "{file} has no keys"),
+        ("a-long-enough-key\nshort\n", "{file}, line 2: a key must have at least 8 characters, all of them ASCII"),
+        ("schlüssel-mit-umlaut", "{file}, line 1: a key must have at least 8 characters, all of them ASCII"),
+        (None, "cannot read {file}: No such file or directory"),
+    ],
+)
+def test_a_key_file_that_cannot_be_used_is_refused_without_showing_what_is_in_it(tmp_path, content, said):
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=re.escape(said.format(file=file))) as error:
+        Settings(_env_file=None, api_key_file=file)
+    assert not content or content.splitlines()[-1] not in str(error.value)
+
+
+def test_a_key_from_a_file_opens_the_server(serve_mock, tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("a-key-from-a-file\n")
+    client = serve_mock(api_key_file=file)
+    assert client.get("/v1/models").status_code == 401
+    assert client.get("/v1/models", headers={"authorization": "Bearer a-key-from-a-file"}).status_code == 200

@@ -22,7 +22,7 @@ from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary.model import CanaryModel
 from model.config import WEIGHTS_FILE
-from model.cpu.int8 import Int8Linear
+from model.cpu.int8 import Int8Linear, pack
 from model.cpu.layout import lay_out
 from model.task import Task
 from server.cli.bench.stages import sound
@@ -104,7 +104,7 @@ def computing_in_8_bits(canary: CanaryModel) -> CanaryModel:
     """The model with its large layers as a CPU computes them that is fast at it."""
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
-        return Int8Linear.of_weight(layer.weight, layer.get("bias")) if is_large(f"{name}.weight") else layer
+        return Int8Linear(*pack(layer.weight), layer.get("bias")) if is_large(f"{name}.weight") else layer
 
     canary.update_modules(tree_map_with_path(replaced, canary.leaf_modules(), is_leaf=nn.Module.is_module))
     return canary

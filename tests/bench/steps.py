@@ -3,9 +3,9 @@
     python -m tests.bench.steps                                  # both tables
     python -m tests.bench.steps --rows 4 --positions 64 1024     # part of the second
 
-Primitives are counted in the graph, so on a CPU as on a GPU; see `tests.primitives`. Memory and time are those of one
-layer's KV cache alone, in canary-1b-v2's shape: on a GPU a whole step is under way while the next one is prepared, on
-MLX's CPU back end no more than a layer.
+Primitives are counted in the graph, so on a CPU as on a GPU; see `server.cli.doctor.primitives`. Memory and time are
+those of one layer's KV cache alone, in canary-1b-v2's shape: on a GPU a whole step is under way while the next one is
+prepared, on MLX's CPU back end no more than a layer.
 """
 
 import argparse

@@ -8,18 +8,18 @@ import runpy
 import signal
 import subprocess
 import sys
-from asyncio.subprocess import Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 
 import numpy as np
 import pytest
 
-from server.audio import decode as audio
+from server.audio import workers
 from server.audio.decode import AudioLimits
 from server.errors import AudioError
 from server.live import container
 from server.live.container import ContainerSound
+from tests.decoders import cold_pool, use_worker
 from tests.live.recorded import contained, tone
 from tests.live.test_captions import captioned, cut, opened, told, until
 
@@ -29,20 +29,13 @@ VOID = b"\xec\x01\0\0\0\0\1\0\0" + bytes(1 << 16)
 
 
 @pytest.fixture
-def decoders(monkeypatch) -> list[Process]:
-    """Every decoder that is started."""
-    started: list[Process] = []
-    start = asyncio.create_subprocess_exec
-
-    async def recorded(*command, **options):
-        started.append(await start(*command, **options))
-        return started[-1]
-
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", recorded)
-    return started
+def decoders(monkeypatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Every decoder that is started. None is warm."""
+    with cold_pool(monkeypatch) as started:
+        yield started
 
 
-async def is_gone(decoder: Process) -> None:
+async def is_gone(decoder: subprocess.Popen[bytes]) -> None:
     """Waits until it has exited and been reaped. Fails if that takes long."""
     async with asyncio.timeout(20):
         while decoder.returncode is None:
@@ -144,12 +137,13 @@ async def test_a_stream_in_another_format_is_refused_by_the_name_of_the_expected
 
 
 async def test_data_after_the_end_of_the_stream_is_refused(decoders, monkeypatch, tmp_path):
-    ending = tmp_path / "decoding.py"
-    ending.write_text("import sys\nsys.stdin.buffer.read(10)\nsys.stdout.buffer.write(bytes(64_000))\n")
-    monkeypatch.setattr(audio, "_DECODER", ending)
+    use_worker(monkeypatch, tmp_path, "file.read(10)\nsend(b'A', bytes(64_000))\nend()\n")
     async with decoding("webm") as decoded:
         await decoded.write(bytes(10))
         await is_gone(decoders[0])
+        # What it wrote may still have to be read.
+        async with asyncio.timeout(20):
+            await decoded.sound._done.wait()
         assert decoded.seconds == 1
         with pytest.raises(AudioError, match="webm stream has already ended"):
             await decoded.write(bytes(10))
@@ -203,9 +197,7 @@ async def test_a_client_that_sends_faster_than_the_model_listens_has_to_wait():
 
 @pytest.mark.parametrize("state", ["taking nothing", "after the end"])
 async def test_a_decoder_that_hangs_is_stopped_with_an_error(decoders, monkeypatch, tmp_path, state):
-    hanging = tmp_path / "decoding.py"
-    hanging.write_text("import time\ntime.sleep(600)\n")
-    monkeypatch.setattr(audio, "_DECODER", hanging)
+    use_worker(monkeypatch, tmp_path, "time.sleep(600)\n")
     monkeypatch.setattr(container, "STALL_S", 0.3)
     async with decoding("webm") as decoded:
         data = bytes(10 if state == "after the end" else 1 << 20)
@@ -240,7 +232,7 @@ async def test_ctrl_c_stops_the_server_and_not_its_decoders(decoders):
 
 def test_a_decoder_that_computes_for_ever_is_ended_by_the_system():
     code = (
-        f"import runpy; decoding = runpy.run_path({str(audio._DECODER)!r}); limit = decoding['_limit_computing']\n"
+        f"import runpy; decoding = runpy.run_path({str(workers.SCRIPT)!r}); limit = decoding['_limit_computing']\n"
         "limit.__globals__['MAX_COMPUTING_S'] = 0.1; limit()\n"
         "while True: pass"
     )
@@ -248,10 +240,10 @@ def test_a_decoder_that_computes_for_ever_is_ended_by_the_system():
 
 
 def test_a_decoder_of_live_audio_may_use_less_memory_than_one_of_files():
-    decoder = runpy.run_path(str(audio._DECODER))
+    decoder = runpy.run_path(str(workers.SCRIPT))
     code = (
         "import runpy, time\n"
-        f"runpy.run_path({str(audio._DECODER)!r})['_limit_memory']({decoder['LIVE_MEMORY']})\n"
+        f"runpy.run_path({str(workers.SCRIPT)!r})['_limit_memory']({decoder['LIVE_MEMORY']})\n"
         "held = [b'x' * (1 << 20) for _ in range(3 << 10)]\n"
         "time.sleep(10)"
     )

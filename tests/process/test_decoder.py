@@ -1,19 +1,12 @@
-"""Audio files that are decoded in a process of its own: which, what it gives, and that nothing of it is left."""
+"""Audio files that a worker process decodes: the formats, cut-off files, and junk."""
 
 import io
-import re
-import runpy
-import subprocess
-import sys
-from pathlib import Path
 
 import av
 import numpy as np
-import psutil
 import pytest
 
-from server.audio import decode as audio
-from server.audio.decode import SAMPLE_RATE, AudioLimits, Blocks, decode, decode_blocks
+from server.audio.decode import AudioLimits, Blocks, decode, decode_blocks
 from server.errors import AudioError, AudioTooLong
 from tests.muxing import (
     FRAGMENTS,
@@ -190,148 +183,6 @@ def test_the_limits_hold_in_the_other_process_too():
         decode(webm, AudioLimits(max_rate=24000))
     with pytest.raises(AudioError, match="2 channels; supported: 1 to 1"):
         decode(webm, AudioLimits(max_channels=1))
-
-
-def test_blocks_come_as_they_are_read_and_the_process_ends_with_them(monkeypatch):
-    started = []
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    blocks = decode_blocks(written_by_av(tone(120.0, 16000), 16000, "webm", "libopus"))
-    assert len(next(blocks)) < 5 * SAMPLE_RATE
-    blocks.close()
-    assert [process.returncode for process in started] == [-9]
-
-
-def test_a_decoder_that_hangs_is_stopped(monkeypatch, tmp_path):
-    hanging = tmp_path / "decoding.py"
-    hanging.write_text("import time\ntime.sleep(60)\n")
-    monkeypatch.setattr(audio, "_DECODER", hanging)
-    monkeypatch.setattr(audio, "_STALL_S", 0.2)
-    with pytest.raises(AudioError, match=r"no progress in 0\.2 s"):
-        decode(written_by_av(tone(), 16000, "ipod", "aac"))
-
-
-def test_a_decoder_that_crashes_costs_one_request(monkeypatch, tmp_path, caplog):
-    crashing = tmp_path / "decoding.py"
-    crashing.write_text("import os, sys\nsys.stdout.buffer.write(bytes(64_000))\nsys.stdout.flush()\nos.abort()\n")
-    monkeypatch.setattr(audio, "_DECODER", crashing)
-    with caplog.at_level("INFO"), pytest.raises(AudioError, match="Unsupported or damaged audio file"):
-        decode(written_by_av(tone(), 16000, "ipod", "aac"))
-    assert "exited with -6" in caplog.text
-
-
-def damaged(file: bytes, first: int) -> bytes:
-    """Forty bytes of noise in every 300, from `first` on."""
-    noisy, noise = bytearray(file), np.random.default_rng(1)
-    for start in range(first, len(noisy) - 40, 300):
-        noisy[start : start + 40] = noise.bytes(40)
-    return bytes(noisy)
-
-
-def test_broken_audio_writes_nothing_to_the_servers_standard_error(tmp_path):
-    mp3 = encoded(tone(10.0), 16000, "MP3")
-    mp3_in_wav = written_by_av(tone(10.0), 16000, "wav", "libmp3lame")
-    noise = np.random.default_rng(2).bytes(200_000)
-    files = {
-        "junk.mp3": b"\xff\xfb\x90\x64" + noise,
-        "tagged.mp3": b"ID3\x04\0\0\0\0\x0f\x7f" + noise,
-        "damaged.mp3": damaged(mp3, 500),
-        "cut.mp3": cut_at_60_percent(mp3),
-        "damaged.wav": damaged(mp3_in_wav, 500),
-        "junk.wav": mp3_in_wav[: mp3_in_wav.index(b"data") + 8] + noise,
-        "damaged.flac": damaged(encoded(tone(10.0), 16000, "FLAC"), 500),
-        "damaged.ogg": damaged(encoded(tone(10.0), 16000, "OGG"), 500),
-        "damaged.m4a": damaged(written_by_av(tone(10.0), 16000, "ipod", "aac"), 500),
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "from server.audio.decode import decode\n"
-        "from server.errors import AudioError\n"
-        "for path in sorted(Path(sys.argv[1]).iterdir()):\n"
-        "    try: print(path.name, len(decode(path)))\n"
-        "    except AudioError as error: print(path.name, error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, timeout=120)
-    assert done.stderr == ""
-    assert [line.split()[0] for line in done.stdout.splitlines()] == sorted(files)
-
-
-def test_each_limit_of_the_process_is_set_even_if_the_system_refuses_another():
-    code = (
-        "import resource, runpy\n"
-        f"limit_memory = runpy.run_path({str(audio._DECODER)!r})['_limit_memory']\n"
-        "setrlimit = resource.setrlimit\n"
-        "def as_on_a_mac(limit, values):\n"
-        "    if limit == resource.RLIMIT_AS: raise ValueError('current limit exceeds maximum limit')\n"
-        "    setrlimit(limit, values)\n"
-        "resource.setrlimit = as_on_a_mac\n"
-        "limit_memory(1 << 40)\n"
-        "print(resource.getrlimit(resource.RLIMIT_CORE))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "(0, 0)"
-
-
-# A decoder as on macOS, where the address space cannot be limited. It may have 100 MB more than it begins with, and
-# what it decodes takes MEGABYTES more than that.
-AS_ON_A_MAC = """
-import resource, runpy
-setrlimit = resource.setrlimit
-
-def as_on_a_mac(limit, values):
-    if limit == resource.RLIMIT_AS:
-        raise ValueError("current limit exceeds maximum limit")
-    setrlimit(limit, values)
-
-resource.setrlimit = as_on_a_mac
-decoder = runpy.run_path(DECODER)
-own = decoder["main"].__globals__
-# What a process on Linux has had includes what the one that started it had.
-own["FILE_MEMORY"] = decoder["_peak_memory"]() + (100 << 20)
-decoded = own["blocks"]
-
-def blocks(*arguments):
-    held = bytearray()
-    yield from decoded(*arguments)
-    if MEGABYTES:
-        while len(held) < own["FILE_MEMORY"] + (MEGABYTES << 20):
-            held += b"x" * (10 << 20)
-
-own["blocks"] = blocks
-decoder["main"]()
-"""
-
-
-def as_on_a_mac(tmp_path: Path, megabytes: int) -> Path:
-    script = tmp_path / "decoding.py"
-    script.write_text(f"DECODER, MEGABYTES = {str(audio._DECODER)!r}, {megabytes}\n{AS_ON_A_MAC}")
-    return script
-
-
-def test_where_address_space_cannot_be_limited_a_decoder_that_takes_too_much_memory_is_ended(
-    monkeypatch, tmp_path, caplog
-):
-    file = written_by_av(tone(), 16000, "ipod", "aac")
-    monkeypatch.setattr(audio, "_DECODER", as_on_a_mac(tmp_path, megabytes=500))
-    with caplog.at_level("INFO"), pytest.raises(AudioError, match="Unsupported or damaged audio file"):
-        decode(file)
-    assert re.search(r"exited with 1: MemoryError: more than \d+ MiB of memory", caplog.text)
-
-
-def test_where_address_space_cannot_be_limited_a_decoder_within_its_memory_is_left_alone(monkeypatch, tmp_path):
-    file = written_by_av(tone(), 16000, "ipod", "aac")
-    alone = decode(file)
-    monkeypatch.setattr(audio, "_DECODER", as_on_a_mac(tmp_path, megabytes=0))
-    assert np.array_equal(decode(file), alone)
-
-
-def test_the_memory_that_a_decoder_watches_is_counted_in_bytes():
-    decoder = runpy.run_path(str(audio._DECODER))
-    before = psutil.Process().memory_info().rss
-    assert 0.9 * before < decoder["_peak_memory"]() < 100 * before
 
 
 def _film(with_sound: bool = True) -> bytes:

@@ -21,7 +21,7 @@ NAMES = [
         "hub token",
         "microphone",
     ),
-    *("memory", "loading", "toy's texts", "decoding", "look-ahead", "speed", "steady memory"),
+    *("memory", "loading", "toy's texts", "decoding", "primitives", "look-ahead", "speed", "steady memory"),
 ]
 
 
@@ -54,6 +54,7 @@ def test_on_mlxs_arrays_in_16_bits_both_types_are_compared_and_look_ahead_too(ru
     assert figures["device"]["arrays"] == "mlx"
     assert figures["toy's texts"]["dtype"] == "bfloat16"
     assert set(figures["look-ahead"]["step_ms"]) == {"on", "off"}
+    assert set(figures["primitives"]) == {"step", "decoder_layers", "encoder_layer", "encoder_layer_padded"}
 
 
 def test_a_failed_check_is_the_exit_code_and_the_others_are_still_made(run_canary, tmp_path):

@@ -13,6 +13,7 @@ from .conftest import SAMPLES
 # `canary`, changed by a test to call `here` at the moment of interest. That returns once `is_over()`.
 CANARY = """
 import sys, time
+import server.cli.recordings as recordings
 import server.cli.transcribe as command
 from server.__main__ import main
 
@@ -41,25 +42,25 @@ sys.meta_path.insert(0, Finder())
 """
 
 CONVERTING = """
-report = command._Loading.__call__
+report = recordings._Loading.__call__
 
 def reported(self, stage, done, total):
     if stage == "converting" and done:
         here(lambda: self.stopped)
     report(self, stage, done, total)
 
-command._Loading.__call__ = reported
+recordings._Loading.__call__ = reported
 """
 
 LOADING = """
-load = command.load_model
+load = recordings.load_model
 
 def loaded(*arguments, **options):
     here()
     time.sleep(0.5)
     return load(*arguments, **options)
 
-command.load_model = loaded
+recordings.load_model = loaded
 """
 
 DECODING = """
@@ -97,8 +98,8 @@ def load(*_, **__):
             time.sleep(0.0002)
     mx.vmap(forever)(mx.zeros(1))
 
-command.STOPPING_S = 0.3
-command.load_model = load
+recordings.STOPPING_S = 0.3
+recordings.load_model = load
 """
 
 

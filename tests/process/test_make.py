@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+EXACT = ["--constraint", "constraints.txt"]
 
 
 def planned(*arguments: str, **variables: str) -> list[str]:
@@ -35,7 +36,7 @@ def test_make_run_installs_the_runtime_alone_and_says_what_it_does():
     run, test = planned("run", EXTRAS="cpu"), planned("test", EXTRAS="cpu")
     assert [line.split("pip ")[1].split()[1:] for line in run if "pip " in line] == [
         ["install", "--quiet", "--upgrade", '"pip>=25.1"'],
-        ["install", "--editable", "'.[cpu]'"],
+        ["install", *EXACT, "--editable", "'.[cpu]'"],
     ]
     assert any("--group dev" in line for line in test)
     installing = [i for i, line in enumerate(test) if "pip " in line and "--quiet" not in line]
@@ -43,5 +44,22 @@ def test_make_run_installs_the_runtime_alone_and_says_what_it_does():
     assert all(test[i - 1].startswith('echo "== Installing') for i in installing)
 
 
-def test_make_quick_runs_the_unit_tests_alone():
-    assert planned("quick")[-1].split()[:4] == [".venv/bin/python", "-m", "pytest", "tests/unit"]
+@pytest.mark.parametrize(
+    ("system", "runtime", "extra"),
+    [
+        ("Linux x86_64", "'.[cpu]'", ["--editable", "'.[int8]'"]),
+        ("Linux aarch64", "'.[cpu]'", []),
+        ("Darwin arm64", "'.'", []),
+    ],
+)
+def test_make_install_adds_what_the_tests_need_and_8_bit_products_where_there_are_any(tmp_path, system, runtime, extra):
+    uname = tmp_path / "uname"
+    uname.write_text(f'#!/bin/sh\nname="{system}"\n[ "$1" = -s ] && echo "${{name%% *}}" || echo "$name"\n')
+    uname.chmod(0o755)
+    path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
+    installing = [line.split("pip ")[1].split()[1:] for line in planned("install", PATH=path) if "pip " in line]
+    assert installing[1:] == [["install", *EXACT, "--editable", runtime], ["install", *EXACT, "--group", "dev", *extra]]
+
+
+def test_make_quick_runs_the_unit_tests_alone_on_one_thread():
+    assert planned("quick")[-1].split()[:5] == ["OMP_NUM_THREADS=1", ".venv/bin/python", "-m", "pytest", "tests/unit"]

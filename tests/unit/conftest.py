@@ -13,11 +13,12 @@ from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.canary.prompt import END
 from model.cpu.layout import lay_out
+from model.decoding import Encoded
 from model.tokenizer import PAD
 from tests.configs import canary_config
 
-# `make quick` tries a tenth of the examples that `make test` does.
-settings.register_profile("quick", max_examples=10)
+# `make quick` tries a twentieth of the examples that `make test` does.
+settings.register_profile("quick", max_examples=5)
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,12 @@ def noise(seconds: float, seed: int = 0) -> np.ndarray:
 def sounds() -> list[np.ndarray]:
     """Eight of mixed lengths."""
     return [noise(s, seed) for seed, s in enumerate((1.0, 3.7, 2.01, 5.5, 1.31, 4.0, 2.9, 7.77))]
+
+
+@pytest.fixture(scope="session")
+def encoded(canary, sounds) -> list[Encoded]:
+    """The sounds, encoded."""
+    return canary.encodings(sounds)
 
 
 @pytest.fixture(scope="session")

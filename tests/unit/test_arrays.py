@@ -150,6 +150,6 @@ def test_a_folder_of_no_family_is_a_canary_and_an_unknown_family_is_refused(tmp_
     values.pop("family", None)
     (copied / "config.json").write_text(json.dumps(values))
     assert loading.load(copied).config.name == "toy"
-    (copied / "config.json").write_text(json.dumps(values | {"family": "parakeet"}))
-    with pytest.raises(ConfigError, match="family 'parakeet' is not supported; must be one of canary"):
+    (copied / "config.json").write_text(json.dumps(values | {"family": "whisper"}))
+    with pytest.raises(ConfigError, match="family 'whisper' is not supported; must be one of canary, parakeet"):
         loading.load(copied)

@@ -2,6 +2,8 @@
 
 import logging
 import re
+import sys
+import threading
 
 import pytest
 import typer
@@ -16,9 +18,12 @@ def _logging_as_it_was():
     """`serve` sets up the log for its own stderr, which ends with it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+    logging.captureWarnings(False)
 
 
 def run(*arguments: str):

@@ -125,6 +125,12 @@ def test_a_language_that_is_not_given_is_detected(engine):
     assert (line["language_probability"], line["language_runner_up"]) == (0.9, "en")
 
 
+def test_silence_has_a_default_language_since_none_is_detected(engine):
+    line = json.loads(run("transcribe", sound("a.wav", 0.0), "--format", "json").stdout)
+    assert (line["language"], line["language_source"]) == ("en", "default")
+    assert "language_probability" not in line
+
+
 def test_files_run_at_the_same_time_and_are_printed_in_order(engine):
     result = run("transcribe", *(sound(f"{i}.wav", i / 10) for i in range(1, 7)))
     assert result.stdout == "".join(f"{i}.wav: loud 0.{i}\n" for i in range(1, 7))

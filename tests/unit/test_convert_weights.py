@@ -243,7 +243,7 @@ def test_an_integer_tensor_is_an_error(nemo):
     ("change", "message"),
     [
         ({"n_layers": 10**9}, "encoder.n_layers: 1000000000 is not an integer from 1 to 256"),
-        ({"d_model": "wide"}, "encoder.d_model: 'wide' is not an integer"),
+        ({"d_model": 0}, "encoder.d_model: 0 is not an integer from 1"),
         ({"n_heads": 5}, "encoder.d_model 32 must be a multiple of n_heads 5"),
         ({"feat_in": 80}, "encoder.feat_in 80 must equal preprocessor.features 128"),
     ],

@@ -98,14 +98,14 @@ async def test_when_the_device_fails_whoever_runs_or_waits_is_told_and_the_engin
     assert engine.status == "failed"
     with pytest.raises(ModelFailed):
         await engine.transcribe(wave(5), Task())
-    assert "the device failed, and the model has to be loaded again: [METAL] Command buffer" in caplog.text
+    assert "the device failed: [METAL] Command buffer" in caplog.text
 
 
 async def test_a_request_that_is_too_large_for_the_device_fails_alone(model):
     model.error, model.in_step = RuntimeError(NO_MEMORY), frozenset({2})
     engine = Engine(lambda: model)
     assert await outcomes(engine, model, 1, 2, 3) == ["1", TranscriptionFailed, "3"]
-    assert engine.failed_at is None
+    assert engine.failure is None
 
 
 def test_when_each_pass_of_a_batch_is_too_large_even_alone_the_device_has_failed(model):
@@ -121,7 +121,7 @@ async def test_one_request_too_large_for_an_idle_device_is_its_own_fault(model):
     model.error, model.in_step = RuntimeError(NO_MEMORY), frozenset({1})
     engine = Engine(lambda: model)
     assert await outcomes(engine, model, 1) == [TranscriptionFailed]
-    assert engine.failed_at is None
+    assert engine.failure is None
 
 
 @pytest.mark.parametrize("error", [RuntimeError(NO_MEMORY), RuntimeError("unheard of"), MemoryError()])

@@ -5,7 +5,9 @@ import inspect
 import json
 import re
 import shlex
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -149,15 +151,17 @@ def commands(program: str) -> list[list[str]]:
 def test_the_command_line_takes_each_canary_command():
     from server.__main__ import main
 
-    group = typer.main.get_command(main)
     for arguments in commands("canary"):
         if arguments[0].startswith("-"):
             assert arguments in (["--help"], ["--version"])
             continue
-        command = group.commands.get(arguments[0])  # type: ignore[attr-defined]
-        assert command, f"canary {arguments[0]} is not a command"
+        command, path = typer.main.get_command(main), "canary"
+        while arguments and (group := getattr(command, "commands", None)):
+            name, *arguments = arguments
+            command, path = group.get(name), f"{path} {name}"
+            assert command, f"{path} is not a command"
         # A stand-in such as talk.wav need not exist: only parsing is tried.
-        command.make_context(f"canary {arguments[0]}", arguments[1:])
+        command.make_context(path, arguments)
 
 
 def test_each_make_target_exists():
@@ -221,10 +225,11 @@ def test_the_settings_table_lists_every_setting_as_it_is():
 def test_every_setting_named_as_a_flag_is_one(document):
     from server.__main__ import main
 
-    group = typer.main.get_command(main)
+    group: Any = typer.main.get_command(main)
+    nested = [getattr(command, "commands", {}).values() for command in group.commands.values()]
     options = {
         option
-        for command in group.commands.values()  # type: ignore[attr-defined]
+        for command in (*group.commands.values(), *chain.from_iterable(nested))
         for parameter in command.get_params(typer.Context(command))
         for option in (*parameter.opts, *parameter.secondary_opts)
     }

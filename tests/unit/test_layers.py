@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def module_name(file: Path) -> str:
 MODULES = {module_name(file): file for top in ("server", "convert", "model") for file in (ROOT / top).rglob("*.py")}
 
 
+@cache
 def imported_modules(file: Path) -> set[str]:
-    """Modules of this project that a file imports, wherever in it, but for type checkers alone."""
+    """Modules of this project that a file imports, wherever in it, except for type checkers."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -99,6 +101,7 @@ def test_no_layer_asks_which_library_its_arrays_are_of():
         assert not re.search(r"isinstance\([^)]*ndarray", file.read_text(encoding="utf-8")), f"{file} tests a type"
 
 
+@cache
 def imported_packages(source: str, package: str) -> set[str]:
     """Top-level names that a file imports, wherever in it; a relative import counts as its own package."""
     packages = set()

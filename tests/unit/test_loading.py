@@ -11,6 +11,7 @@ from convert.convert import ConversionConfig, convert
 from model.canary.model import CanaryModel
 from model.cpu import int8, packed_file
 from model.cpu.int8 import Int8Linear
+from server.cli.verify import verify
 from tests import archives
 
 
@@ -22,8 +23,6 @@ def _fast_cpu(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("CANARY_ARRAYS", "numpy")
     monkeypatch.setattr("model.arrays.on_cpu", lambda: True)
     monkeypatch.setattr("model.cpu.int8._instructions", lambda: {"avx_vnni"})
-    # The small archives' tokenizers have no padding; nothing here writes text.
-    monkeypatch.setattr("model.canary.model.load_tokenizer", lambda *_: None)
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def emptied(path: Path) -> None:
 
 
 def with_another_header(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"version":"1"', b'"version":"0"'))
+    path.write_bytes(path.read_bytes().replace(b'"version":"2"', b'"version":"0"'))
 
 
 def with_a_broken_header(path: Path) -> None:
@@ -83,7 +82,24 @@ def of_another_layout(path: Path) -> None:
     path.write_bytes(content[:at] + b"0" * 64 + content[at + 64 :])
 
 
-@pytest.mark.parametrize("damage", [cut_off, emptied, with_another_header, with_a_broken_header, of_another_layout])
+def with_a_flipped_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def with_zeros_in_a_weight(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[header : header + 1000] = bytes(1000)
+    path.write_bytes(content)
+
+
+DAMAGE = [cut_off, emptied, with_another_header, with_a_broken_header, of_another_layout]
+FLIPPED = [with_a_flipped_bit, with_zeros_in_a_weight]
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, *FLIPPED])
 def test_a_file_of_packed_weights_that_is_damaged_or_for_another_cpu_is_made_again(folder, packings, caplog, damage):
     first = encoding(folder)
     written = kept_in(folder).read_bytes()
@@ -93,6 +109,15 @@ def test_a_file_of_packed_weights_that_is_damaged_or_for_another_cpu_is_made_aga
     assert len(packings) == 36
     assert "it is made again" in caplog.text
     assert kept_in(folder).read_bytes() == written
+
+
+@pytest.mark.parametrize("damage", [cut_off, emptied, with_a_broken_header, *FLIPPED])
+def test_canary_verify_names_a_damaged_file_of_packed_weights(folder, damage):
+    encoding(folder)
+    assert verify([folder], settings={}, json_output=False)
+    damage(kept_in(folder))
+    assert not verify([folder], settings={}, json_output=False)
+    assert packed_file.is_damaged(kept_in(folder))
 
 
 def test_packed_weights_of_a_model_that_was_replaced_are_made_again(folder, packings, tmp_path):

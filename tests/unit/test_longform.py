@@ -307,6 +307,13 @@ async def test_a_full_queue_refuses_a_new_file_and_makes_one_under_way_wait(minu
             await transcribe_audio(Runner(busy), sound, Task("en"), cutting=CUTTING)
 
 
+async def test_only_the_first_pass_of_a_file_has_to_start_in_time(minute):
+    engine = Engine(minute)
+    await transcribe_audio(engine, minute, Task("en"), cutting=CUTTING, start_by=12.0)
+    assert [wanted.start_by for wanted in engine.passes] == [12.0] + [None] * (len(engine.passes) - 1)
+    assert len(engine.passes) > 2
+
+
 class Runner:
     info = None
 

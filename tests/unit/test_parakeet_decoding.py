@@ -35,13 +35,13 @@ def randomised(module, generator: np.random.Generator):
     return module
 
 
-def transducer(library: str, durations=TDT, max_symbols=10, lstm_layers=2, seed=0) -> Transducer:
+def transducer(library: str, durations=TDT, max_symbols=10, lstm_layers=2, seed=0, blank=2.5) -> Transducer:
+    """blank: how much louder the blank is than a token."""
     generator = np.random.default_rng(seed)
     prediction = randomised(PredictionNetwork(PredictionConfig(hidden=P, layers=lstm_layers), PIECES), generator)
     prediction.embedding.weight = prediction.embedding.weight * (mx.arange(PIECES + 1) < PIECES)[:, None]
     joint = randomised(Joint(JointConfig(hidden=J), D, P, PIECES + 1 + len(durations)), generator)
-    # Blanks are as frequent as in speech.
-    joint.out.update({"bias": joint.out["bias"] + 2.5 * (mx.arange(PIECES + 1 + len(durations)) == PIECES)})
+    joint.out.update({"bias": joint.out["bias"] + blank * (mx.arange(PIECES + 1 + len(durations)) == PIECES)})
     mx.eval(prediction.parameters(), joint.parameters())
     if library == "numpy":
         lay_out(prediction)
@@ -136,10 +136,15 @@ def test_a_batch_writes_what_a_plain_loop_writes_of_each_recording(durations, ma
 @pytest.mark.parametrize("durations", [TDT, RNNT], ids=["tdt", "rnnt"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_window_rounds_and_looking_ahead_change_nothing(library, durations, window, rounds, look_ahead):
-    network, vectors = transducer(library, durations, max_symbols=3), recordings()
-    rows = GreedyRows(network, look_ahead, window, rounds)
-    written = decoded(rows, [Utterance(key, each) for key, each in enumerate(vectors)])
-    assert [events(each) for each in written] == [one_by_one(network, each) for each in vectors]
+    # The second one is silent for several windows at a time.
+    for blank in (2.5, 10.0):
+        network, vectors = transducer(library, durations, max_symbols=3, blank=blank), recordings()
+        rows = GreedyRows(network, look_ahead, window, rounds)
+        written = decoded(rows, [Utterance(key, each) for key, each in enumerate(vectors)])
+        assert [events(each) for each in written] == [one_by_one(network, each) for each in vectors]
+    frames = written[5].frames
+    assert len(frames) > 3
+    assert max(np.diff(frames)) > 8
 
 
 @pytest.mark.parametrize("look_ahead", [False, True])
@@ -287,7 +292,7 @@ def test_hypotheses_with_the_same_tokens_at_the_same_frame_become_one_with_all_t
     scores = np.log([[0.5, 0.2, 0.3]] * 6), np.log([[0.6, 0.4]] * 6), np.zeros(6)
 
     def hypotheses() -> dict[tuple[str, int], float]:
-        texts = ["".join("ab"[step.token] for step in text) for text in beam.texts]
+        texts = ["".join("ab"[step.token] for step in text.steps()) for text in beam.texts]
         alive = [i for i, score in enumerate(beam.scores) if np.isfinite(score)]
         return {(texts[i], int(beam.frames[i])): float(np.exp(beam.scores[i])) for i in alive}
 
@@ -301,7 +306,7 @@ def test_hypotheses_with_the_same_tokens_at_the_same_frame_become_one_with_all_t
         {("", 1): 0.3, ("a", 1): 0.254, ("aa", 0): 0.09, ("b", 1): 0.08, ("aa", 1): 0.06}
     )
     # The best one by its probability to the power of 1 / (tokens + 1): √0.254.
-    assert [step.token for step in beam.best()] == [0]
+    assert [step.token for step in beam.best().steps()] == [0]
 
 
 def test_after_the_most_tokens_of_a_frame_comes_a_blank():
@@ -309,7 +314,7 @@ def test_after_the_most_tokens_of_a_frame_comes_a_blank():
     beam = Beam(width=2, length=2, transducer=network)  # type: ignore[arg-type]
     while not beam.finished:
         beam.advance(np.log([[0.7, 0.2, 0.1]] * 2), np.zeros((2, 0)), np.zeros(2))
-    assert [(step.token, step.frame) for step in beam.texts[0]] == [(0, 0), (0, 0), (0, 1), (0, 1)]
+    assert [(step.token, step.frame) for step in beam.texts[0].steps()] == [(0, 0), (0, 0), (0, 1), (0, 1)]
 
 
 def ctc(library: str, head: Linear) -> tuple[CTCSearch, Any]:
@@ -369,3 +374,28 @@ def test_the_state_of_a_gpu_is_plain_numbers_which_any_thread_may_keep():
     assert state.text.shape == (J,)
     assert state.memory.shape == (4, P)
     assert {type(state.text), type(state.memory)} == {np.ndarray}
+
+
+def test_a_gpu_is_given_eight_rounds_and_the_next_eight_before_the_host_looks_at_a_token(monkeypatch):
+    events = []
+
+    def noted(name: str):
+        original = getattr(mlx_arrays, name)
+
+        def call(*arrays):
+            events.append(name)
+            return original(*arrays)
+
+        monkeypatch.setattr(mlx_arrays, name, call)
+
+    rows = GreedyRows(transducer("mlx", max_symbols=3))
+    rows.join([Utterance(0, recordings()[5])])
+    for name in ("start", "to_numpy", "evaluate"):
+        noted(name)
+    rows.step()
+    looks = events.index("to_numpy")
+    assert events[:looks] == ["start"] * 16
+    assert set(events[looks:]) == {"to_numpy"}
+    events.clear()
+    rows.step()
+    assert events[: events.index("to_numpy")] == ["start"] * 8

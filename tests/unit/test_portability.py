@@ -22,11 +22,14 @@ LINUX_ONLY = {
     "time": r"CLOCK_BOOTTIME|clock_settime",
 }
 PATHS = re.compile(r"/(proc|sys)/|/dev/shm\b")
+# Most files have none of these anywhere, and need no parsing.
+ANYWHERE = re.compile("|".join([*LINUX_ONLY.values(), "RLIMIT_AS", PATHS.pattern]))
 
 
 def linux_only(source: str) -> Iterator[tuple[int, str]]:
     """Line numbers of `source`, and what only Linux has there, unguarded. Scripts within strings are read too."""
-    yield from _unguarded(ast.parse(source), guarded=False)
+    if ANYWHERE.search(source):
+        yield from _unguarded(ast.parse(source), guarded=False)
 
 
 def _unguarded(node: ast.AST, guarded: bool) -> Iterator[tuple[int, str]]:
@@ -67,8 +70,8 @@ def _named(node: ast.AST) -> str | None:
         pattern = LINUX_ONLY.get(node.module or "")
         names = [name.name for name in node.names if pattern and re.fullmatch(pattern, name.name)]
         return f"{node.module}.{names[0]}" if names else None
-    if isinstance(node, ast.Call) and "RLIMIT_AS" in (call := ast.unparse(node)) and "setrlimit(" in call:
-        return "setrlimit(RLIMIT_AS)"  # which macOS refuses
+    if isinstance(node, ast.Call) and "setrlimit" in (getattr(node.func, "attr", ""), getattr(node.func, "id", "")):
+        return "setrlimit(RLIMIT_AS)" if "RLIMIT_AS" in ast.unparse(node) else None  # which macOS refuses
     if isinstance(node, ast.Constant) and isinstance(node.value, str) and PATHS.match(node.value):
         return node.value
     return None

@@ -5,7 +5,8 @@ from collections import Counter
 import mlx.core as mx
 import pytest
 
-from tests.primitives import counted, of_encoder_layer, of_step, of_transducer_round
+from server.cli.doctor.primitives import counted
+from tests.primitives import of_encoder_layer, of_step, of_transducer_round
 
 # Two embeddings, their sum and norm; the last norm, the head, its log-softmax (2), the best token and its score.
 BESIDE_THE_LAYERS = 10

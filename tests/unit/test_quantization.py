@@ -239,13 +239,13 @@ def test_a_product_in_8_bits_is_exact_where_whole_numbers_are_asked_for():
     # The largest number of a row is what its others are rounded against.
     weight[:, 0] = x[..., 0] = 127
     bias = rng.standard_normal(48).astype(np.float32)
-    found = Int8Linear.of_weight(mx.array(weight), mx.array(bias))(mx.array(x))
+    found = Int8Linear(*int8.pack(mx.array(weight)), mx.array(bias))(mx.array(x))
     np.testing.assert_allclose(np.array(found), x @ weight.T + bias, rtol=1e-6)
 
 
 def test_a_row_in_8_bits_gets_what_it_gets_alone_whatever_its_company():
     rng = np.random.default_rng(3)
-    layer = Int8Linear.of_weight(mx.array(rng.standard_normal((48, 32)).astype(np.float32)), None)
+    layer = Int8Linear(*int8.pack(mx.array(rng.standard_normal((48, 32)).astype(np.float32))), None)
     rows = rng.standard_normal((40, 32)).astype(np.float32) * np.logspace(-6, 6, 40, dtype=np.float32)[:, None]
     alone = np.concatenate([np.array(layer(mx.array(row[None]))) for row in rows])
     for count in (2, 16, 17, 33, 40):
@@ -256,13 +256,13 @@ def test_rows_of_zeros_are_the_bias_in_8_bits():
     bias = np.arange(48, dtype=np.float32)
     weight = np.ones((48, 32), np.float32)
     weight[3] = 0
-    layer = Int8Linear.of_weight(mx.array(weight), mx.array(bias))
+    layer = Int8Linear(*int8.pack(mx.array(weight)), mx.array(bias))
     assert np.array_equal(np.array(layer(mx.zeros((2, 32)))), np.stack([bias, bias]))
     assert np.array_equal(np.array(layer(mx.ones((1, 32))))[0, 2:5], [2 + 32, 3, 4 + 32])
 
 
 def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
-    layer = Int8Linear.of_weight(mx.ones((48, 32), mx.bfloat16), mx.ones((48,), mx.bfloat16))
+    layer = Int8Linear(*int8.pack(mx.ones((48, 32), mx.bfloat16)), mx.ones((48,), mx.bfloat16))
     found = layer(mx.ones((3, 32), mx.bfloat16))
     assert found.dtype == mx.bfloat16
     assert np.array_equal(np.array(found.astype(mx.float32)), np.full((3, 48), 33))

@@ -1,5 +1,6 @@
 """What surrounds a recording's pieces: its context, its language where nothing is said, and a file that is cut off."""
 
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from model.task import Task
 from server.audio.decode import Blocks
 from server.engine.batching import Pass, PassResult
-from server.errors import RequestError
+from server.errors import RequestError, WaitedTooLong
 from server.longform.transcribe import Transcription, language_source, transcribe_recording
 from server.settings import Settings
 from server.text.languages import language_pair
@@ -70,6 +71,16 @@ async def test_a_file_that_is_cut_off_gets_a_warning_and_says_truncated(monkeypa
     told = done.to_dict("request")
     message = "The audio file is cut off; the text ends where the file does."
     assert (told["truncated"], told["warnings"]) == (True, [{"code": "truncated", "message": message}])
+
+
+async def test_a_recording_that_waited_too_long_is_not_read(monkeypatch):
+    closed: list[bool] = []
+    now = time.monotonic()
+    with pytest.raises(WaitedTooLong):
+        await transcribe(Silent("en"), Task("en"), closed, start_by=now - 1)
+    assert closed == []
+    await transcribe(Silent("en"), Task("en"), closed, start_by=now + 600)
+    assert closed == [True]
 
 
 async def test_a_context_is_shortened_to_its_end_or_refused_before_anything_is_read():

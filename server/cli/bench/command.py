@@ -88,7 +88,8 @@ def _measured(
             "weights_mb": (folder / WEIGHTS_FILE).stat().st_size / 1e6,
         },
         "system": {
-            "platform": platform.platform(),
+            # Unlike platform.platform(), this starts no process to ask for the processor.
+            "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
             "cores": os.cpu_count(),
             "device": device_name(),
             "blas": _blas(),

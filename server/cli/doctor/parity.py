@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from model.decoding import DecodingOptions
+from model.decoding import DecodingOptions, Encoded
+from model.task import AUTO, Task
 from server.cli.doctor.compared import DRAWN, GOLDENS, drawn_features, kept_frames
 from server.cli.doctor.report import WRONG, Check, Finding, failed, ok
 from server.cli.doctor.sounds import LENGTHS, checksum, sound
 
 if TYPE_CHECKING:
     from model.canary.model import CanaryModel
+    from model.listening import Listener
+    from model.parakeet.model import ParakeetModel
 
 STAGES = ("features", "encoder", "sound to vectors", "log-probabilities")
 # Largest absolute difference by type and stage, of values around 1. Features are computed in float32 in any case.
@@ -30,6 +33,8 @@ LIMITS: dict[str, dict[str, float]] = {
 # A GPU's float32 exponentials and logarithms are less exact than a CPU's.
 GPU_SLACK = 10
 BEAM = {"beam_size": 3, "length_penalty": 1.0}
+# The folder of Parakeets among the goldens.
+PARAKEETS = "parakeet"
 
 
 @dataclass(frozen=True)
@@ -39,8 +44,12 @@ class Golden:
     archive: Path
 
     @property
+    def is_parakeet(self) -> bool:
+        return self.archive.parent.name == PARAKEETS
+
+    @property
     def name(self) -> str:
-        return self.archive.stem
+        return f"{PARAKEETS}-{self.archive.stem}" if self.is_parakeet else self.archive.stem
 
     def values(self) -> dict[str, Any]:
         """Sounds, prompts, tokens and texts."""
@@ -76,7 +85,7 @@ class Comparison:
 
 
 def goldens() -> list[Golden]:
-    return [Golden(path) for path in sorted(GOLDENS.glob("*.nemo"))]
+    return [Golden(path) for folder in (GOLDENS, GOLDENS / PARAKEETS) for path in sorted(folder.glob("*.nemo"))]
 
 
 def checks(dtype: str, scratch: Path, progress: Callable[[str], None]) -> Iterator[Check]:
@@ -93,24 +102,25 @@ def checks(dtype: str, scratch: Path, progress: Callable[[str], None]) -> Iterat
     yield name, compare
     if comparison.is_complete:
         for stage in STAGES[1:]:
+            if stage not in comparison.differences:
+                continue
             yield name, lambda stage=stage: _judged(stage, comparison, dtype)
         yield name, lambda: _judged_texts(comparison, dtype)
 
 
-def converted(golden: Golden, scratch: Path, dtype: str) -> "CanaryModel":
+def converted(golden: Golden, scratch: Path, dtype: str) -> "Listener":
     """The archive's model, computing in `dtype`."""
     from convert.convert import ConversionConfig, convert_once
     from model.loading import load
 
     folder = convert_once(ConversionConfig(source=golden.archive, output=scratch / golden.name), scratch)
-    return cast("CanaryModel", load(folder, dtype))
+    return cast("Listener", load(folder, dtype))
 
 
-def add(comparison: Comparison, canary: "CanaryModel", golden: Golden) -> None:
+def add(comparison: Comparison, model: "Listener", golden: Golden) -> None:
     """Compare one archive's stages and texts."""
     values, arrays = golden.values(), golden.arrays()
-
-    to_numpy = canary.xp.to_numpy
+    to_numpy = model.xp.to_numpy
 
     def compare(stage: str, ours: np.ndarray, theirs: np.ndarray) -> None:
         assert ours.shape == theirs.shape, f"{golden.name}, {stage}: shape {ours.shape} instead of {theirs.shape}"
@@ -119,17 +129,21 @@ def add(comparison: Comparison, canary: "CanaryModel", golden: Golden) -> None:
     for told in values["sounds"]:
         waveform = sound(told["sound"])
         assert checksum(waveform) == told["checksum"], f"this machine makes another sound {told['sound']}"
-        mel, _ = canary.features([waveform])
+        mel, _ = model.features([waveform])
         compare("features", to_numpy(mel)[0, kept_frames(mel.shape[1])], arrays[f"mel/{told['sound']}"])
     for frames in DRAWN:
-        drawn = canary.xp.asarray(drawn_features(frames, canary.config.encoder.feat_in)[None])
         # Archives without a projection hand the encoder's own vectors on.
         theirs = arrays.get(f"projected/{frames}", arrays[f"encoder/{frames}"])
-        ours = canary.encode(drawn, canary.xp.asarray([frames]))
+        drawn = model.xp.asarray(drawn_features(frames, values["shape"]["features"])[None])
+        ours = model.encode(drawn, model.xp.asarray([frames]))
         compare("encoder", to_numpy(ours)[0, : len(theirs)], theirs)
-    encoded = {name: canary.encoded_together([sound(name)])[0] for name in LENGTHS}
+    encoded = {name: model.encoded_together([sound(name)])[0] for name in LENGTHS}
     for name, each in encoded.items():
         compare("sound to vectors", to_numpy(each.vectors), arrays[f"encoded/{name}"])
+    if golden.is_parakeet:
+        _add_parakeets_heads(comparison, cast("ParakeetModel", model), golden, encoded)
+        return
+    canary = cast("CanaryModel", model)
     for i, told in enumerate(values["forced"]):
         vectors = encoded[told["sound"]].vectors
         log_probs = canary.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])
@@ -141,6 +155,24 @@ def add(comparison: Comparison, canary: "CanaryModel", golden: Golden) -> None:
         for ours, run in zip(written, runs, strict=True):
             name = f"{golden.name}, {run['sound']}, prompt {run['prompt']}, beam {options.beam_size}"
             comparison.add_text(name, ours.tokens == run["tokens"])
+
+
+def _add_parakeets_heads(
+    comparison: Comparison, parakeet: "ParakeetModel", golden: Golden, encoded: dict[str, Encoded]
+) -> None:
+    """Compare what each head writes, all side by side."""
+    values, durations = golden.values(), parakeet.config.durations
+    # A beam of NeMo's takes a duration's place among the durations for the duration itself.
+    beams = values["beam"] if durations == tuple(range(len(durations))) else []
+    runs = [run for run in values["greedy"] + beams if run["sound"] in encoded]
+    utterances = []
+    for key, run in enumerate(runs):
+        head = "ctc" if run.get("head") == "ctc" else parakeet.config.kind
+        options = DecodingOptions(beam_size=run.get("beam_size", 1), head=head)
+        utterances.append(parakeet.utterance(key, encoded[run["sound"]], Task(AUTO), options))
+    for ours, run in zip(parakeet.generate(utterances), runs, strict=True):
+        name = f"{golden.name}, {run['sound']}, {run.get('head', 'transducer')}, beam {run.get('beam_size', 1)}"
+        comparison.add_text(name, ours.tokens == run["tokens"])
 
 
 def limit(stage: str, dtype: str) -> float:
@@ -155,7 +187,7 @@ def _judged(stage: str, comparison: Comparison, dtype: str) -> Finding:
     difference, archive = comparison.differences[stage]
     most = limit(stage, dtype)
     figures = {"stage": stage, "difference": difference, "limit": most, "archive": archive}
-    told = f"{stage}: differences up to {difference:.1e}, of {most:.0e} allowed"
+    told = f"{stage}: largest difference {difference:.1e}, limit {most:.0e}"
     return ok(told, **figures) if difference <= most else failed(f"{told} ({archive})", WRONG, **figures)
 
 

@@ -18,6 +18,7 @@ from server.cli.doctor.models import ROWS, Models, Sample, pass_of, samples, ser
 from server.cli.doctor.report import WRONG, Check, Finding, failed, ok, warning
 
 if TYPE_CHECKING:
+    from model.canary.generate import Utterance
     from model.canary.model import CanaryModel
 
 # How far a word's times may be from those spoken.
@@ -43,6 +44,7 @@ def checks(models: Models, quick: bool, progress: Callable[[str], None]) -> Iter
     yield "toy's texts", lambda: texts(models.toy)
     if models.is_loaded and not quick:
         yield "decoding", lambda: decoding(models.chosen)
+        yield "primitives", lambda: primitives(models.chosen)
         yield "look-ahead", lambda: look_ahead(models.chosen)
         yield "speed", lambda: speed(models.chosen)
         yield "steady memory", lambda: steady_memory(models.chosen, progress)
@@ -114,6 +116,24 @@ def decoding(canary: "CanaryModel") -> Finding:
     return ok(f"a step takes {one:.1f} ms for 1 row, {many:.1f} ms for {ROWS}", step_ms={1: one, ROWS: many})
 
 
+def primitives(canary: "CanaryModel") -> Finding:
+    """How many kernels a GPU launches for a decode step and for an encoder layer of this model."""
+    from server.cli.bench.stages import EndlessBatch
+    from server.cli.doctor.primitives import of_encoder_layer, of_step
+
+    if not canary.xp.CONCURRENT:
+        return ok("numpy's arrays have none: they are computed at once")
+    batch = EndlessBatch(canary, look_ahead=False)
+    # Rows of unequal lengths: the second one begins a step later.
+    for utterance in _utterances(canary, 2):
+        batch.join([utterance])
+        batch.step()
+    step, layers = of_step(batch).total(), canary.config.decoder.num_layers
+    layer, padded = (of_encoder_layer(canary.encoder.layers[0], padded).total() for padded in (False, True))
+    told = f"{step} in a step of {layers} decoder layers, {layer} in an encoder layer, {padded} where audio is padded"
+    return ok(told, step=step, decoder_layers=layers, encoder_layer=layer, encoder_layer_padded=padded)
+
+
 def look_ahead(canary: "CanaryModel") -> Finding:
     """On a GPU, each step begins before the last one's tokens are known: that changes nothing but time and memory."""
     from model.arrays import as_on_gpu
@@ -121,8 +141,8 @@ def look_ahead(canary: "CanaryModel") -> Finding:
     if not as_on_gpu():
         return ok("not used on this device")
     on, off = (_looking(canary, ahead) for ahead in (True, False))
-    told = ", ".join(
-        f"{name} {each.step_ms:.1f} ms a step and {each.peak_bytes / 1e6:.0f} MB at most"
+    told = "; ".join(
+        f"{name}: {each.step_ms:.1f} ms a step, peak {each.peak_bytes / 1e6:.0f} MB"
         for name, each in (("on", on), ("off", off))
     )
     figures = {
@@ -147,12 +167,8 @@ def _looking(canary: "CanaryModel", ahead: bool) -> _Looking:
 
     from server.cli.bench.stages import EndlessBatch
 
-    encoded = canary.encodings([samples()[0].waveform])[0]
-    options = DecodingOptions(beam_size=1, max_new_tokens=TOKENS)
-    language = samples()[0].told["language"]
-    task = Task(language if language in canary.config.languages else canary.config.languages[0])
     batch = EndlessBatch(canary, look_ahead=ahead)
-    batch.join([canary.utterance(key, encoded, task, options) for key in range(ROWS)])
+    batch.join(_utterances(canary, ROWS))
     mx.synchronize()
     mx.reset_peak_memory()
     finished, times = [], []
@@ -162,6 +178,15 @@ def _looking(canary: "CanaryModel", ahead: bool) -> _Looking:
         times.append(time.monotonic() - began)
     written = [each.tokens for each in sorted(finished, key=lambda each: each.key)]
     return _Looking(written, statistics.median(times) * 1000, mx.get_peak_memory())
+
+
+def _utterances(canary: "CanaryModel", count: int) -> "list[Utterance]":
+    """One recording, to be written `count` times."""
+    encoded = canary.encodings([samples()[0].waveform])[0]
+    options = DecodingOptions(beam_size=1, max_new_tokens=TOKENS)
+    language = samples()[0].told["language"]
+    task = Task(language if language in canary.config.languages else canary.config.languages[0])
+    return [canary.utterance(key, encoded, task, options) for key in range(count)]
 
 
 def speed(canary: "CanaryModel") -> Finding:
@@ -193,7 +218,7 @@ def steady_memory(canary: "CanaryModel", progress: Callable[[str], None]) -> Fin
         peaks.append(_peak_bytes())
     growth = peaks[-1] - peaks[(len(peaks) - 1) // 2]
     requests = len(peaks) * len(passes)
-    told = f"{peaks[-1] / 1e6:.0f} MB at most after {requests} requests, {growth / 1e6:.0f} MB more than after half"
+    told = f"peak {peaks[-1] / 1e6:.0f} MB after {requests} requests, {growth / 1e6:.0f} MB more than halfway"
     figures = {"requests": requests, "peak_bytes": peaks, "growth_bytes": growth}
     if growth > GROWTH_BYTES:
         return warning(told, "if the server grows over hours, report it with this figure", **figures)

@@ -35,18 +35,24 @@ async def health(engines: EnginesDep) -> dict[str, Any]:
     "/ready", response_model=Ready, responses={503: {"model": NotReady, "description": "The model is not loaded."}}
 )
 async def ready(engines: EnginesDep) -> Any:
-    """Whether the default model is loaded, or was unloaded only because it was idle; if not, the loading progress."""
+    """Whether the default model is loaded, or was unloaded only because it was idle.
+
+    If not, the progress of loading it and, after a failure, the reason.
+    """
     engines.retry()
     model = engines.default
     if model.state == "ready" or (model.state == "idle" and model.was_ready):
         return {"status": "ready", "models": _states(engines)}
     progress = model.progress
+    reason = model.last_failure.message if model.last_failure else None
+    because = f", because {reason}" if reason else ""
     body = {
         "status": model.state,
         "stage": progress.stage,
         "progress": round(progress.done / progress.total, 4) if progress.total else None,
+        "reason": reason,
         "models": _states(engines),
-        **error_body(503, f"{model.id} is not loaded: {model.state}.", f"model_{model.state}"),
+        **error_body(503, f"{model.id} is not loaded: {model.state}{because}.", f"model_{model.state}"),
     }
     return JSONResponse(body, 503, {"retry-after": "5"})
 

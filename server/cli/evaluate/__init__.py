@@ -1,0 +1,1 @@
+"""`canary evaluate`: how well a model transcribes recordings whose text is known."""

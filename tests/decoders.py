@@ -1,0 +1,49 @@
+"""Decoder workers that do what a test wants, and a pool without warm ones."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from server.audio import workers
+
+# What every worker does first, and what it needs to answer.
+_PREAMBLE = """
+import json, os, socket, struct, sys, time
+
+control = socket.socket(fileno=0)
+_, (descriptor,), _, _ = socket.recv_fds(control, 4096, 1)
+file = os.fdopen(descriptor, "rb", 0)
+
+def send(letter, content):
+    control.sendall(letter + struct.pack("=I", len(content)) + content)
+
+def end():
+    send(b"E", json.dumps({"code": 0, "message": "", "last": True}).encode())
+
+"""
+
+
+def use_worker(patch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
+    """Have the pool start workers that take a job and then run `code`."""
+    script = folder / "decoding.py"
+    script.write_text(_PREAMBLE + code)
+    patch.setattr(workers, "SCRIPT", script)
+
+
+@contextmanager
+def cold_pool(patch: pytest.MonkeyPatch) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """A pool without warm workers, and every process that it starts."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    class Recorded(workers.Worker):
+        def __init__(self) -> None:
+            super().__init__()
+            started.append(self.process)
+
+    workers.POOL.close()
+    patch.setattr(workers, "Worker", Recorded)
+    yield started
+    workers.POOL.close()

@@ -1,0 +1,33 @@
+"""Ten times as much as the server can do: it still does nearly as much as without, and refuses the rest at once.
+
+`python -m tests.fault.load` is the long version.
+"""
+
+from server.audio.workers import MAX_IDLE
+
+from .load import SPEED, Load, server, table
+
+
+async def test_ten_times_the_capacity_costs_little_of_what_gets_done():
+    seconds = 5.0
+    with server() as (process, url):
+        # Workers and threads that stay are started.
+        await Load(url, process, 0.5, 2.0).run()
+        for _ in range(3):
+            alone = await Load(url, process, 1.0, seconds).run()
+            crowded = await Load(url, process, 10.0, seconds).run()
+            # Otherwise other programs had the machine, and it may be free later.
+            if crowded.offered > 9:
+                break
+    told = table([alone, crowded])
+    assert alone.lost == crowded.lost == {}, told
+    assert alone.goodput > 0.8 * SPEED, told
+    assert crowded.goodput > 0.8 * alone.goodput, told
+    assert crowded.answers["503 queue_full"] > 0.5 * crowded.answers.total(), told
+    # As long as those that were admitted took.
+    longest = max(crowded.latencies)
+    assert all(1 <= retry <= 2 * longest + 1 for retry in crowded.retry_after), told
+    assert max(crowded.retry_after) >= 0.5 * longest, told
+    assert crowded.health_p99_ms < 1000, told
+    assert crowded.after["descriptors"] <= crowded.before["descriptors"] + 8, told
+    assert crowded.after["children"] <= MAX_IDLE, told
