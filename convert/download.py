@@ -10,6 +10,7 @@ from convert.errors import HubError
 
 logger = logging.getLogger(__name__)
 
+TOYS = Path(__file__).parent / "toy"
 CC_BY = "CC-BY-4.0"
 CC_BY_NC = "CC-BY-NC-4.0 (non-commercial use only)"
 # The first word is the tag that the Hub knows.
@@ -56,7 +57,10 @@ MODELS = {
     **_parakeet("parakeet-ctc-0.6b"),
     **_parakeet("parakeet-ctc-1.1b"),
     **_parakeet("parakeet-unified-en-0.6b", licence=OTHER),
-    "toy": KnownModel("toy.nemo", "Apache-2.0", path=Path(__file__).parent / "toy" / "toy.nemo"),
+    "toy": KnownModel("toy.nemo", "Apache-2.0", path=TOYS / "toy.nemo"),
+    "toy-parakeet": KnownModel(
+        "toy-parakeet.nemo", "Apache-2.0", path=TOYS / "toy-parakeet.nemo", languages=("en", "de", "es", "fr")
+    ),
 }
 
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
