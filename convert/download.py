@@ -60,7 +60,11 @@ MODELS = {
     **_parakeet("parakeet-unified-en-0.6b", licence=OTHER),
     "toy": KnownModel("toy.nemo", "Apache-2.0", path=TOYS / "toy.nemo"),
     "toy-parakeet": KnownModel(
-        "toy-parakeet.nemo", "Apache-2.0", path=TOYS / "toy-parakeet.nemo", languages=("en", "de", "es", "fr")
+        "toy-parakeet.nemo",
+        "Apache-2.0",
+        path=TOYS / "toy-parakeet.nemo",
+        languages=("en", "de", "es", "fr"),
+        family="parakeet",
     ),
 }
 
