@@ -28,7 +28,7 @@ EUROPEAN = (
 class KnownModel:
     """A model known by name: hosted on the Hub as `repo`, or shipped with this project at `path`.
 
-    languages: ISO 639-1, of a Parakeet, whose archive may not say them.
+    languages: ISO 639-1, of a Parakeet, whose archive may not say them; family: as in `config.json`.
     """
 
     file: str
@@ -36,10 +36,11 @@ class KnownModel:
     repo: str = ""
     path: Path | None = None
     languages: tuple[str, ...] = ()
+    family: str = "canary"
 
 
 def _parakeet(name: str, languages: tuple[str, ...] = ("en",), licence: str = CC_BY) -> dict[str, KnownModel]:
-    return {name: KnownModel(f"{name}.nemo", licence, f"nvidia/{name}", languages=languages)}
+    return {name: KnownModel(f"{name}.nemo", licence, f"nvidia/{name}", languages=languages, family="parakeet")}
 
 
 MODELS = {
@@ -59,7 +60,11 @@ MODELS = {
     **_parakeet("parakeet-unified-en-0.6b", licence=OTHER),
     "toy": KnownModel("toy.nemo", "Apache-2.0", path=TOYS / "toy.nemo"),
     "toy-parakeet": KnownModel(
-        "toy-parakeet.nemo", "Apache-2.0", path=TOYS / "toy-parakeet.nemo", languages=("en", "de", "es", "fr")
+        "toy-parakeet.nemo",
+        "Apache-2.0",
+        path=TOYS / "toy-parakeet.nemo",
+        languages=("en", "de", "es", "fr"),
+        family="parakeet",
     ),
 }
 
