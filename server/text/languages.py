@@ -15,7 +15,7 @@ LANGUAGE_NAMES = {
     "sk": "slovak", "sl": "slovenian", "es": "spanish", "sv": "swedish", "uk": "ukrainian",
 }  # fmt: skip
 
-# ISO 639-1: what a model may support that does not say its languages.
+# ISO 639-1: what is accepted for a model that does not name its languages.
 _TWO_LETTERS = (
     "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
     "eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja "
