@@ -13,13 +13,15 @@ MAX_BEAM = 32
 class DecodingOptions:
     """How to search. None means the model's own setting.
 
-    head: of a model with several, such as "ctc" or "tdt" of a hybrid Parakeet.
+    head: of a model with several, such as "ctc" or "tdt" of a hybrid Parakeet; one_pass: the audio may be longer than a
+    pass is good for, and is encoded with local attention.
     """
 
     beam_size: int | None = None
     length_penalty: float | None = None
     max_new_tokens: int | None = None
     head: str | None = None
+    one_pass: bool = False
 
     def __post_init__(self) -> None:
         if self.beam_size is not None and not 1 <= self.beam_size <= MAX_BEAM:

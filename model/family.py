@@ -57,6 +57,11 @@ class ModelConfig(Protocol):
         ...
 
     @property
+    def takes_any_length(self) -> bool:
+        """Whether one pass may take audio longer than `longest_s`: see `Model.long_encoding`."""
+        ...
+
+    @property
     def translates(self) -> bool:
         """Whether the model can write another language than the spoken one."""
         ...
@@ -110,6 +115,13 @@ class Model(Protocol):
 
     def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
         """The encoding of each waveform, (N,) float32 at 16 kHz."""
+        ...
+
+    def long_encoding(self, waveform: np.ndarray) -> Encoded:
+        """The encoding of a long waveform (N,), by attention to what is near: memory grows with N, not with its square.
+
+        Only for a model that takes any length: see `ModelConfig.takes_any_length`.
+        """
         ...
 
     def detect_language(self, encoded: Encoded) -> Detection:

@@ -90,6 +90,9 @@ def transcribe(
     beam_size: Annotated[
         int | None, typer.Option(min=1, max=32, metavar="NUMBER", help="Beam width. By default the model's own.")
     ] = None,
+    one_pass: Annotated[
+        bool, typer.Option("--one-pass", help="For Parakeets: transcribe each file in one pass, not in pieces.")
+    ] = False,
     format: Annotated[
         Literal["text", "json", "srt", "vtt"],
         typer.Option("--format", "-f", help="Output format; json is one object per file, each on its own line."),
@@ -131,6 +134,7 @@ def transcribe(
         output_dir=output_dir,
         resume=resume,
         detect_each=detect_each,
+        one_pass=one_pass,
     )
     if failed:
         raise typer.Exit(1)

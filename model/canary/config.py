@@ -103,6 +103,11 @@ class CanaryConfig:
         return True
 
     @property
+    def takes_any_length(self) -> bool:
+        """False: the decoder's sequence has an end."""
+        return False
+
+    @property
     def translates(self) -> bool:
         """True: the prompt names the language to write."""
         return True

@@ -79,6 +79,10 @@ class CanaryModel(Listener):
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
         return [encoded for group in groups for encoded in self.encoded_together(group)]
 
+    def long_encoding(self, waveform: np.ndarray) -> Encoded:
+        """Not for a Canary: its decoder has no room for a long text."""
+        raise NotImplementedError(f"{self.config.name} does not take audio of any length")
+
     def detect_language(self, encoded: Encoded) -> Detection:
         """The spoken language: the one that the model itself finds most probable at its place in the prompt."""
         codes = self.config.languages

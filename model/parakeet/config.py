@@ -88,6 +88,11 @@ class ParakeetConfig:
         return self.kind != "ctc"
 
     @property
+    def takes_any_length(self) -> bool:
+        """True: a text of any length is written frame by frame."""
+        return True
+
+    @property
     def translates(self) -> bool:
         """False: a Parakeet writes what was said."""
         return False

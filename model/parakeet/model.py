@@ -27,6 +27,9 @@ from model.timestamps import segment_of, sentences
 from model.tokenizer import Tokenizer, load_tokenizer
 from model.transcript import Transcript
 
+# The steps to the left and to the right, 20 s each, that NVIDIA's model cards recommend for long audio.
+LONG_CONTEXT = (256, 256)
+
 
 class ParakeetModel(Listener):
     """Parakeet. A `model.family.Model`: it belongs to the thread that loaded it, as its MLX arrays do."""
@@ -67,6 +70,10 @@ class ParakeetModel(Listener):
         waveforms = [self._at_least_a_step(w) for w in waveforms]
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
         return [encoded for group in groups for encoded in self.encoded_together(group, local)]
+
+    def long_encoding(self, waveform: np.ndarray) -> Encoded:
+        """The encoding of a long waveform. Attention sees LONG_CONTEXT, or what the model was trained with."""
+        return self.encodings([waveform], self.config.encoder.local_context or LONG_CONTEXT)[0]
 
     def _at_least_a_step(self, waveform: np.ndarray) -> np.ndarray:
         """Shorter audio zero-padded to one encoder step. NeMo refuses audio that is too short to normalise."""

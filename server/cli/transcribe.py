@@ -54,6 +54,7 @@ def transcribe_files(
     output_dir: Path | None,
     resume: bool,
     detect_each: bool,
+    one_pass: bool,
 ) -> int:
     """Write the transcript of each file and return how many failed.
 
@@ -87,7 +88,7 @@ def transcribe_files(
     request = FileRequest(
         task,
         bool(language),
-        DecodingOptions(beam_size),
+        DecodingOptions(beam_size, one_pass=one_pass),
         format,
         SubtitleRules.from_settings(settings),
         detect_each,

@@ -128,7 +128,7 @@ class Batcher:
             return False
         if not beside:
             return True
-        if not self._model.encodes_together:
+        if not self._model.encodes_together or any(each.options.one_pass for each in (*beside, wanted)):
             return False
         lengths = [each.length_s for each in (*beside, wanted)]
         padded = max(lengths) * len(lengths)
@@ -179,7 +179,10 @@ class Batcher:
         if passes:
             self._beat("encode", len(passes) * max(wanted.length_s for _, wanted in passes))
         try:
-            encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
+            if len(passes) == 1 and passes[0][1].options.one_pass:
+                encodings = [self._model.long_encoding(passes[0][1].waveform)]
+            else:
+                encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
         except Exception as error:
             if len(passes) == 1:
                 return [(*passes[0], self._error_of_one(error))]

@@ -84,6 +84,12 @@ def cut(blocks: Iterable[np.ndarray], cutting: Cutting) -> Iterator[Piece]:
     yield from cutter.rest()
 
 
+def whole(blocks: Iterable[np.ndarray]) -> Iterator[Piece]:
+    """All of the audio as one piece."""
+    heard = list(blocks)
+    yield Piece(0.0, np.concatenate(heard) if heard else np.zeros(0, np.float32))
+
+
 def is_silent(waveform: np.ndarray) -> bool:
     """Whether it is quiet and contains no speech."""
     if len(waveform) and np.sqrt((waveform**2).mean()) >= SILENT_LEVEL:

@@ -19,7 +19,8 @@ def settled(task: Task, config: ModelConfig) -> Task:
     if task.language != AUTO or config.detects_language or len(config.languages) != 1:
         return task
     spoken = config.languages[0]
-    return replace(task, language=spoken, target_language=None if task.target_language == spoken else task.target)
+    target = None if task.target_language == spoken else task.target_language
+    return replace(task, language=spoken, target_language=target)
 
 
 def guessed(text: str, config: ModelConfig | None) -> Detection | None:

@@ -16,14 +16,14 @@ import numpy as np
 
 from model.decoding import DecodingOptions, Detection
 from model.family import ModelConfig
-from model.task import AUTO, Task
+from model.task import AUTO, Task, TaskError
 from model.transcript import Segment, Transcript
 from server.audio.decode import Blocks
 from server.engine.admission import PIECES, Admission, Turn
 from server.engine.batching import Timing
 from server.engine.thread import INTERACTIVE, Engine
 from server.errors import RequestError, WaitedTooLong
-from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut
+from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut, whole
 from server.longform.joining import Joiner
 from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner, Spans
 from server.longform.spoken import ASSUMED, DETECTED, FROM_MODEL, FROM_TEXT, assumed, guessed, settled
@@ -139,6 +139,8 @@ async def transcribe_recording(
     task = with_fitting_context(task, engine, shorten_context)
     engine.check(task)
     config = engine.info.config if engine.info else None
+    if options and options.one_pass and config and not config.takes_any_length:
+        raise TaskError(f"{config.name} takes long audio in pieces only; a Parakeet model takes it whole", "one_pass")
     given, task = task, settled(task, config) if config else task
     async with admission.turn(charged_s, start_by) if admission else nullcontext() as turn:
         waited_s = time.monotonic() - began
@@ -208,7 +210,8 @@ async def transcribe_audio(
 ) -> Transcription:
     """The transcript of audio of any length, 16 kHz mono float32: whole, or as blocks that are read as needed.
 
-    cutting: by default what suits the engine's model; loop_guard: decode a piece that loops or misses speech again, in
+    options: with `one_pass`, nothing is cut and nothing decoded again; cutting: by default what suits the engine's
+    model; loop_guard: decode a piece that loops or misses speech again, in
     another way; detect_each: with the language "auto", detect it in every piece, not only in the first, and cut short
     pieces for that; total_s: the length if it is known, for the progress; start_by: raise WaitedTooLong if the first
     pass has not started by then, by the monotonic clock; at_once: how many pieces may run at a time.
@@ -219,8 +222,11 @@ async def transcribe_audio(
     cutting = DETECT_EACH if detect_each and task.language == AUTO else cutting or cutting_for(engine)
     detected = DETECTED if _detects_language(engine) else FROM_TEXT
     assembly = _Assembly(task, cutting.overlap_s, detect_each, detected)
-    transcriber = PieceTranscriber(engine, options or DecodingOptions(), priority, loop_guard, detect_each, start_by)
-    pieces = cut(_counted(audio, assembly), cutting)
+    options = options or DecodingOptions()
+    loop_guard = loop_guard and not options.one_pass
+    transcriber = PieceTranscriber(engine, options, priority, loop_guard, detect_each, start_by)
+    blocks = _counted(audio, assembly)
+    pieces = whole(blocks) if options.one_pass else cut(blocks, cutting)
     running: deque[tuple[Piece, asyncio.Task[PieceOutcome]]] = deque()
     is_first, is_checked = True, task.language == AUTO
     # The next pieces need the language that the first one is found to be in.

@@ -13,6 +13,7 @@ from fastapi import Depends, Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
+from model.decoding import DecodingOptions
 from model.task import Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks, header_length_s
 from server.engine.admission import charged_s
@@ -98,6 +99,7 @@ async def transcribe_upload(
     on_progress: OnProgress | None = None,
     shorten_context: bool = False,
     detect_each: bool = False,
+    options: DecodingOptions | None = None,
 ) -> Transcription:
     """The file's transcription by `model`, counted in the metrics. For the options see `transcribe_recording`."""
     state, began = request.app.state, time.monotonic()
@@ -110,6 +112,7 @@ async def transcribe_upload(
                 decode_blocks(file, limits),
                 task,
                 state.settings,
+                options,
                 on_progress=on_progress,
                 detect_each=detect_each,
                 shorten_context=shorten_context,

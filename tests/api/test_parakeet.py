@@ -16,6 +16,7 @@ import soundfile
 from websockets.sync.client import connect
 
 from server import Canary
+from tests.long.talk import word_error_rate
 
 LANGUAGES = ("en", "de", "es", "fr")
 RATE = 16_000
@@ -202,6 +203,27 @@ def test_with_detect_each_every_segment_has_the_language_of_its_text(both, sampl
     assert body["text"] == f"{samples['de'].text} {samples['fr'].text}"
     assert body["language_source"] == "text"
     assert [segment["language"] for segment in body["segments"]] == ["de", "de", "fr", "fr"]
+
+
+def test_a_long_recording_is_transcribed_in_one_pass_on_demand(both, samples, tmp_path):
+    pause = np.zeros(RATE // 2, np.float32)
+    file = tmp_path / "long.wav"
+    file.write_bytes(wav(np.tile(np.concatenate([soundfile.read(samples["en"].path)[0], pause]), 6)))
+    body = both.post("/transcribe?one_pass=true&timestamps=word&language=en", content=file.read_bytes()).json()
+    words = samples["en"].text.split() * 6
+    assert word_error_rate(words, body["text"].split()) < 0.05
+    assert [word["word"] for word in spoken(body)] == body["text"].split()
+    assert body["segments"][-1]["end"] == pytest.approx(body["duration"] - 0.5, abs=0.5)
+    command = [sys.executable, "-m", "server", "transcribe", str(file), "--model", "toy-parakeet", "--one-pass"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, body["text"] + "\n")
+
+
+def test_a_canary_refuses_long_audio_in_one_pass(both, samples):
+    response = both.post("/transcribe?one_pass=true&model=toy", content=samples["en"].audio)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_task", "one_pass")
+    assert error["message"] == "toy takes long audio in pieces only; a Parakeet model takes it whole."
 
 
 def test_silence_has_no_text_and_an_assumed_language(both):

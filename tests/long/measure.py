@@ -13,14 +13,13 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 import server.longform.cutting as cutting_module
 import server.longform.transcribe as longform_module
 from convert.hub import resolve
-from model.canary.model import CanaryModel
+from model.loading import load
 from model.task import Task
 from server.audio.vad import FRAME, SpeechDetector
 from server.engine.thread import Engine
@@ -197,7 +196,7 @@ async def main() -> None:
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--minutes", type=float, nargs="+", default=[10, 60, 240])
     options = parser.parse_args()
-    engine = Engine(lambda: CanaryModel.load(Path(resolve(options.model, dtype="float32")), "float32"))
+    engine = Engine(lambda: load(resolve(options.model, dtype="float32"), "float32"))
     await engine.start()
     await {"errors": errors, "languages": languages, "size": size}[options.what](engine, options)
     await engine.stop()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from model.decoding import detection_from
+from model.decoding import DecodingOptions, detection_from
 from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.engine.batching import Pass, PassResult, Timing
@@ -91,6 +91,15 @@ async def test_a_short_audio_is_exactly_one_pass(minute):
     assert [len(wanted.waveform) for wanted in engine.passes] == [len(sound)]
     assert done.text == "w0."
     assert done.duration == 10.0
+
+
+async def test_in_one_pass_a_long_audio_is_not_cut_and_not_decoded_again(minute):
+    engine = Engine(minute)
+    engine.text = lambda start_s, wanted: "na " * 20
+    blocks = iter(np.array_split(minute, 50))
+    done = await transcribe_audio(engine, blocks, Task("en"), DecodingOptions(one_pass=True), cutting=CUTTING)
+    assert [(len(wanted.waveform), wanted.options.one_pass) for wanted in engine.passes] == [(len(minute), True)]
+    assert (done.text, done.duration) == ("na " * 20, 48.0)
 
 
 async def test_pieces_run_side_by_side_a_bounded_number_and_come_in_order(minute):

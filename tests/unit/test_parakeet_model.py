@@ -62,6 +62,19 @@ def passed(batcher: Batcher, passes: list[Pass], together: int) -> list[PassResu
     return [by_ticket[ticket] for ticket in range(len(passes))]
 
 
+def test_a_long_pass_is_encoded_by_attention_to_what_is_near_and_alone(hybrid):
+    noise = np.random.default_rng(1).normal(0, 0.1, 60 * SAMPLE_RATE).astype(np.float32)
+    long = Pass(noise, (WORDS,), DecodingOptions(one_pass=True))
+    batcher = Batcher(hybrid, 16)
+    assert batcher.has_room_for(long)
+    assert not batcher.has_room_for(long, [Pass(noise, (WORDS,))])
+    assert not batcher.has_room_for(Pass(noise, (WORDS,)), [long])
+    near, far = (hybrid.encodings([noise], local)[0] for local in ((256, 256), None))
+    assert not np.allclose(np.array(near.vectors), np.array(far.vectors), atol=1e-3)
+    (expected,) = hybrid.generate([hybrid.utterance(0, near, WORDS, DecodingOptions())])
+    assert passed(batcher, [long], 1)[0].generated[0].tokens == expected.tokens
+
+
 def test_passes_of_every_head_and_search_get_in_company_what_they_get_alone(hybrid):
     options = [
         DecodingOptions(head="ctc"),

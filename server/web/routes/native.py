@@ -1,18 +1,19 @@
 """POST /transcribe and /translate: a file in, its text out."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, Literal, Self
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from model.decoding import DecodingOptions
 from model.task import Task
 from server.audio.containers import SUPPORTED
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
-from server.longform.transcribe import Transcription, language_source
+from server.longform.transcribe import OnProgress, Transcription, language_source
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import Language, language_pair
@@ -72,6 +73,9 @@ class Fields(BaseModel):
     detect_each: bool = Field(
         False,
         description="With the language `auto`: detect it anew every few seconds; each segment then has a language.",
+    )
+    one_pass: bool = Field(
+        False, description="For Parakeets: transcribe long audio in one pass with local attention, not in pieces."
     )
 
     @classmethod
@@ -173,9 +177,7 @@ async def _respond(
     task = Task(*languages, pnc=fields.pnc, timestamps=timestamps, context=fields.prompt or "")
     if fields.stream:
         return await event_stream(request, _events(request, upload, fields, task, model), _error_event)
-    done = await unless_disconnected(
-        request, transcribe_upload(request, upload.file, task, model.id, detect_each=fields.detect_each)
-    )
+    done = await unless_disconnected(request, _transcribed(request, upload, fields, task, model))
     if fields.format == "json":
         return JSONResponse(_body(done, fields, task, model))
     assert fields.format
@@ -184,15 +186,22 @@ async def _respond(
     return Response(text, media_type=formats.MEDIA_TYPES[fields.format])
 
 
+def _transcribed(
+    request: Request, upload: Upload, fields: Fields, task: Task, model: Served, tell: OnProgress | None = None
+) -> Coroutine[Any, Any, Transcription]:
+    options = DecodingOptions(one_pass=fields.one_pass)
+    return transcribe_upload(
+        request, upload.file, task, model.id, tell, detect_each=fields.detect_each, options=options
+    )
+
+
 def _body(done: Transcription, fields: Fields, task: Task, model: Served) -> dict[str, Any]:
     source = language_source(task, bool(fields.language), done)
     return {**done.to_dict(source), "model": model.id, "timing": done.timing.to_dict(done.duration)}
 
 
 async def _events(request: Request, upload: Upload, fields: Fields, task: Task, model: Served) -> AsyncIterator[str]:
-    async for ready in progress_of(
-        lambda tell: transcribe_upload(request, upload.file, task, model.id, tell, detect_each=fields.detect_each)
-    ):
+    async for ready in progress_of(lambda tell: _transcribed(request, upload, fields, task, model, tell)):
         if isinstance(ready, Transcription):
             yield _event("done", _body(ready, fields, task, model))
         else:
