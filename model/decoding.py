@@ -1,7 +1,7 @@
 """What passes between the stages of a model, for every family: search options, encodings, tokens, languages."""
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from model.arrays import Array
@@ -48,7 +48,9 @@ class Generated:
     """The new tokens of one text without the end token, and the log-probability of each.
 
     key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech;
-    confidences: from 0 to 1, one for each token, if the model tells them.
+    confidences: from 0 to 1, one for each token, if the model tells them; frames: the encoder step of each token,
+    counted from the recording's beginning, if the model tells it; state: where decoding ended, for the next piece of
+    the recording, see `family.Model.piece`.
     """
 
     key: int
@@ -56,6 +58,13 @@ class Generated:
     log_probs: list[float]
     nothing: float | None = None
     confidences: list[float] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
+    state: Any = None
+
+    def followed_by(self, later: Self) -> Self:
+        """The text of two pieces of a recording, from the texts of each."""
+        lists = {name: mine + getattr(later, name) for name, mine in vars(self).items() if isinstance(mine, list)}
+        return replace(later, **lists)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A family is a package beside this file (`model.canary`). `server` knows these pr
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from model.decoding import DecodingOptions, Detection, Encoded, Generated
 from model.task import Task
 from model.tokenizer import Tokenizer
 from model.transcript import Transcript
+
+if TYPE_CHECKING:
+    from model.arrays import Array
 
 
 class ModelConfig(Protocol):
@@ -44,6 +47,11 @@ class ModelConfig(Protocol):
     @property
     def detects_language(self) -> bool:
         """Whether the model can tell the spoken language."""
+        ...
+
+    @property
+    def carries_state(self) -> bool:
+        """Whether a recording can be decoded in pieces, each going on where the last one ended: see `Model.piece`."""
         ...
 
     @property
@@ -132,6 +140,14 @@ class Model(Protocol):
         self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
     ) -> Any:
         """One text, for `RunningBatch.join`. prefix: tokens that the text is known to begin with. Raises TaskError."""
+        ...
+
+    def piece(self, key: int, vectors: "Array", state: Any, head: str | None = None) -> Any:
+        """A piece (T, M) of an encoded recording, for `RunningBatch.join`. Its `Generated` has the next state.
+
+        state: of the piece before it, None for the first; head: as in `DecodingOptions`. Only for a model that carries
+        state: see `ModelConfig.carries_state`. Raises TaskError.
+        """
         ...
 
     def running_batch(self) -> RunningBatch:

@@ -156,7 +156,7 @@ class Settings(BaseSettings):
     )
 
     live_policy: Literal["alignatt", "agreement"] = _live(
-        "alignatt", description="Policy that decides when a caption is final: AlignAtt or LocalAgreement-2."
+        "alignatt", description="Policy that decides when a Canary's caption is final: AlignAtt or LocalAgreement-2."
     )
     live_step_s: float = _live(0.4, gt=0.05, description="Seconds of new audio before the model runs again.")
     live_idle_s: float = _live(60.0, gt=0, description="Seconds without a message before a live session is closed.")

@@ -93,6 +93,11 @@ class CanaryConfig:
         return True
 
     @property
+    def carries_state(self) -> bool:
+        """False: a text depends on the whole audio."""
+        return False
+
+    @property
     def has_attention(self) -> bool:
         """True: the decoder attends to the audio."""
         return True

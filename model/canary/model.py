@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -108,6 +108,10 @@ class CanaryModel(Listener):
         """Log-probabilities (R, S, V) of what follows each of tokens (R, S). memory: of one audio, for all rows."""
         hidden, _ = self.decoder.prefill(tokens, memory.of_rows([0] * len(tokens)))
         return self.xp.to_numpy(self.head(hidden, self.decoder.token_embedding))
+
+    def piece(self, key: int, vectors: Array, state: Any, head: str | None = None) -> Utterance:
+        """Not for a Canary: its decoder attends to the whole audio."""
+        raise NotImplementedError(f"{self.config.name} does not decode in pieces")
 
     def attention(self, encoded: Encoded, task: Task, tokens: list[int]) -> np.ndarray:
         """Which encoder steps each of `tokens` was written from: (len(tokens), T), rows summing to 1."""

@@ -78,6 +78,11 @@ class ParakeetConfig:
         return False
 
     @property
+    def carries_state(self) -> bool:
+        """True: no token depends on those after it."""
+        return True
+
+    @property
     def has_attention(self) -> bool:
         """False: each token has its frame."""
         return False

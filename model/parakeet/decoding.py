@@ -51,12 +51,10 @@ class Utterance:
 class TimedTokens(Generated):
     """Tokens with times in encoder frames.
 
-    frames: the first of each token, counted from the recording's beginning; durations: how many it takes, predicted by
-    TDT, counted in CTC, and none at all in RNN-T, which does not tell; state: after the last frame, if decoding began
-    from a state.
+    frames: the first of each token; durations: how many it takes, predicted by TDT, counted in CTC, and none at all in
+    RNN-T, which does not tell; state: after the last frame, if decoding began from a state.
     """
 
-    frames: list[int] = field(default_factory=list)
     durations: list[int] = field(default_factory=list)
     state: State | None = None
 

@@ -26,12 +26,31 @@ SILENCE = np.zeros(SAMPLE_RATE, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
+class Piece:
+    """What a pass over growing audio decodes, of a model that carries state. Encoder steps count from its start.
+
+    The pass encodes the audio from `context` on, decodes the steps up to `end` (None: all) where `before` ended, and
+    those after it for a provisional text. before: the text so far, with its state; None at the start.
+    """
+
+    context: int = 0
+    end: int | None = None
+    before: Generated | None = None
+
+    @property
+    def begin(self) -> int:
+        """The first step to decode."""
+        return self.before.state.frames if self.before else 0
+
+
+@dataclass(frozen=True, eq=False)
 class Pass:
     """One stretch of audio, no longer than a pass is good for, written out for every one of `tasks`.
 
     waveform: (N,) float32 at 16 kHz; prefixes: tokens that each task's text is known to begin with, () for none;
     attention: also tell which encoder steps each token attended to; detect_language: also detect the spoken language
-    where every task names one; start_by: when it must have left the queue, by the monotonic clock; None: any time.
+    where every task names one; piece: go on with the text of the only task; start_by: when it must have left the queue,
+    by the monotonic clock; None: any time.
     """
 
     waveform: np.ndarray
@@ -40,6 +59,7 @@ class Pass:
     prefixes: tuple[tuple[int, ...], ...] = ()
     attention: bool = False
     detect_language: bool = False
+    piece: Piece | None = None
     start_by: float | None = None
 
     @property
@@ -64,7 +84,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class PassResult:
-    """For each task: the transcript, the tokens after the prefix, and attention (all tokens, encoder steps)."""
+    """For each task: the transcript, the tokens after the prefix, and attention (all tokens, encoder steps).
+
+    Of a piece: the transcript of the text so far, and two texts: the one so far, with its state, and what may follow.
+    """
 
     transcripts: tuple[Transcript, ...]
     generated: tuple[Generated, ...]
@@ -75,7 +98,7 @@ class PassResult:
 
 @dataclass
 class _Running:
-    """A pass in the batch. keys: those of its utterances, one for each task."""
+    """A pass in the batch. keys: those of its utterances, one for each task; of a piece, one after the other."""
 
     ticket: int
     wanted: Pass
@@ -182,13 +205,18 @@ class Batcher:
             if len(passes) == 1 and passes[0][1].options.one_pass:
                 encodings = [self._model.long_encoding(passes[0][1].waveform)]
             else:
-                encodings = self._model.encodings([wanted.waveform for _, wanted in passes])
+                encodings = self._model.encodings([self._to_encode(wanted) for _, wanted in passes])
         except Exception as error:
             if len(passes) == 1:
                 return [(*passes[0], self._error_of_one(error))]
             _raise_device_failure(error)
             return [each for one in passes for each in self._encoded([one])]
         return [(*one, encoded) for one, encoded in zip(passes, encodings, strict=True)]
+
+    def _to_encode(self, wanted: Pass) -> np.ndarray:
+        if wanted.piece is None:
+            return wanted.waveform
+        return wanted.waveform[round(wanted.piece.context * self._model.config.step_s * SAMPLE_RATE) :]
 
     def _begun(self, ticket: int, wanted: Pass, encoded: Encoded) -> tuple[_Running, list[Any]]:
         """The pass and its utterances, one for each task."""
@@ -200,6 +228,8 @@ class Batcher:
             replace(t, language=detection.language) if detection and t.language == AUTO else t for t in wanted.tasks
         ]
         run = _Running(ticket, wanted, tasks, encoded, detection, began)
+        if wanted.piece:
+            return run, [self._next_of_piece(run, wanted.piece)]
         utterances = []
         for task, prefix in zip(tasks, wanted.prefixes or ((),) * len(tasks), strict=True):
             self._keys += 1
@@ -207,22 +237,45 @@ class Batcher:
             utterances.append(self._model.utterance(self._keys, encoded, task, wanted.options, prefix))
         return run, utterances
 
+    def _next_of_piece(self, run: _Running, piece: Piece) -> Any:
+        """The utterance of a piece's certain steps, or of the provisional ones once those are decoded."""
+        begin, end, before = piece.begin, piece.end, piece.before
+        state = before.state if before else None
+        if run.done and end is not None:
+            begin, end, state = end, None, run.done[run.keys[0]].state
+        vectors = run.encoded.vectors[begin - piece.context : None if end is None else end - piece.context]
+        self._keys += 1
+        run.keys.append(self._keys)
+        return self._model.piece(self._keys, vectors, state, run.wanted.options.head)
+
     def _retired(self, finished: Sequence[Generated]) -> list[tuple[int, PassOutcome]]:
         """The passes whose texts are all written."""
         outcomes: list[tuple[int, PassOutcome]] = []
+        provisional = []
         for generated in finished:
             run = self._running[self._owner.pop(generated.key)]
             run.done[generated.key] = generated
-            if len(run.done) == len(run.keys):
+            piece = run.wanted.piece
+            if piece and piece.end is not None and len(run.done) == 1:
+                provisional.append(self._next_of_piece(run, piece))
+                self._owner[run.keys[-1]] = run.ticket
+            elif len(run.done) == len(run.keys):
                 del self._running[run.ticket]
                 self._beat("finish", run.wanted.length_s)
                 try:
                     outcomes.append((run.ticket, self._result(run)))
                 except Exception as error:
                     outcomes.append((run.ticket, self._error_of_one(error)))
+        if provisional:
+            try:
+                outcomes += self._retired(self._batch.join(provisional))
+            except Exception as error:
+                outcomes += self._retry_one_by_one(error)
         return outcomes
 
     def _result(self, run: _Running) -> PassResult:
+        if run.wanted.piece:
+            return self._result_of_piece(run, run.wanted.piece)
         generated = tuple(run.done[key] for key in run.keys)
         whole = [
             replace(g, tokens=list(prefix) + g.tokens)
@@ -237,9 +290,17 @@ class Batcher:
             attention = tuple(
                 self._model.attention(run.encoded, task, g.tokens) for task, g in zip(run.tasks, whole, strict=True)
             )
+        return PassResult(transcripts, generated, attention, run.detection, self._timing(run))
+
+    def _result_of_piece(self, run: _Running, piece: Piece) -> PassResult:
+        certain, *provisional = (run.done[key] for key in run.keys)
+        so_far = piece.before.followed_by(certain) if piece.before else certain
+        transcript = self._model.transcript(so_far, run.wanted.waveform, run.tasks[0], run.encoded)
+        return PassResult((transcript,), (so_far, *provisional), (), run.detection, self._timing(run))
+
+    def _timing(self, run: _Running) -> Timing:
         decode_s = time.monotonic() - run.joined_at
-        timing = Timing(features_s=run.encoded.features_s, encode_s=run.encoded.encode_s, decode_s=decode_s)
-        return PassResult(transcripts, generated, attention, run.detection, timing)
+        return Timing(features_s=run.encoded.features_s, encode_s=run.encoded.encode_s, decode_s=decode_s)
 
     def _retry_one_by_one(self, error: Exception) -> list[tuple[int, PassOutcome]]:
         """A step failed, and with it every row. Run each pass again by itself, so that one cannot fail the others."""

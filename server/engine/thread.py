@@ -288,12 +288,7 @@ class Engine:
         self._watchdog.start()
         try:
             while self._wait_for_work():
-                self._free_cancelled(batcher)
-                outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
-                outcomes += batcher.step()
-                self._heartbeat.rest()
-                self._retire(outcomes)
-                self._rows = batcher.rows
+                self._turn(batcher)
         # Also SystemExit and the like, which would end a thread silently.
         except BaseException as error:
             self._fail(reason_for(error), str(error) or type(error).__name__, error)
@@ -301,6 +296,15 @@ class Engine:
             self._heartbeat.rest()
             self._watchdog.stop()
             self._tell_all()
+
+    def _turn(self, batcher: Batcher) -> None:
+        # A method of its own, so that its outcomes are not kept while the engine waits for work.
+        self._free_cancelled(batcher)
+        outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
+        outcomes += batcher.step()
+        self._heartbeat.rest()
+        self._retire(outcomes)
+        self._rows = batcher.rows
 
     def _load(self) -> Model:
         began = time.monotonic()

@@ -11,12 +11,13 @@ from typing import Self
 
 import numpy as np
 
-from model.task import CanaryOnlyError, Task
+from model.task import Task
 from server.audio.vad import SpeechDetector
 from server.engine.thread import Engine
 from server.live.decoder import EngineDecoder
 from server.live.endpointing import SAMPLE_RATE, Endpointing
 from server.live.events import Event
+from server.live.following import Follower, FollowingSession
 from server.live.session import LiveOptions, LiveSession
 from server.settings import Settings
 
@@ -68,13 +69,14 @@ class LiveConnection:
         """A session on `engine`, as the settings say.
 
         language: None means the settings' default; word_times: see EngineDecoder.
-        Raises TaskError for languages that the model does not support, and for a model without attention.
+        Raises TaskError for languages that the model does not support.
         """
         options = LiveOptions.from_settings(settings, language, target_language, endpointing)
-        if engine.info and not engine.info.config.has_attention:
-            raise CanaryOnlyError(f"{engine.info.name} does not write live captions; a Canary model does", "model")
         engine.check(Task(options.language, options.target_language))
-        session = LiveSession(EngineDecoder(engine, word_times), options, engine.check)
+        if engine.info and engine.info.config.carries_state:
+            session = FollowingSession(Follower(engine, word_times), options, engine.check)
+        else:
+            session = LiveSession(EngineDecoder(engine, word_times), options, engine.check)
         return cls(session, emit, Bounds.from_settings(settings))
 
     async def hear(self, samples: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from model.decoding import DecodingOptions
 from model.task import Task
 from model.tokenizer import Tokenizer
-from server.engine.batching import Pass
+from server.engine.batching import Pass, PassResult
 from server.engine.thread import LIVE, Engine
 from server.errors import QueueFull
 from server.live.endpointing import SAMPLE_RATE
@@ -45,7 +45,7 @@ class EngineDecoder:
         if wants_words:
             asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*given, ())
         options = DecodingOptions(beam_size=1, max_new_tokens=None if last else STEP_TOKENS)
-        result = await self._run(Pass(window, asked, options, prefixes, attention=True))
+        result = await run_live(self._engine, Pass(window, asked, options, prefixes, attention=True))
         tokens = tuple(
             self._tokens(before, generated.tokens, attention[len(before) :])
             for before, generated, attention in zip(prefixes, result.generated, result.attention, strict=True)
@@ -59,19 +59,21 @@ class EngineDecoder:
             tuple(words),
         )
 
-    async def _run(self, wanted: Pass):
-        while True:
-            try:
-                return await self._engine.run(wanted, LIVE)
-            except QueueFull:
-                await asyncio.sleep(RETRY_S)
-
     def _tokens(self, before: Sequence[int], generated: Sequence[int], attention: np.ndarray) -> tuple[Token, ...]:
         kept = [(i, row) for i, row in zip(generated, attention, strict=True) if not self._tokenizer.is_special(i)]
         texts = token_texts(self._tokenizer, before, [i for i, _ in kept])
         ignored = min(IGNORED_STEPS, attention.shape[1] - 1) if len(attention) else 0
         places = [(int(row[ignored:].argmax()) + ignored) * self._step_s for _, row in kept]
         return tuple(Token(i, text, at) for (i, _), text, at in zip(kept, texts, places, strict=True))
+
+
+async def run_live(engine: Engine, wanted: Pass) -> PassResult:
+    """A pass ahead of all others. A full queue only delays it."""
+    while True:
+        try:
+            return await engine.run(wanted, LIVE)
+        except QueueFull:
+            await asyncio.sleep(RETRY_S)
 
 
 def token_texts(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> list[str]:

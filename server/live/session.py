@@ -10,7 +10,7 @@ Time is counted in samples, so a session gives the same text however fast the au
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -113,10 +113,11 @@ class Line:
             staying = aligned(tail, heard_s, options.margin_s)
         else:
             staying = agreed(tail, self.tail)
-        self._keep(staying)
+        self.keep(staying)
         self.tail = tail[len(staying) :]
 
-    def _keep(self, tokens: Sequence[Token]) -> None:
+    def keep(self, tokens: Sequence[Token]) -> None:
+        """Take tokens that follow the certain part as certain."""
         before = _text(self.certain)
         self.certain += tokens
         # The promise to readers: stable text never changes, whatever the decoder and the policy do.
@@ -128,14 +129,20 @@ def _text(tokens: Sequence[Token]) -> str:
 
 
 @dataclass
-class _Current:
-    """The segment that is being transcribed."""
+class OpenSegment:
+    """The segment that is being transcribed.
+
+    looked_at: the sample that its last window ended at; of a decoder that carries state, settled_s: audio from the
+    segment's start that is decoded for good, and followed: what the decoder goes on from.
+    """
 
     id: int
     lines: list[Line]
     language: str | None = None
     looked_at: int = 0
     shown: LiveResult | None = None
+    settled_s: float = 0.0
+    followed: Any = None
 
 
 @dataclass
@@ -173,7 +180,7 @@ class LiveSession:
         self._sound = _Sound()
         self._endpointer = Endpointer(options.endpointing)
         self._queue: deque[SpeechSpan | Finalized] = deque()
-        self._current: _Current | None = None
+        self._current: OpenSegment | None = None
         self._segments = 0
         self._language: str | None = None
         self._reported_lag_s = 0.0
@@ -249,7 +256,7 @@ class LiveSession:
             return []
         if self._current is None:
             self._segments += 1
-            self._current = _Current(self._segments, [], looked_at=first.start)
+            self._current = OpenSegment(self._segments, [], looked_at=first.start)
         return await self._look(first, self._current)
 
     def _take_segments(self) -> None:
@@ -260,7 +267,7 @@ class LiveSession:
         needed = [s.start for s in self._queue if isinstance(s, SpeechSpan)][:1]
         self._sound.drop_before(min([self._endpointer.needed_from, *needed]))
 
-    async def _look(self, segment: SpeechSpan, current: _Current) -> list[Event]:
+    async def _look(self, segment: SpeechSpan, current: OpenSegment) -> list[Event]:
         longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
         end = self._sound.end if segment.end is None else segment.end
         if end > longest:
@@ -285,10 +292,11 @@ class LiveSession:
             self._forget()
         return events + self._lag()
 
-    def _quiet_place(self, start: int, longest: int, current: _Current) -> int:
+    def _quiet_place(self, start: int, longest: int, current: OpenSegment) -> int:
         """Where to cut speech without pauses: the quietest 60 ms of the part that has no certain text yet."""
         certain = [token.at_s for line in current.lines for token in line.certain]
-        earliest = max(0.7 * (longest - start), max(certain, default=0.0) * SAMPLE_RATE + 0.16 * SAMPLE_RATE)
+        certain_s = max(max(certain, default=0.0) + 0.16, current.settled_s)
+        earliest = max(0.7 * (longest - start), certain_s * SAMPLE_RATE)
         size = SAMPLE_RATE * 60 // 1000
         window = self._sound.read(start, longest)[min(int(earliest), longest - start - size) :]
         blocks = window[: len(window) // size * size].reshape(-1, size)
@@ -296,7 +304,7 @@ class LiveSession:
         return longest - len(window) + quietest * size + size // 2
 
     async def _hear_window(
-        self, window: np.ndarray, current: _Current, last: bool
+        self, window: np.ndarray, current: OpenSegment, last: bool
     ) -> tuple[list[Event], tuple[Word, ...]]:
         """Decode the window for every line; returns events, and the timed words of the first line if there are any."""
         events: list[Event] = []
@@ -331,14 +339,14 @@ class LiveSession:
             heard = await self._decode(window, (Task(self._language),), ((),), last)
         return heard, last or (certain and len(window) >= LANGUAGE_NEEDS_S * SAMPLE_RATE)
 
-    def _new_lines(self, current: _Current) -> list[Event]:
+    def _new_lines(self, current: OpenSegment) -> list[Event]:
         current.lines = [Line(Task(self.options.language))]
         if self.options.language == AUTO:
             return []
         current.language = self.options.language
         return self._add_translation(current)
 
-    def _add_translation(self, current: _Current) -> list[Event]:
+    def _add_translation(self, current: OpenSegment) -> list[Event]:
         language, target = current.language, self.options.target_language
         if language is None or target in (None, language):
             return []
@@ -351,7 +359,13 @@ class LiveSession:
         return []
 
     def _shown(
-        self, segment: SpeechSpan, current: _Current, end: int, last: bool, ends_turn: bool, words: tuple[Word, ...]
+        self,
+        segment: SpeechSpan,
+        current: OpenSegment,
+        end: int,
+        last: bool,
+        ends_turn: bool,
+        words: tuple[Word, ...],
     ) -> list[Event]:
         """The segment's text as an event, if it has changed."""
         first, *others = current.lines

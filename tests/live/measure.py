@@ -218,24 +218,32 @@ class OwnServer:
 async def simulated(model: str, policy: str, speeches: dict[str, Speech], options: argparse.Namespace) -> None:
     """Sessions without a server, one after the other; what is said is heard in frames and looked at whenever due."""
     from convert.hub import resolve
-    from model.canary.model import CanaryModel
+    from model import loading
     from model.task import Task
     from server.audio.vad import SpeechDetector
     from server.engine.thread import Engine
     from server.live.decoder import EngineDecoder
     from server.live.events import LiveResult
+    from server.live.following import Follower, FollowingSession
     from server.live.session import LiveOptions, LiveSession
     from server.longform.transcribe import transcribe_audio
 
-    engine = Engine(lambda: CanaryModel.load(resolve(model, dtype="float32"), "float32"))
-    await engine.start()
+    engine = Engine(lambda: loading.load(resolve(model, dtype="float32"), "float32"))
+    info = await engine.start()
     for language, said in speeches.items():
         chosen = LiveOptions(
-            language, policy=policy, step_s=options.step, margin_s=options.margin, settle_s=options.settle
-        )  # type: ignore[arg-type]
-        session = LiveSession(EngineDecoder(engine, word_times=False), chosen)
-        detector, shown = SpeechDetector(), Shown()
-
+            language,
+            policy=policy,  # type: ignore[arg-type]
+            step_s=options.step,
+            margin_s=options.margin,
+            settle_s=options.settle,
+        )
+        if info.config.carries_state:
+            follower = Follower(engine, word_times=False, left_s=options.left, right_s=options.right)
+            session = FollowingSession(follower, chosen)
+        else:
+            session = LiveSession(EngineDecoder(engine, word_times=False), chosen)
+        detector, shown, began = SpeechDetector(), Shown(), time.process_time()
         for frame in [*np.array_split(said.waveform, round(said.duration_s / FRAME_S)), None]:
             if frame is None:
                 session.finalize()
@@ -247,8 +255,12 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
                         told = {"type": "result", "segment_id": event.segment, "text": event.text}
                         told |= {"stable_chars": event.stable, "is_final": event.is_final}
                         shown.add(session.heard_s, told)
-        whole = await transcribe_audio(engine, said.waveform, Task(language))
-        _print(f"{policy} {language}", [said], [shown], [whole.transcript.text.split()])
+        share = (time.process_time() - began) / said.duration_s
+        whole = []
+        if not options.live_only:
+            whole = (await transcribe_audio(engine, said.waveform, Task(language))).text.split()
+        _print(f"{policy} {language}", [said], [shown], [whole])
+        print(f"  {share:.3f} s of processor time for each second of speech, with the VAD", flush=True)
         if options.mistakes:
             print(*mistakes(said, shown.words), sep="\n", flush=True)
     await engine.stop()
@@ -313,6 +325,8 @@ def main() -> None:
     parser.add_argument("--step", type=float, default=0.4)
     parser.add_argument("--margin", type=float, default=0.64, help="AlignAtt's, in a simulation")
     parser.add_argument("--settle", type=float, default=2.5, help="in a simulation")
+    parser.add_argument("--left", type=float, default=10.0, help="context of a Parakeet, in a simulation")
+    parser.add_argument("--right", type=float, default=2.0, help="of a Parakeet, in a simulation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--simulate", action="store_true")
     parser.add_argument("--words", type=Path, help="an .npz file of spoken words, kept from run to run")

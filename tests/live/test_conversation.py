@@ -66,7 +66,7 @@ class Client:
     async def use(self, name: str | None) -> AsyncIterator[SimpleNamespace]:
         self.users += 1
         try:
-            yield SimpleNamespace(check=lambda task: None)
+            yield SimpleNamespace(check=lambda task: None, info=None)
         finally:
             self.users -= 1
 

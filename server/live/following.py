@@ -1,0 +1,126 @@
+"""Live text of a model that carries state: its certain text is never decoded again, and so needs no policy.
+
+Every look encodes only the end of the window: `left_s` of audio whose text is certain, then the audio after it. Steps
+with `right_s` of audio after them are decoded for good, from where decoding ended; the text of the last `right_s` is
+provisional. At the window's end, all that is left is decoded for good.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from model.decoding import DecodingOptions, Generated
+from model.task import AUTO, Task
+from model.transcript import Word
+from server.engine.batching import Pass, Piece
+from server.engine.thread import Engine
+from server.live.decoder import run_live, token_texts
+from server.live.endpointing import SAMPLE_RATE
+from server.live.events import Event
+from server.live.policy import Token
+from server.live.session import Heard, LiveOptions, LiveSession, OpenSegment
+from server.text.guessing import guessed_language
+
+# Audio before and after the steps that a look decodes for good.
+LEFT_S, RIGHT_S = 10.0, 2.0
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What is known of a window's text. Times are seconds from the window's start.
+
+    certain: will not change; tail: may change; settled_s: the audio that the certain text is of; words: the certain
+    ones, if the window is complete and its words are timed; text: what the decoder goes on from.
+    """
+
+    certain: tuple[Token, ...]
+    tail: tuple[Token, ...]
+    language: str
+    settled_s: float
+    words: tuple[Word, ...] = ()
+    text: Any = None
+
+
+class Follow(Protocol):
+    """Goes on with the text of a window (N,) that has grown. before: the last result; `last`: it will not grow."""
+
+    async def __call__(self, window: np.ndarray, task: Task, before: Followed | None, last: bool) -> Followed: ...
+
+
+class FollowingSession(LiveSession):
+    """A live session over a decoder that carries state. It transcribes; it detects no language."""
+
+    def __init__(self, follow: Follow, options: LiveOptions, check: Callable[[Task], None] = lambda task: None):
+        """check: raises TaskError for a task that the decoder does not support."""
+        super().__init__(_no_decode, options, check)
+        self._follow = follow
+
+    async def _hear_window(
+        self, window: np.ndarray, current: OpenSegment, last: bool
+    ) -> tuple[list[Event], tuple[Word, ...]]:
+        line = current.lines[0]
+        followed = await self._follow(window, line.task, current.followed, last)
+        line.keep(followed.certain[len(line.certain) :])
+        line.tail = list(followed.tail)
+        line.task = Task(followed.language)
+        current.followed, current.settled_s = followed, followed.settled_s
+        return [], followed.words
+
+
+async def _no_decode(
+    window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+) -> Heard:
+    raise AssertionError("a session that follows does not decode windows anew")
+
+
+class Follower:
+    """The engine as a `Follow`. word_times: also time the words of a finished window.
+
+    left_s, right_s: see the module. The state stays with the session that it belongs to, and is freed with it.
+    """
+
+    def __init__(self, engine: Engine, word_times: bool, left_s: float = LEFT_S, right_s: float = RIGHT_S):
+        assert engine.info
+        self._engine = engine
+        self._tokenizer = engine.info.tokenizer
+        self._word_times = word_times
+        self._languages = engine.info.config.languages
+        self._step_s = engine.info.config.step_s
+        self._left = round(left_s / self._step_s)
+        self._right = round(right_s / self._step_s)
+
+    async def __call__(self, window: np.ndarray, task: Task, before: Followed | None, last: bool) -> Followed:
+        written: Generated | None = before.text if before else None
+        begin = written.state.frames if written else 0
+        steps = int(len(window) / SAMPLE_RATE / self._step_s)
+        end = None if last else max(begin, steps - self._right)
+        wants_words = last and self._word_times
+        asked = replace(task, timestamps="word" if wants_words else "none")
+        piece = Piece(max(0, begin - self._left), end, written)
+        result = await run_live(self._engine, Pass(window, (asked,), DecodingOptions(beam_size=1), piece=piece))
+        so_far, *provisional = result.generated
+        certain = before.certain if before else ()
+        certain += self._tokens(certain, so_far, len(written.tokens) if written else 0)
+        tail = self._tokens(certain, provisional[0]) if provisional else ()
+        transcript = result.transcripts[0]
+        words = [word for segment in transcript.segments for word in segment.words] if wants_words else []
+        settled_s = min(so_far.state.frames * self._step_s, len(window) / SAMPLE_RATE)
+        language = transcript.language
+        if last and language == AUTO:
+            # In a thread: the first guess takes half a second.
+            guess = await asyncio.to_thread(guessed_language, transcript.text, self._languages)
+            language = guess.language if guess else AUTO
+        return Followed(certain, tail, language, settled_s, tuple(words), so_far)
+
+    def _tokens(self, before: tuple[Token, ...], generated: Generated, first: int = 0) -> tuple[Token, ...]:
+        """The tokens of `generated` from `first` on, which follow those of `before`."""
+        placed = zip(generated.tokens[first:], generated.frames[first:], strict=True)
+        new = [(token, frame * self._step_s) for token, frame in placed if not self._tokenizer.is_special(token)]
+        # The last tokens may be the first bytes of a character.
+        whole = next((i for i in range(len(before), 0, -1) if before[i - 1].text), 0)
+        known, unfinished = ([token.id for token in part] for part in (before[:whole], before[whole:]))
+        texts = token_texts(self._tokenizer, known, [*unfinished, *(token for token, _ in new)])[len(unfinished) :]
+        return tuple(Token(token, text, at_s) for (token, at_s), text in zip(new, texts, strict=True))
