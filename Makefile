@@ -44,9 +44,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 run: $(VENV)/.runtime
 	$(VENV)/bin/canary serve $(call given,MODEL,--model) $(call given,HOST,--host) $(call given,PORT,--port)
 
-# One thread: their matrices are so small that sharing the work costs more than doing it.
+# One process for each core, and one thread in each: the matrices are so small that sharing them costs more.
 quick: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick --numprocesses auto
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest

@@ -10,6 +10,7 @@ from convert.errors import HubError
 
 logger = logging.getLogger(__name__)
 
+TOYS = Path(__file__).parent / "toy"
 CC_BY = "CC-BY-4.0"
 CC_BY_NC = "CC-BY-NC-4.0 (non-commercial use only)"
 # The first word is the tag that the Hub knows.
@@ -27,7 +28,7 @@ EUROPEAN = (
 class KnownModel:
     """A model known by name: hosted on the Hub as `repo`, or shipped with this project at `path`.
 
-    languages: ISO 639-1, of a Parakeet, whose archive may not say them.
+    languages: ISO 639-1, of a Parakeet, whose archive may not say them; family: as in `config.json`.
     """
 
     file: str
@@ -35,10 +36,11 @@ class KnownModel:
     repo: str = ""
     path: Path | None = None
     languages: tuple[str, ...] = ()
+    family: str = "canary"
 
 
 def _parakeet(name: str, languages: tuple[str, ...] = ("en",), licence: str = CC_BY) -> dict[str, KnownModel]:
-    return {name: KnownModel(f"{name}.nemo", licence, f"nvidia/{name}", languages=languages)}
+    return {name: KnownModel(f"{name}.nemo", licence, f"nvidia/{name}", languages=languages, family="parakeet")}
 
 
 MODELS = {
@@ -56,7 +58,14 @@ MODELS = {
     **_parakeet("parakeet-ctc-0.6b"),
     **_parakeet("parakeet-ctc-1.1b"),
     **_parakeet("parakeet-unified-en-0.6b", licence=OTHER),
-    "toy": KnownModel("toy.nemo", "Apache-2.0", path=Path(__file__).parent / "toy" / "toy.nemo"),
+    "toy": KnownModel("toy.nemo", "Apache-2.0", path=TOYS / "toy.nemo"),
+    "toy-parakeet": KnownModel(
+        "toy-parakeet.nemo",
+        "Apache-2.0",
+        path=TOYS / "toy-parakeet.nemo",
+        languages=("en", "de", "es", "fr"),
+        family="parakeet",
+    ),
 }
 
 _HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")

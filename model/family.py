@@ -23,7 +23,7 @@ class ModelConfig(Protocol):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """ISO 639-1."""
+        """ISO 639-1; empty if the model does not say them, and so takes any."""
         ...
 
     @property
@@ -44,6 +44,21 @@ class ModelConfig(Protocol):
     @property
     def detects_language(self) -> bool:
         """Whether the model can tell the spoken language."""
+        ...
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether `Model.attention` can be asked. If not, the times of words are the model's own and cost nothing."""
+        ...
+
+    @property
+    def searches_beams(self) -> bool:
+        """Whether a search may have a beam wider than 1."""
+        ...
+
+    @property
+    def translates(self) -> bool:
+        """Whether the model can write another language than the spoken one."""
         ...
 
     def check(self, task: Task) -> None:
@@ -98,7 +113,7 @@ class Model(Protocol):
         ...
 
     def detect_language(self, encoded: Encoded) -> Detection:
-        """The spoken language. Not for a model that cannot tell: see `ModelConfig.detects_language`."""
+        """The spoken language. Only for a model that can tell: see `ModelConfig.detects_language`."""
         ...
 
     def utterance(
@@ -116,5 +131,8 @@ class Model(Protocol):
         ...
 
     def attention(self, encoded: Encoded, task: Task, tokens: list[int]) -> np.ndarray:
-        """Which encoder steps each of `tokens` was written from: (len(tokens), T), rows summing to 1."""
+        """Which encoder steps each of `tokens` was written from: (len(tokens), T), rows summing to 1.
+
+        Only for a model with attention: see `ModelConfig.has_attention`.
+        """
         ...

@@ -15,6 +15,10 @@ class TaskError(ValueError):
         self.param = param
 
 
+class CanaryOnlyError(TaskError):
+    """Of all families, only Canary does this."""
+
+
 class LanguagePairError(TaskError):
     """The model does not translate between these two languages."""
 

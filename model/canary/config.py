@@ -92,6 +92,21 @@ class CanaryConfig:
         """True: the language is a token that the decoder can write."""
         return True
 
+    @property
+    def has_attention(self) -> bool:
+        """True: the decoder attends to the audio."""
+        return True
+
+    @property
+    def searches_beams(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def translates(self) -> bool:
+        """True: the prompt names the language to write."""
+        return True
+
     def check(self, task: Task) -> None:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`."""
         languages = ", ".join(self.languages)

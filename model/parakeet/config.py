@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from model.config import EncoderConfig, PreprocessorConfig, QuantizationConfig, TokenizerConfig
-from model.task import AUTO, TIMESTAMPS, Task, TaskError
+from model.task import AUTO, TIMESTAMPS, CanaryOnlyError, Task, TaskError
 
 # The longest audio, in seconds, that the published models were trained on: 30 to 40 s.
 TRAINED_S = 40.0
@@ -77,6 +77,21 @@ class ParakeetConfig:
         """False: a Parakeet is not told the language, and does not tell it."""
         return False
 
+    @property
+    def has_attention(self) -> bool:
+        """False: each token has its frame."""
+        return False
+
+    @property
+    def searches_beams(self) -> bool:
+        """Whether its own head is a transducer."""
+        return self.kind != "ctc"
+
+    @property
+    def translates(self) -> bool:
+        """False: a Parakeet writes what was said."""
+        return False
+
     def check(self, task: Task) -> None:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`.
 
@@ -88,8 +103,10 @@ class ParakeetConfig:
                 f"must be one of {', '.join(self.languages)}",
                 "language",
             )
-        if task.is_translation:
-            raise TaskError(f"{self.name} does not translate; a Canary model does", "target_language")
+        # What is spoken to a model of one language is in that language.
+        spoken = self.languages[0] if task.language == AUTO and len(self.languages) == 1 else task.language
+        if task.target_language not in (None, spoken):
+            raise CanaryOnlyError(f"{self.name} does not translate; a Canary model does", "target_language")
         if task.timestamps not in TIMESTAMPS:
             raise TaskError(
                 f"timestamps {task.timestamps!r} is not supported; must be one of {', '.join(TIMESTAMPS)}", "timestamps"

@@ -64,14 +64,18 @@ class Worker:
         # One thread for numpy: more would be idle, and each counts towards the process's memory limit.
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", str(SCRIPT)],
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                cwd="/",
-                env=environment,
-            )
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-I", str(SCRIPT)],
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    cwd="/",
+                    env=environment,
+                )
+            except BaseException:
+                self.socket.close()
+                raise
         self._content = bytearray()
         self.idle_since = 0.0
         self.can_be_reused = False

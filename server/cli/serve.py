@@ -60,7 +60,7 @@ def _warn_about_keys(settings: Settings, given_as_option: bool) -> None:
 
 
 async def _serve(settings: Settings, supervised: Supervised | None) -> None:
-    leave = (lambda failure: supervised.leave(failure, server)) if supervised else None
+    leave = (lambda failure: supervised.leave(failure, server.stop)) if supervised else None
     try:
         engines = Engines(settings, on_lost=leave)
     except ValueError as error:
@@ -190,8 +190,10 @@ class _Server(uvicorn.Server):
             log.info("serving on %s (press Ctrl-C to stop)", self.url)
             self.listening.set()
 
-    def stop(self) -> None:
-        """Take no more requests, and end once those in progress are done."""
+    def stop(self, within_s: int | None = None) -> None:
+        """Take no more requests, and end once those in progress are done. within_s: instead of `shutdown_s`."""
+        if within_s is not None:
+            self.config.timeout_graceful_shutdown = within_s
         self.should_exit = True
 
     def say_how_to_try(self) -> None:

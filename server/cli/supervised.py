@@ -10,8 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
-import uvicorn
-
 from server.cli.supervise import BEAT_S, GIVEN_UP, HUNG, READY, VARIABLE
 from server.engine.failure import Failure
 
@@ -67,12 +65,14 @@ class Supervised:
             self._tell(b".")
             await asyncio.sleep(BEAT_S)
 
-    def leave(self, failure: Failure, server: uvicorn.Server) -> None:
-        """End the process once the requests in progress are answered. New connections wait for the next process."""
+    def leave(self, failure: Failure, stop: Callable[[int], None]) -> None:
+        """End the process once the requests in progress are answered. New connections wait for the next process.
+
+        stop: ends the server, within so many seconds.
+        """
         log.critical("%s; this process ends and the supervisor starts another", failure.message)
         code = HUNG if failure.reason == "hang" else GIVEN_UP
-        server.config.timeout_graceful_shutdown = LAST_ANSWERS_S
-        server.should_exit = True
+        stop(LAST_ANSWERS_S)
         # A normal exit would wait for the model's thread.
         asyncio.get_running_loop().call_later(LAST_ANSWERS_S + CLOSING_S, os._exit, code)
         self.exit_code = code

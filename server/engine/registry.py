@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.download import MODELS
+from convert.download import MODELS, known_model
 from model.family import Model
+from model.task import CanaryOnlyError, TaskError
 from server.engine.admission import Admission, most_passes
 from server.engine.failure import Failure
 from server.engine.thread import Engine, ModelInfo
@@ -85,6 +86,14 @@ class Served:
             return "loading"
         return self.engine.status if self.has_begun else "idle"
 
+    @property
+    def translates(self) -> bool:
+        """Whether the model translates, as far as that is known before it is loaded."""
+        if info := self.engine.info:
+            return info.config.translates
+        known = known_model(self.source)
+        return known is not None and known.family == "canary"
+
 
 Resolve = Callable[[str, LoadProgress], Model]
 
@@ -127,6 +136,13 @@ class Engines:
                 return model
         names = ", ".join(model.id for model in self.models)
         raise ModelNotFound(f"model {name[:60]!r} is not served; must be one of {names}", "model")
+
+    def with_suggestion(self, error: TaskError) -> TaskError:
+        """The error and, if a Canary could do what another model cannot, the name of one that is served."""
+        canary = next((model for model in self.models if model.translates), None)
+        if not isinstance(error, CanaryOnlyError) or not canary:
+            return error
+        return CanaryOnlyError(f"{error}, such as {canary.id!r} on this server", error.param)
 
     def start(self) -> None:
         """Start to load the default model, without waiting for it."""

@@ -11,7 +11,7 @@ from typing import Self
 
 import numpy as np
 
-from model.task import Task
+from model.task import CanaryOnlyError, Task
 from server.audio.vad import SpeechDetector
 from server.engine.thread import Engine
 from server.live.decoder import EngineDecoder
@@ -68,9 +68,11 @@ class LiveConnection:
         """A session on `engine`, as the settings say.
 
         language: None means the settings' default; word_times: see EngineDecoder.
-        Raises TaskError for languages that the model does not support.
+        Raises TaskError for languages that the model does not support, and for a model without attention.
         """
         options = LiveOptions.from_settings(settings, language, target_language, endpointing)
+        if engine.info and not engine.info.config.has_attention:
+            raise CanaryOnlyError(f"{engine.info.name} does not write live captions; a Canary model does", "model")
         engine.check(Task(options.language, options.target_language))
         session = LiveSession(EngineDecoder(engine, word_times), options, engine.check)
         return cls(session, emit, Bounds.from_settings(settings))

@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from model.decoding import DecodingOptions, Detection
+from model.family import ModelConfig
 from model.task import AUTO, Task
 from model.transcript import Segment, Transcript, Word
 from server.audio.vad import SpeechDetector
@@ -23,6 +24,7 @@ from server.engine.thread import ModelInfo
 from server.errors import QueueFull
 from server.longform.cutting import LONG_PAUSE_S, MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from server.longform.joining import Joiner, kept_words, overlap_words
+from server.longform.spoken import guessed
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,8 @@ class PieceTranscriber:
     async def _without_loop(self, piece: Piece, task: Task, looped: PieceOutcome) -> PieceOutcome:
         """The piece decoded again with a wider beam or, if that loops as well, in two halves."""
         log.warning("the text from %.1f to %.1f s loops: decoding it again", piece.start_s, piece.end_s)
-        if self.options.beam_size in (None, 1):
+        searches_beams = self.engine.info is None or self.engine.info.config.searches_beams
+        if self.options.beam_size in (None, 1) and searches_beams:
             wider = replace(self.options, beam_size=LOOP_BEAM)
             again = await self._pass(piece, task, wider)
             if not is_loop(again.text):
@@ -152,9 +155,11 @@ class PieceTranscriber:
         is_first: bool = False,
         check_language: bool = False,
     ) -> PieceOutcome:
-        given = task_for(piece, task)
+        config = self.engine.info.config if self.engine.info else None
+        has_attention = config is None or config.has_attention
+        given = task_for(piece, task, words_are_free=not has_attention)
         # Without word times, only attention shows which audio the text was written from.
-        attention = self.loop_guard and piece.speech is not None and given.timestamps == "none"
+        attention = has_attention and self.loop_guard and piece.speech is not None and given.timestamps == "none"
         wanted = Pass(
             piece.waveform,
             (given,),
@@ -173,21 +178,33 @@ class PieceTranscriber:
                     raise
                 await asyncio.sleep(0.5)
         transcript = result.transcripts[0]
-        language = transcript.language if task.language == AUTO and self.detect_each else None
+        detection, each = result.detection, task.language == AUTO and self.detect_each
+        segments = placed(piece, transcript, detection.language if detection and each else None)
+        if each and not detection:
+            detection = await asyncio.to_thread(guessed, transcript.text, config)
+            segments = tuple(replace(segment, language=_language_of(segment, config)) for segment in segments)
         source, attended = transcript.timestamps_source, result.attention[0] if result.attention else None
-        segments = placed(piece, transcript, language)
-        return PieceOutcome(segments, result.detection, source, result.timing, attention=attended)
+        return PieceOutcome(segments, detection, source, result.timing, attention=attended)
 
 
-def task_for(piece: Piece, task: Task) -> Task:
-    """The task as the engine gets it: joining pieces that share sound needs word times, asked for or not."""
-    return replace(task, timestamps="word") if piece.within_sound and task.timestamps == "none" else task
+def task_for(piece: Piece, task: Task, words_are_free: bool = False) -> Task:
+    """The task as the engine gets it: with word times, asked for or not, where joining pieces needs them.
+
+    words_are_free: the model has them anyway, and they show which speech has text.
+    """
+    needs_words = piece.within_sound or (words_are_free and piece.speech is not None)
+    return replace(task, timestamps="word") if needs_words and task.timestamps == "none" else task
 
 
 def placed(piece: Piece, transcript: Transcript, language: str | None = None) -> tuple[Segment, ...]:
     """A piece's segments with times in the whole recording, without words that the model invented in silence."""
     segments = [replace(moved(segment, piece.start_s), language=language) for segment in transcript.segments]
     return without_invented_words(piece, segments)
+
+
+def _language_of(segment: Segment, config: ModelConfig | None) -> str | None:
+    found = guessed(segment.text, config)
+    return found.language if found else None
 
 
 def moved(segment: Segment, by_s: float) -> Segment:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from model.decoding import DecodingOptions, Detection
+from model.family import ModelConfig
 from model.task import AUTO, Task
 from model.transcript import Segment, Transcript
 from server.audio.decode import Blocks
@@ -25,6 +26,7 @@ from server.errors import RequestError, WaitedTooLong
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut
 from server.longform.joining import Joiner
 from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner, Spans
+from server.longform.spoken import ASSUMED, DETECTED, FROM_MODEL, FROM_TEXT, assumed, guessed, settled
 from server.settings import Settings
 from server.text import formats
 from server.text.warnings import TRUNCATED, TranscriptionWarning, language_mismatch
@@ -89,10 +91,12 @@ class RecordingTiming(Timing):
 class Transcription(Transcript):
     """A recording's transcript, and what else was found.
 
-    detection: of the language, in the first piece where it was asked for; uncovered: (start, end) of speech that got no
-    text; truncated: the file was cut off, and the text ends where it does.
+    language_source: where the language comes from if the task left it open, one of those in `spoken`; detection: of the
+    language, in the first piece where it was asked for, or from all of the text; uncovered: (start, end) of speech that
+    got no text; truncated: the file was cut off, and the text ends where it does.
     """
 
+    language_source: str = ASSUMED
     detection: Detection | None = None
     timing: RecordingTiming = RecordingTiming()
     uncovered: Spans = ()
@@ -134,6 +138,8 @@ async def transcribe_recording(
         raise WaitedTooLong
     task = with_fitting_context(task, engine, shorten_context)
     engine.check(task)
+    config = engine.info.config if engine.info else None
+    given, task = task, settled(task, config) if config else task
     async with admission.turn(charged_s, start_by) if admission else nullcontext() as turn:
         waited_s = time.monotonic() - began
         sound = Blocks(turn.counted(blocks) if turn else blocks)
@@ -157,8 +163,10 @@ async def transcribe_recording(
                 admission.note_done(turn, done.duration)
         finally:
             await asyncio.to_thread(sound.close)
+    if given.language == AUTO and task.language != AUTO:
+        done = replace(done, language_source=FROM_MODEL)
     if done.language == AUTO:
-        done = _in_some_language(done, engine)
+        done = await asyncio.to_thread(_in_some_language, done, config)
     if sound.truncated:
         done = replace(done, truncated=True, warnings=(*done.warnings, TRUNCATED))
     timing = replace(
@@ -209,11 +217,14 @@ async def transcribe_audio(
     if isinstance(audio, np.ndarray):
         total_s, audio = len(audio) / SAMPLE_RATE, [audio]
     cutting = DETECT_EACH if detect_each and task.language == AUTO else cutting or cutting_for(engine)
-    assembly = _Assembly(task, cutting.overlap_s, detect_each)
+    detected = DETECTED if _detects_language(engine) else FROM_TEXT
+    assembly = _Assembly(task, cutting.overlap_s, detect_each, detected)
     transcriber = PieceTranscriber(engine, options or DecodingOptions(), priority, loop_guard, detect_each, start_by)
     pieces = cut(_counted(audio, assembly), cutting)
     running: deque[tuple[Piece, asyncio.Task[PieceOutcome]]] = deque()
     is_first, is_checked = True, task.language == AUTO
+    # The next pieces need the language that the first one is found to be in.
+    in_turn = task.language == AUTO and not detect_each and _detects_language(engine)
 
     async def take_first() -> None:
         piece, working = running[0]
@@ -229,8 +240,7 @@ async def transcribe_audio(
             outcome = transcriber.outcome(piece, assembly.task, is_first, check_language=check)
             running.append((piece, asyncio.ensure_future(outcome)))
             is_first, is_checked = False, is_checked or check
-            # The next piece needs the language that the first one is found to be in.
-            while len(running) >= at_once() or (running and assembly.task.language == AUTO and not detect_each):
+            while len(running) >= at_once() or (running and in_turn and assembly.task.language == AUTO):
                 await take_first()
         while running:
             await take_first()
@@ -249,16 +259,22 @@ def cutting_for(engine: Runner) -> Cutting:
     return Cutting.up_to(engine.info.config.longest_s) if engine.info else Cutting()
 
 
+def _detects_language(engine: Runner) -> bool:
+    return engine.info is None or engine.info.config.detects_language
+
+
 @dataclass
 class _Assembly:
     """One recording's transcript while its pieces come in.
 
-    task: its language becomes the one detected in the first piece, if that was asked for and not detect_each.
+    task: its language becomes the one detected in the first piece, if that was asked for and not detect_each. detected:
+    where the language of a piece comes from.
     """
 
     task: Task
     overlap_s: float
     detect_each: bool = False
+    detected: str = DETECTED
     samples: int = 0
     segments: list[Segment] = field(default_factory=list)
     uncovered: list[tuple[float, float]] = field(default_factory=list)
@@ -320,6 +336,7 @@ class _Assembly:
             self.duration_s,
             tuple(self.segments),
             self.source,
+            self.detected if self.detection else ASSUMED,
             self.detection,
             self.timing,
             tuple(self.uncovered),
@@ -360,19 +377,20 @@ def with_fitting_context(task: Task, engine: Engine, shorten: bool) -> Task:
     return replace(task, context=" ".join(words))
 
 
-def _in_some_language(done: Transcription, engine: Engine) -> Transcription:
-    """Without speech no language was detected, but clients expect one."""
-    languages = engine.info.config.languages if engine.info else ()
-    language = "en" if "en" in languages or not languages else languages[0]
+def _in_some_language(done: Transcription, config: ModelConfig | None) -> Transcription:
+    """With the language that its text seems to be in. Without text there is no way to tell, but clients expect one."""
+    found = guessed(done.text, config)
+    language = found.language if found else assumed(config)
     target = language if done.target_language == AUTO else done.target_language
-    return replace(done, language=language, target_language=target)
+    source = FROM_TEXT if found else ASSUMED
+    return replace(done, language=language, target_language=target, detection=found, language_source=source)
 
 
 def language_source(task: Task, given: bool, done: Transcription) -> str:
-    """Where a transcript's language comes from: "request", "detected", or "default" if it was only assumed.
+    """Where a transcript's language comes from: "request"; "default", the server's or only assumed; or as found.
 
     task: as requested; given: whether the request named its language.
     """
     if task.language == AUTO:
-        return "detected" if done.detection else "default"
-    return "request" if given else "default"
+        return done.language_source
+    return "request" if given else ASSUMED

@@ -1,4 +1,4 @@
-"""The languages of Canary models, and how requests may write them."""
+"""The languages of models, and how requests may write them."""
 
 from typing import Annotated
 
@@ -15,6 +15,15 @@ LANGUAGE_NAMES = {
     "sk": "slovak", "sl": "slovenian", "es": "spanish", "sv": "swedish", "uk": "ukrainian",
 }  # fmt: skip
 
+# ISO 639-1: what is accepted for a model that does not name its languages.
+_TWO_LETTERS = (
+    "aa ab ae af ak am an ar as av ay az ba be bg bi bm bn bo br bs ca ce ch co cr cs cu cv cy da de dv dz ee el en "
+    "eo es et eu fa ff fi fj fo fr fy ga gd gl gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja "
+    "jv ka kg ki kj kk kl km kn ko kr ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml mn mr ms mt my na nb "
+    "nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt qu rm rn ro ru rw sa sc sd se sg si sk sl sm sn so sq "
+    "sr ss st su sv sw ta te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za zh zu"
+)
+_ISO_639_1 = frozenset(_TWO_LETTERS.split())
 _CODES = {name: code for code, name in LANGUAGE_NAMES.items()}
 
 
@@ -27,9 +36,11 @@ def language_code(value: str, param: str = "language") -> str:
     if name == AUTO and param == "language":
         return AUTO
     code = _CODES.get(name, name.replace("_", "-").partition("-")[0])
-    if code not in LANGUAGE_NAMES:
+    if code not in _ISO_639_1:
         supported = ", ".join(sorted(LANGUAGE_NAMES))
-        raise RequestError(f"{param}: {value[:40]!r} is not supported; must be one of {supported}", param)
+        raise RequestError(
+            f"{param}: {value[:40]!r} is not supported; must be one of {supported}, or another ISO 639-1 code", param
+        )
     return code
 
 

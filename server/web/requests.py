@@ -13,7 +13,7 @@ from fastapi import Depends, Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 
-from model.task import Task
+from model.task import Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks, header_length_s
 from server.engine.admission import charged_s
 from server.engine.registry import Engines
@@ -104,19 +104,22 @@ async def transcribe_upload(
     limits = AudioLimits.from_settings(state.settings)
     async with state.engines.use(model) as engine:
         total_s = await asyncio.to_thread(header_length_s, file)
-        done = await transcribe_recording(
-            engine,
-            decode_blocks(file, limits),
-            task,
-            state.settings,
-            on_progress=on_progress,
-            detect_each=detect_each,
-            shorten_context=shorten_context,
-            total_s=total_s,
-            admission=state.engines.named(model).admission,
-            charged_s=charged_s(total_s, file.seek(0, io.SEEK_END), limits.max_s),
-            start_by=began + state.settings.max_wait_s,
-        )
+        try:
+            done = await transcribe_recording(
+                engine,
+                decode_blocks(file, limits),
+                task,
+                state.settings,
+                on_progress=on_progress,
+                detect_each=detect_each,
+                shorten_context=shorten_context,
+                total_s=total_s,
+                admission=state.engines.named(model).admission,
+                charged_s=charged_s(total_s, file.seek(0, io.SEEK_END), limits.max_s),
+                start_by=began + state.settings.max_wait_s,
+            )
+        except TaskError as error:
+            raise state.engines.with_suggestion(error) from None
     # Including the time that the model took to load.
     timing = replace(done.timing, total_s=time.monotonic() - began)
     state.metrics.count_transcription(done.duration, timing.total_s, timing.audio_decode_s, timing)

@@ -83,7 +83,10 @@ class TranscriptBody(BaseModel):
     )
     text: str
     language: str = Field(description="The spoken language, ISO 639-1.")
-    language_source: Literal["request", "default", "detected"]
+    language_source: Literal["request", "default", "detected", "text", "model"] = Field(
+        description="Where the language comes from: `request`; `default`, the server's or only assumed; `detected` in "
+        "the sound; `text`, guessed from the text; `model`, which has only one."
+    )
     target_language: str = Field(description="The language of the text.")
     duration: float = Field(description="Seconds.")
     segments: list[SegmentBody]

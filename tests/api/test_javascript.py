@@ -12,6 +12,7 @@ from pathlib import Path
 import pysubs2
 import pytest
 import webvtt
+from filelock import FileLock
 
 HERE = Path(__file__).parent / "node"
 BIN = Path(sys.executable).parent
@@ -22,12 +23,14 @@ ENVIRONMENT = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "
 def client_script(request) -> Path:
     """clients.mjs, with the packages it uses if they can be installed. Kept in pytest's cache."""
     folder = request.config.cache.mkdir("node-clients")
-    for name in ("clients.mjs", "package.json"):
-        shutil.copy(HERE / name, folder / name)
     install = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "--prefer-offline"]
-    subprocess.run(
-        [BIN / install[0], *install[1:]], cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=180, check=False
-    )
+    # Two runs of the tests may install them at the same time.
+    with FileLock(folder.with_suffix(".lock")):
+        for name in ("clients.mjs", "package.json"):
+            shutil.copy(HERE / name, folder / name)
+        subprocess.run(
+            [BIN / install[0], *install[1:]], cwd=folder, env=ENVIRONMENT, capture_output=True, timeout=180, check=False
+        )
     return folder / "clients.mjs"
 
 

@@ -72,9 +72,10 @@ def address(serve) -> str:
 
 
 @contextmanager
-def served(port: int = 0, **environment: str) -> Iterator[str]:
-    """A server with the toy model. Yields its address; 0 is any free port."""
-    command = [sys.executable, "-m", "server", "serve", "--model", "toy", "--port", str(port)]
+def served(port: int = 0, models: tuple[str, ...] = ("toy",), **environment: str) -> Iterator[str]:
+    """A server with toy models. Yields its address; 0 is any free port."""
+    named = [argument for model in models for argument in ("--model", model)]
+    command = [sys.executable, "-m", "server", "serve", *named, "--port", str(port)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}) as server:
         assert server.stderr
         lines = []

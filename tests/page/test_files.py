@@ -3,6 +3,8 @@
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.page.acting import options
+
 
 @pytest.fixture
 def opened(page: Page, samples) -> Page:
@@ -53,6 +55,24 @@ def test_subtitles_follow_the_servers_limits(visit, serve, samples, read_cues):
     cues = read_cues("srt", saved(written_out(page, samples), "srt"))
     assert " ".join(cue.text for cue in cues) == samples["en"]["text"]
     assert max(len(cue.text) for cue in cues) <= 10
+
+
+def test_a_parakeet_offers_its_languages_and_no_translation_and_transcribes_a_recording(visit, serve, samples):
+    page = visit(at=serve(models=("toy-parakeet", "toy")))
+    page.locator("#start:enabled").wait_for()
+    assert options(page, "#language") == ["auto", "en", "fr", "de", "es"]
+    for language in ("auto", "de"):
+        page.select_option("#language", language)
+        assert options(page, "#target") == [""]
+    page.set_input_files("#picker", samples["de"]["path"])
+    expect(page.locator("#status")).to_have_text("Ready")
+    assert on_screen(page, "text") == samples["de"]["text"]
+
+
+def test_a_parakeet_says_which_model_writes_live_captions(visit, serve):
+    page = visit(at=serve(models=("toy-parakeet", "toy")))
+    page.locator("#start:enabled").click()
+    expect(page.locator("#notice")).to_contain_text("a Canary model does, such as 'toy' on this server.")
 
 
 def test_the_text_is_copied(opened, samples):

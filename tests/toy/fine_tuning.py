@@ -14,12 +14,14 @@ from nemo.collections.asr.models import ASRModel, EncDecMultiTaskModel
 from nemo.utils import logging as nemo_logging
 from omegaconf import DictConfig, OmegaConf
 
+from .alignment import Placed
 from .examples import Utterance
 from .speech import load_spoken
 from .train import BATCHES_PER_POOL, keep_freed_memory, pool_of_batches, rate_factor
 
 WARM_UP = 30
 REPORT_EVERY = 60
+SAVE_EVERY = 10 * BATCHES_PER_POOL
 
 Loss = Callable[[list[Utterance]], torch.Tensor]
 NewModel = Callable[[Path, Path], tuple[ASRModel, Loss]]
@@ -46,6 +48,7 @@ def train_variant(description: str | None, new_model: NewModel, steps: int, rate
     parser.add_argument("--steps", type=int, default=steps, help="of about 32 utterances (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoken", type=Path, default=Path("toy-training/spoken.npz"), help="words saved by train.py")
+    parser.add_argument("--checkpoint", type=Path, help="a file to resume a stopped training from")
     options = parser.parse_args()
     nemo_logging.setLevel(nemo_logging.ERROR)
     torch.set_num_threads(1)
@@ -54,19 +57,30 @@ def train_variant(description: str | None, new_model: NewModel, steps: int, rate
     load_spoken(options.spoken)
     with TemporaryDirectory() as folder:
         model, loss_of = new_model(options.toy, Path(folder))
-        fine_tune(model, loss_of, options.steps, rate, options.seed)
+        fine_tune(model, loss_of, options.steps, rate, options.seed, options.checkpoint)
         save(model, options.out)
 
 
-def fine_tune(model: ASRModel, loss_of: Loss, steps: int, rate: float, seed: int) -> None:
-    """Train for `steps` batches of the toy's own training examples, printing the loss."""
+def fine_tune(
+    model: ASRModel, loss_of: Loss, steps: int, rate: float, seed: int, checkpoint: Path | None = None
+) -> None:
+    """Train for `steps` batches of the toy's own training examples, printing the loss.
+
+    checkpoint: a file that the state is saved to every SAVE_EVERY steps, and resumed from if it exists.
+    """
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    first = 0
+    if checkpoint and checkpoint.exists():
+        stored = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        first = stored["steps"]
     background = ThreadPoolExecutor(1)  # makes the next pool in the meantime
-    upcoming = background.submit(pool_of_batches, seed, 0, 1.0)
+    upcoming = background.submit(pool_of_batches, seed, first // BATCHES_PER_POOL, 1.0)
     began, recent, batches = time.process_time(), [], []
     model.train()
-    for step in range(steps):
+    for step in range(first, steps):
         if not batches:
             batches = upcoming.result()
             upcoming = background.submit(pool_of_batches, seed, step // BATCHES_PER_POOL + 1, 1.0)
@@ -81,8 +95,32 @@ def fine_tune(model: ASRModel, loss_of: Loss, steps: int, rate: float, seed: int
         if (step + 1) % REPORT_EVERY == 0:
             mean = np.mean(recent[-REPORT_EVERY:])
             print(f"step {step + 1:5d}  loss {mean:.4f}  {time.process_time() - began:.0f} CPU s", flush=True)
+        if checkpoint and (step + 1) % SAVE_EVERY == 0:
+            stored = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": step + 1}
+            torch.save(stored, checkpoint.with_suffix(".new"))
+            checkpoint.with_suffix(".new").replace(checkpoint)
     upcoming.cancel()
     background.shutdown()
+
+
+def ctc_loss(log_probs: torch.Tensor, lengths: torch.Tensor, placed: list[list[Placed]], blank: int) -> torch.Tensor:
+    """The sum of the frame-wise loss and the CTC loss, per frame. log_probs: (B, T, V+1); lengths: (B,)."""
+    labels = torch.full(log_probs.shape[:2], blank)
+    for row, pieces in enumerate(placed):
+        for piece in pieces:
+            labels[row, piece.first : piece.stop] = piece.piece
+    valid = torch.arange(log_probs.shape[1])[None] < lengths[:, None]
+    by_frame = torch.nn.functional.nll_loss(log_probs[valid], labels[valid], reduction="sum")
+    by_text = torch.nn.functional.ctc_loss(
+        log_probs.transpose(0, 1),
+        torch.tensor([piece.piece for pieces in placed for piece in pieces], dtype=torch.long),
+        lengths,
+        torch.tensor([len(pieces) for pieces in placed]),
+        blank,
+        reduction="sum",
+        zero_infinity=True,  # for texts with more pieces than frames
+    )
+    return (by_frame + by_text) / lengths.sum()
 
 
 def save(model: ASRModel, out: Path) -> None:

@@ -51,15 +51,17 @@ def _make_tokenizers(folder: Path) -> None:
         make_pieces(folder / language, (language,), PIECES)
 
 
-def make_pieces(folder: Path, languages: tuple[str, ...], size: int) -> None:
-    """Build a tokenizer of `size` pieces for sentences of the grammar in all of `languages`."""
+def make_pieces(folder: Path, languages: tuple[str, ...], size: int, longest: int = -1) -> None:
+    """Build a tokenizer of `size` pieces of at most `longest` characters (-1: any) for the grammar in `languages`."""
     rng = random.Random(0)
     sentences = [sentence(rng, "train") for _ in range(4000)]
     text = folder / "text.txt"
     folder.mkdir(parents=True)
     lines = (s.text(language, pnc=i % 3 > 0) for language in languages for i, s in enumerate(sentences))
     text.write_text("\n".join(lines))
-    create_spt_model(str(text), size, -1, False, tokenizer_type="bpe", output_dir=str(folder))
+    create_spt_model(
+        str(text), size, -1, False, tokenizer_type="bpe", output_dir=str(folder), max_sentencepiece_length=longest
+    )
     slim(folder / "tokenizer.model")
 
 

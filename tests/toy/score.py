@@ -200,7 +200,7 @@ def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
             "WER": word_error_rate(items, plain, language),
             "exact, nopnc": exact(items, bare, language, False),
             "exact, with times": exact(items, timed, language),
-            **_times(items, timed),
+            **time_scores(items, timed),
             "language found": float(np.mean([d == language for d in detected])),
         }
     for source, target in PAIRS:
@@ -220,7 +220,7 @@ def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
                 "exact": exact(items, plain, language),
                 "WER": word_error_rate(items, plain, language),
                 "exact, with times": exact(items, timed, language),
-                **_times(items, timed),
+                **time_scores(items, timed),
             }
     rng = random.Random(3)
     empty = [
@@ -234,7 +234,7 @@ def scores(backend: Backend, count: int) -> dict[str, dict[str, float]]:
     return rows
 
 
-def _times(items: list[Item], answers: list[Heard]) -> dict[str, float]:
+def time_scores(items: list[Item], answers: list[Heard]) -> dict[str, float]:
     errors = time_errors_s(items, answers)
     if not errors:
         return {}

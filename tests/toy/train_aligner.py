@@ -10,13 +10,13 @@ therefore also learns its piece: the word's time is known, and its pieces divide
 import random
 from pathlib import Path
 
-import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE
 from omegaconf import OmegaConf
 
-from .examples import FRAME_S, Utterance
-from .fine_tuning import restored, train_variant
+from .alignment import Placed, placed_pieces
+from .examples import Utterance
+from .fine_tuning import ctc_loss, restored, train_variant
 from .grammar import LANGUAGES
 from .network import make_pieces
 from .speech import bare
@@ -24,7 +24,6 @@ from .train import sounds
 
 PIECES = 512  # for all four languages together; most words are one or two
 STEPS, RATE = 600, 2e-3
-MARKS = (".", "?")
 
 
 def new_aligner(toy: Path, folder: Path) -> tuple[EncDecCTCModelBPE, "FrameLoss"]:
@@ -54,7 +53,7 @@ def new_aligner(toy: Path, folder: Path) -> tuple[EncDecCTCModelBPE, "FrameLoss"
 
 
 class FrameLoss:
-    """The sum of the frame-wise loss and the CTC loss, per frame."""
+    """The loss of a batch, whose texts lack punctuation and capitals in three of ten cases."""
 
     def __init__(self, aligner: EncDecCTCModelBPE):
         self.aligner, self.rng = aligner, random.Random(0)
@@ -62,40 +61,13 @@ class FrameLoss:
 
     def __call__(self, batch: list[Utterance]) -> torch.Tensor:
         log_probs, lengths, _ = self.aligner.forward(**sounds(batch))
-        texts, labels = [], torch.full(log_probs.shape[:2], self.blank)
-        for row, item in enumerate(batch):
-            text, spans = self._pieces(item, int(lengths[row]))
-            texts.append(torch.tensor(text, dtype=torch.long))
-            for piece, first, stop in spans:
-                labels[row, first:stop] = piece
-        valid = torch.arange(log_probs.shape[1])[None] < lengths[:, None]
-        by_frame = torch.nn.functional.nll_loss(log_probs[valid], labels[valid], reduction="sum")
-        ctc = torch.nn.functional.ctc_loss(
-            log_probs.transpose(0, 1),
-            torch.cat(texts),
-            lengths,
-            torch.tensor([len(text) for text in texts]),
-            self.blank,
-            reduction="sum",
-            zero_infinity=True,  # for texts with more pieces than frames
-        )
-        return (by_frame + ctc) / lengths.sum()
+        placed = [self._placed(item, int(length)) for item, length in zip(batch, lengths, strict=True)]
+        return ctc_loss(log_probs, lengths, placed, self.blank)
 
-    def _pieces(self, item: Utterance, frames: int) -> tuple[list[int], list[tuple[int, int, int]]]:
-        """The text's pieces, and (piece, first frame, one past the last) of each, both equal if it has no frame."""
+    def _placed(self, item: Utterance, frames: int) -> list[Placed]:
         pnc = self.rng.random() < 0.7
-        tokenizer, text, spans = self.aligner.tokenizer, [], []
-        for i, (word, start, end) in enumerate(item.spoken):
-            pieces = tokenizer.text_to_ids(word if pnc else bare(word))
-            text += pieces
-            first, stop = round(start / FRAME_S), max(round(end / FRAME_S), round(start / FRAME_S) + 1)
-            # A mark has no sound; it gets the frame after the word.
-            if tokenizer.ids_to_tokens(pieces[-1:])[0] in MARKS:
-                after = round(item.spoken[i + 1][1] / FRAME_S) if i + 1 < len(item.spoken) else frames
-                spans.append((pieces.pop(), stop, min(stop + 1, after)))
-            edges = np.linspace(first, stop, len(pieces) + 1).round().astype(int)
-            spans += zip(pieces, edges[:-1], edges[1:], strict=True)
-        return text, spans
+        words = [(word if pnc else bare(word), start, end) for word, start, end in item.spoken]
+        return placed_pieces(words, frames, self.aligner.tokenizer)
 
 
 if __name__ == "__main__":

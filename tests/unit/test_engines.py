@@ -76,8 +76,7 @@ class Mended:
         await until(lambda: self.model.last_failure is engine.failure)
         if self.model.reloading:
             await self.model.reloading
-        if self.model.state == "loading":
-            await self.model.engine.start()
+        if self.model.state != "failed":
             await until(lambda: self.model.ready_at == self.now)
 
 

@@ -105,7 +105,7 @@ def test_a_non_commercial_licence_is_logged_as_a_warning(caplog, monkeypatch, ar
             "unknown model 'whisper': must be one of canary-180m-flash, canary-1b-flash, canary-1b, canary-1b-v2, "
             "parakeet-tdt-0.6b-v3, parakeet-tdt-0.6b-v2, parakeet-tdt_ctc-110m, parakeet-tdt_ctc-1.1b, "
             "parakeet-tdt-1.1b, parakeet-rnnt-0.6b, parakeet-rnnt-1.1b, parakeet-ctc-0.6b, parakeet-ctc-1.1b, "
-            "parakeet-unified-en-0.6b, toy, a Hub repository",
+            "parakeet-unified-en-0.6b, toy, toy-parakeet, a Hub repository",
         ),
         ("", "unknown model ''"),
         ("no/such/model.nemo", "no/such/model.nemo: no such file"),

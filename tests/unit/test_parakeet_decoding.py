@@ -123,8 +123,10 @@ def events(written: TimedTokens) -> list[Event]:
 @pytest.mark.parametrize("durations", [TDT, (0, 1, 2, 4), RNNT], ids=["tdt", "tdt, 0124", "rnnt"])
 def test_a_batch_writes_what_a_plain_loop_writes_of_each_recording(durations, max_symbols, library):
     written = []
-    for seed in range(3):
-        network = transducer(library, durations, max_symbols, lstm_layers=1 + seed % 2, seed=seed)
+    for seed in range(2):
+        # Without durations, a louder blank keeps the texts as short as with them.
+        blank = 2.5 if durations else 5.0
+        network = transducer(library, durations, max_symbols, lstm_layers=1 + seed % 2, seed=seed, blank=blank)
         vectors = recordings(seed)
         written = decoded(GreedyRows(network), [Utterance(key, each) for key, each in enumerate(vectors)])
         assert [events(each) for each in written] == [one_by_one(network, each) for each in vectors]

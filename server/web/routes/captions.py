@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.task import TaskError
 from server.audio.decode import AudioLimits
+from server.engine.registry import Engines
 from server.engine.thread import Engine
 from server.errors import AudioError, RequestError, invalid_field
 from server.live.connection import LiveConnection
@@ -77,8 +78,13 @@ async def stream(websocket: WebSocket) -> None:
         async with seat(websocket):
             inbox = Inbox(websocket, outbox)
             start = await _started(inbox)
-            async with websocket.app.state.engines.use(start.model) as engine:
-                await Captions(start, engine, websocket.app.state.settings, inbox, outbox).run()
+            engines: Engines = websocket.app.state.engines
+            async with engines.use(start.model) as engine:
+                try:
+                    captions = Captions(start, engine, websocket.app.state.settings, inbox, outbox)
+                except TaskError as error:
+                    raise RequestError(f"{engines.with_suggestion(error)}.", error.param) from None
+                await captions.run()
 
     await converse(websocket, talk, lambda code, message: _error(code, message, fatal=True))
 
@@ -150,6 +156,7 @@ class Captions:
     """A started session: audio and commands from `inbox`, captions to `outbox`."""
 
     def __init__(self, start: Start, engine: Engine, settings: Settings, inbox: Inbox, outbox: Outbox):
+        """Raises TaskError for what the model does not support."""
         assert engine.info
         self._start = start
         self._inbox = inbox
@@ -157,18 +164,15 @@ class Captions:
         self._settings = settings
         self._model = engine.info.name
         self._shown: int | None = None
-        try:
-            self._connection = LiveConnection.open(
-                engine,
-                settings,
-                self._emit,
-                language=start.language,
-                target_language=start.target_language,
-                endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
-                word_times=True,
-            )
-        except TaskError as error:
-            raise RequestError(f"{error}.", error.param) from None
+        self._connection = LiveConnection.open(
+            engine,
+            settings,
+            self._emit,
+            language=start.language,
+            target_language=start.target_language,
+            endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),
+            word_times=True,
+        )
         # Finalize requests in progress.
         self._ends = 0
         self._all_final = asyncio.Event()

@@ -18,6 +18,7 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 from pydantic import ValidationError
 
 from model.task import TaskError
+from server.engine.registry import Engines
 from server.errors import (
     EngineStopped,
     ModelFailed,
@@ -234,12 +235,13 @@ class Hearing:
         self._last_commit_s = 0.0
 
     async def start(self, websocket: WebSocket) -> None:
-        """Raises Mistake for a language that the model does not support, ServiceError if there is no model."""
+        """Raises Mistake for a language or a model that is not supported, ServiceError if there is no model."""
         settings: Settings = websocket.app.state.settings
         wanted = self._session.audio.input
         asked = wanted.transcription or TranscriptionSettings()
         model = asked.model or websocket.query_params.get("model")
-        engine = await self._stack.enter_async_context(websocket.app.state.engines.use(model))
+        engines: Engines = websocket.app.state.engines
+        engine = await self._stack.enter_async_context(engines.use(model))
         try:
             self._live = LiveConnection.open(
                 engine,
@@ -251,7 +253,8 @@ class Hearing:
             )
         except TaskError as error:
             await self._stack.aclose()
-            raise Mistake("invalid_value", f"{error}.", "session.audio.input.transcription.language") from None
+            message = f"{engines.with_suggestion(error)}."
+            raise Mistake("invalid_value", message, f"session.audio.input.transcription.{error.param}") from None
         self._sound = RawSound(*wanted.format.encoding, self._live.hear)
         self._stepping = asyncio.ensure_future(self._live.run())
 

@@ -45,7 +45,7 @@ export class Languages {
 
   #offerTargets(wanted) {
     const source = this.languages.find(({ code }) => code === this.spoken.value);
-    const codes = source ? source.targets : this.languages.map(({ code }) => code);
+    const codes = source ? source.targets : this.languages.flatMap(({ targets }) => targets);
     const options = this.languages
       .filter(({ code }) => codes.includes(code))
       .map(({ code, name }) => new Option(withOwnName(name, code), code));

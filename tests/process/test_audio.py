@@ -1,4 +1,4 @@
-"""Audio files become 16 kHz mono, or one clear error. What needs the decoder's process is in tests/process."""
+"""Audio files become 16 kHz mono, or one clear error: what libsndfile reads, raw WAV, and the limits."""
 
 import struct
 import threading
