@@ -122,7 +122,7 @@ def damaged_archive(path: Path, rng: random.Random) -> None:
         path.write_bytes(damaged(path.read_bytes(), rng))
 
 
-def fuzz_nemo(count: int, seed: int = SEED) -> list[Outcome]:
+def fuzz_nemo(count: int, seed: int = SEED) -> Iterator[Outcome]:
     outcome, rng, this = Outcome("archives"), random.Random(seed), psutil.Process()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -144,7 +144,7 @@ def fuzz_nemo(count: int, seed: int = SEED) -> list[Outcome]:
             outcome.megabytes.append(resident(this))
             for left in folder.iterdir():
                 _remove(left)
-    return [outcome]
+    yield outcome
 
 
 def _remove(path: Path) -> None:
@@ -190,8 +190,8 @@ class _LostWorkers(logging.Handler):
         self.count += "exited with" in record.msg or "was stopped" in record.msg
 
 
-def fuzz_media(count: int, seed: int = SEED) -> list[Outcome]:
-    this, outcomes = psutil.Process(), []
+def fuzz_media(count: int, seed: int = SEED) -> Iterator[Outcome]:
+    this = psutil.Process()
     with _lost_workers() as lost:
         for name, whole in recordings().items():
             outcome, rng, before = Outcome(name), random.Random(f"{seed} {name}"), lost.count
@@ -210,8 +210,7 @@ def fuzz_media(count: int, seed: int = SEED) -> list[Outcome]:
                     outcome.wrong.append(f"{number}: {error!r}")
                 outcome.megabytes.append(resident(this))
             outcome.what += f" ({lost.count - before} workers lost)" if lost.count > before else ""
-            outcomes.append(outcome)
-    return outcomes
+            yield outcome
 
 
 @contextlib.contextmanager
@@ -347,7 +346,7 @@ async def _sessions(url: str, process: psutil.Process, count: int, seed: int, ou
     await asyncio.gather(*(client() for _ in range(TOGETHER)))
 
 
-def fuzz_websocket(count: int, seed: int = SEED) -> list[Outcome]:
+def fuzz_websocket(count: int, seed: int = SEED) -> Iterator[Outcome]:
     outcome = Outcome("messages")
     with toy_server() as (process, url, log):
         asyncio.run(_sessions(url, process, count, seed, outcome))
@@ -366,10 +365,10 @@ def fuzz_websocket(count: int, seed: int = SEED) -> list[Outcome]:
         outcome.wrong += [str(event)[:2000] for event in logged if event["level"] in ("error", "critical")]
     # Of the ends, those of sessions are of interest.
     outcome.what = f"{outcome.ends.pop('sent')} messages, by session"
-    return [outcome]
+    yield outcome
 
 
-FUZZ: dict[str, Callable[[int, int], list[Outcome]]] = {
+FUZZ: dict[str, Callable[[int, int], Iterator[Outcome]]] = {
     "nemo": fuzz_nemo,
     "media": fuzz_media,
     "websocket": fuzz_websocket,
@@ -387,12 +386,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--growth", type=float, default=100.0, help="MB that memory may grow by")
     given = parser.parse_args()
-    outcomes = FUZZ[given.what](given.count, given.seed)
-    print("\n".join([HEAD, *(outcome.row() for outcome in outcomes)]))
-    for outcome in outcomes:
+    is_well = True
+    print(HEAD)
+    for outcome in FUZZ[given.what](given.count, given.seed):
+        print(outcome.row(), flush=True)
         for wrong in outcome.wrong[:20]:
             print(f"{outcome.what}: {wrong}", file=sys.stderr)
-    return int(any(outcome.wrong or outcome.growth > given.growth for outcome in outcomes))
+        is_well = is_well and not outcome.wrong and outcome.growth <= given.growth
+    return int(not is_well)
 
 
 if __name__ == "__main__":

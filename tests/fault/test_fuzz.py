@@ -18,7 +18,7 @@ def test_damaged_archives_are_converted_or_refused_in_a_line():
 
 
 def test_damaged_recordings_are_decoded_or_refused_in_a_line():
-    outcomes = fuzz_media(20)
+    outcomes = list(fuzz_media(20))
     assert [outcome.wrong for outcome in outcomes] == [[]] * len(recordings())
     ends = sum((outcome.ends for outcome in outcomes), start=Counter())
     assert set(ends) == {"decoded", "refused"}
