@@ -44,6 +44,13 @@ def test_huge_and_malformed_forms_are_refused_quickly(client, body):
     assert client.get("/health").status_code == 200
 
 
+def test_a_form_has_at_most_a_hundred_fields_and_one_file(client):
+    sound = ("file", ("a.wav", bytes(wav(np.zeros((16000, 1))))))
+    fields = {f"k{i}": "v" for i in range(101)}
+    assert "Too many fields" in client.post("/transcribe", files=[sound], data=fields).json()["error"]["message"]
+    assert "Too many files" in client.post("/transcribe", files=[sound, sound]).json()["error"]["message"]
+
+
 @pytest.mark.parametrize("charset", ["undefined", "punycode", "unicode_escape", "utf-7", "utf-16", "x" * 1000])
 def test_an_unsupported_charset_of_a_form_is_refused_without_looking_it_up(client, charset):
     content_type = f"multipart/form-data; boundary=b; charset={charset}"

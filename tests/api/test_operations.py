@@ -266,6 +266,22 @@ def test_ctrl_c_lets_running_requests_finish(start_server, mock, wav):
         [client.get("/health") for _ in range(1000)]
 
 
+def test_a_request_that_does_not_end_does_not_hold_up_the_stop(start_server, mock, wav):
+    client = start_server(lambda source, progress: mock, model=("mock",), shutdown_s=1)
+    mock.gate.clear()
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(target=lambda: answers.append(client.post("/transcribe?language=en", content=wav())))
+    asking.start()
+    assert mock.entered.wait(10)
+    client.server.should_exit = True
+    asking.join(20)
+    is_waiting = asking.is_alive()
+    mock.gate.set()
+    asking.join(30)
+    assert not is_waiting
+    assert not answers or answers[0].status_code >= 500
+
+
 def test_a_json_log_is_json_from_the_first_line(tmp_path):
     command = [sys.executable, "-m", "server", "serve", "--model", str(tmp_path / "none.nemo"), "--log-format", "json"]
     run = subprocess.run([*command, "--port", "0"], capture_output=True, text=True, timeout=60, cwd=tmp_path)

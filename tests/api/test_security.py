@@ -138,6 +138,11 @@ def test_which_addresses_are_public(host, public):
     assert Settings(_env_file=None, host=host).is_public == public
 
 
+def test_by_default_no_other_machine_can_connect(monkeypatch):
+    monkeypatch.delenv("CANARY_HOST", raising=False)
+    assert not Settings(_env_file=None).is_public
+
+
 def test_printed_settings_do_not_contain_the_keys(monkeypatch):
     monkeypatch.setenv("CANARY_API_KEYS", ",".join(KEYS))
     settings = Settings(_env_file=None)

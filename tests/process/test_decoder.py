@@ -1,11 +1,13 @@
 """Audio files that a worker process decodes: the formats, cut-off files, and junk."""
 
 import io
+import runpy
 
 import av
 import numpy as np
 import pytest
 
+from server.audio import workers
 from server.audio.decode import AudioLimits, Blocks, decode, decode_blocks
 from server.errors import AudioError, AudioTooLong
 from tests.muxing import (
@@ -64,6 +66,14 @@ def test_mp3_of_every_rate_and_channel_count_gives_the_same_tone(rate, channels)
 def test_a_film_gives_its_sound():
     file = _film()
     assert loudest_hertz(decode(file)[4000:12000]) == pytest.approx(440, abs=2)
+
+
+def test_no_decoder_of_pictures_looks_at_a_film():
+    script = runpy.run_path(str(workers.SCRIPT))
+    with av.open(io.BytesIO(_film()), "r", format="mov", container_options=script["_OPTIONS"]) as container:
+        # Only the decoder would know this.
+        assert container.streams.video[0].pix_fmt is None
+        assert container.streams.audio[0].codec_context.name == "aac"
 
 
 def test_a_film_without_sound_is_refused():

@@ -182,6 +182,27 @@ def test_the_worker_itself_stops_at_the_limit_on_seconds(file, demuxer, libsndfi
         list(decoded_blocks(io.BytesIO(file), job))
 
 
+def test_the_server_stops_at_the_limit_on_seconds_whatever_a_worker_sends(monkeypatch, tmp_path):
+    use_worker(monkeypatch, tmp_path, f"send(b'A', bytes({4 * 3 * SAMPLE_RATE}))\nend()\n")
+    with pytest.raises(AudioTooLong, match="longer than the limit of 2 s"):
+        decode(encoded(tone(), 16000, "FLAC"), AudioLimits(max_s=2))
+
+
+def test_no_demuxer_but_the_named_one_opens_a_file():
+    sun = encoded(tone(), 16000, "AU")
+    assert sum(len(block) for block in decoded_blocks(io.BytesIO(sun), decoder_job("au", AudioLimits()))) == 16_000
+    with pytest.raises(workers.Damaged):
+        list(decoded_blocks(io.BytesIO(sun), decoder_job("mov", AudioLimits())))
+
+
+def test_a_playlist_opens_no_other_file_even_in_its_own_demuxer(tmp_path):
+    other = tmp_path / "other.ts"
+    other.write_bytes(written_by_av(tone(2.0, 48000, 2), 48000, "mpegts", "aac"))
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:2,\nfile://{other}\n#EXT-X-ENDLIST\n".encode()
+    with pytest.raises(workers.Damaged):
+        list(decoded_blocks(io.BytesIO(playlist), decoder_job("hls", AudioLimits())))
+
+
 def test_a_decoder_that_hangs_is_stopped(monkeypatch, tmp_path):
     use_worker(monkeypatch, tmp_path, "time.sleep(60)\n")
     monkeypatch.setattr(workers, "STALL_S", 0.2)
@@ -194,6 +215,12 @@ def test_a_decoder_that_crashes_costs_one_request(monkeypatch, tmp_path, caplog)
     with caplog.at_level("INFO"), pytest.raises(AudioError, match="Unsupported or damaged audio file"):
         decode(written_by_av(tone(), 16000, "ipod", "aac"))
     assert "exited with -6" in caplog.text
+
+
+def test_what_a_worker_writes_to_its_standard_error_is_not_the_servers(monkeypatch, tmp_path, capfd):
+    use_worker(monkeypatch, tmp_path, "os.write(2, b'junk')\nsend(b'A', bytes(64_000))\nend()\n")
+    assert len(decode(encoded(tone(), 16000, "FLAC"))) == 16_000
+    assert capfd.readouterr().err == ""
 
 
 def damaged(file: bytes, first: int) -> bytes:

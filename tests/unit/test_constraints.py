@@ -67,3 +67,11 @@ def test_packages_whose_private_parts_are_used_have_a_ceiling():
     # server/web/protocols.py derives from uvicorn's protocols; model/cpu/packed_file.py copies oneDNN's weights.
     assert ceilings["uvicorn"]
     assert ceilings["torch"]
+
+
+def test_versions_with_known_vulnerabilities_are_not_installed():
+    """Checkpoints that run code, SentencePiece models that corrupt memory, forms that take up the processor."""
+    vulnerable = {"torch": "2.9.1", "sentencepiece": "0.2.0", "python-multipart": "0.0.25"}
+    for requirement in requirements():
+        if version := vulnerable.get(canonicalize_name(requirement.name)):
+            assert version not in requirement.specifier

@@ -274,6 +274,12 @@ def test_the_table_of_metrics_lists_all_that_are_there():
     assert set(column(section("server/README.md", "metrics"))) == counted
 
 
+def test_the_table_of_defences_lists_every_one_with_its_test():
+    from tests.fault.mutations import table
+
+    assert section("tests/README.md", "defences") == table(), f"tests/README.md should say:\n{table()}"
+
+
 def test_the_tables_of_fields_list_every_field():
     from server.web.routes import captions, native
 

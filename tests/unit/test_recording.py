@@ -1,5 +1,6 @@
 """What surrounds a recording's pieces: its context, its language where nothing is said, and a file that is cut off."""
 
+import asyncio
 import time
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 
 from model.task import Task
 from server.audio.decode import Blocks
+from server.engine.admission import Admission
 from server.engine.batching import Pass, PassResult
 from server.errors import RequestError, WaitedTooLong
 from server.longform.transcribe import Transcription, language_source, transcribe_recording
@@ -80,6 +82,20 @@ async def test_a_recording_that_waited_too_long_is_not_read(monkeypatch):
         await transcribe(Silent("en"), Task("en"), closed, start_by=now - 1)
     assert closed == []
     await transcribe(Silent("en"), Task("en"), closed, start_by=now + 600)
+    assert closed == [True]
+
+
+async def test_a_recording_that_waits_for_its_turn_is_not_decoded(monkeypatch):
+    monkeypatch.setattr("server.engine.admission.AHEAD", 0)
+    admission = Admission(rows=1, max_waiting=10, max_waiting_s=100.0, waiting_pieces=lambda: 0)
+    closed: list[bool] = []
+    async with admission.turn(1.0):
+        asked = transcribe(Silent("en"), Task("en"), closed, admission=admission, charged_s=2.0)
+        waiting = asyncio.ensure_future(asked)
+        while not (admission.waiting or waiting.done()):
+            await asyncio.sleep(0.001)
+        assert (closed, waiting.done()) == ([], False)
+    await waiting
     assert closed == [True]
 
 
