@@ -1,8 +1,7 @@
 """What a command tells of a download that breaks off and is resumed."""
 
 import json
-
-import pytest
+from pathlib import Path
 
 from tests import archives
 from tests.hub_server import Hub, serving
@@ -11,20 +10,16 @@ REPO, FILE = "nvidia/canary-180m-flash", "canary-180m-flash.nemo"
 RETRY = "Trying to resume download"
 
 
-@pytest.fixture
-def hub(tmp_path):
+def breaking_hub(folder: Path, files: dict[str, bytes]) -> Hub:
     """It breaks the connection once, after the first piece of 10 MiB that the Hub's client writes to disk."""
-    files = archives.members("180m-flash") | {"padding": bytes(2**24)}
-    archive = archives.write_archive(tmp_path / FILE, files)
-    with serving(Hub(REPO, {FILE: archive}, break_after=[10 * 2**20 + 1000])) as hub:
-        yield hub
+    archive = archives.write_archive(folder / FILE, files | {"padding": bytes(2**24)})
+    return Hub(REPO, {FILE: archive}, break_after=[10 * 2**20 + 1000])
 
 
-@pytest.fixture
-def variables(hub, tmp_path) -> dict[str, str]:
+def variables(hub: Hub, folder: Path) -> dict[str, str]:
     return {
-        "CANARY_CACHE": str(tmp_path / "cache"),
-        "HF_HOME": str(tmp_path / "hf"),
+        "CANARY_CACHE": str(folder / "cache"),
+        "HF_HOME": str(folder / "hf"),
         "HF_ENDPOINT": hub.url,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -32,8 +27,9 @@ def variables(hub, tmp_path) -> dict[str, str]:
     }
 
 
-def test_a_retry_is_one_line(run_canary, variables):
-    converted = run_canary("convert", "canary-180m-flash", "out", **variables)
+def test_a_retry_is_one_line(run_canary, tmp_path):
+    with serving(breaking_hub(tmp_path, archives.members("180m-flash"))) as hub:
+        converted = run_canary("convert", "canary-180m-flash", "out", **variables(hub, tmp_path))
     assert converted.returncode == 0
     retry, use = converted.stderr.splitlines()
     assert retry.startswith("canary: Error while downloading from ")
@@ -41,9 +37,15 @@ def test_a_retry_is_one_line(run_canary, variables):
     assert use == "canary: to use it: --model ./out"
 
 
-def test_in_a_json_log_too_a_retry_is_one_line(run_canary, variables, tmp_path):
-    # The archive is no model: the server ends after the download.
-    run = run_canary("serve", "--model", "canary-180m-flash", "--port", "0", "--log-format", "json", **variables)
+def test_in_a_json_log_too_a_retry_is_one_line(run_canary, tmp_path):
+    # Without weights it is no model: the server ends after the download.
+    files = archives.members("180m-flash")
+    del files["model_weights.ckpt"]
+    with serving(breaking_hub(tmp_path, files)) as hub:
+        run = run_canary(
+            *("serve", "--model", "canary-180m-flash", "--port", "0", "--log-format", "json"),
+            **variables(hub, tmp_path),
+        )
     *log, failure = run.stderr.splitlines()
     assert (run.returncode, failure.partition(": ")[0]) == (1, "canary")
     assert sum(RETRY in json.loads(line)["message"] for line in log) == 1
