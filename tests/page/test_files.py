@@ -69,12 +69,6 @@ def test_a_parakeet_offers_its_languages_and_no_translation_and_transcribes_a_re
     assert on_screen(page, "text") == samples["de"]["text"]
 
 
-def test_a_parakeet_says_which_model_writes_live_captions(visit, serve):
-    page = visit(at=serve(models=("toy-parakeet", "toy")))
-    page.locator("#start:enabled").click()
-    expect(page.locator("#notice")).to_contain_text("a Canary model does, such as 'toy' on this server.")
-
-
 def test_the_text_is_copied(opened, samples):
     opened.keyboard.press("c")
     expect(opened.locator("#notice")).to_contain_text("Copied")

@@ -57,6 +57,17 @@ def test_the_page_detects_the_spoken_language(visit, microphone, samples):
     assert line.locator(".text").get_attribute("lang") == "de"
 
 
+def test_the_page_captions_a_recording_with_a_parakeet(visit, serve, microphone, samples):
+    page = visit(microphone(samples["en"]["path"]), at=serve(models=("toy-parakeet",)))
+    page.locator("#start:enabled").click()
+    page.locator("#interim .text").first.wait_for()
+    lines = page.locator("#log .line")
+    lines.filter(has_text=samples["en"]["text"].split()[-1]).wait_for()
+    said = words(samples["en"]["text"])
+    assert errors(words(" ".join(lines.locator(".text").all_inner_texts())), said) <= 0.15 * len(said)
+    assert lines.first.locator(".translation").count() == 0
+
+
 def test_the_page_works_only_with_the_right_key(visit, serve, samples):
     page = visit(at=serve(CANARY_API_KEYS="a-long-key"))
     key = page.get_by_label("API key")
