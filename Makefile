@@ -1,7 +1,7 @@
 # make run      install what serving needs, and serve. MODEL=canary-180m-flash HOST=0.0.0.0 PORT=9000 change what it serves
 #               and where; without them, CANARY_MODEL, CANARY_HOST and CANARY_PORT (environment or .env) or the defaults do.
 # make install  install everything: also what the tests need and, on x86-64 Linux, 8-bit products
-# make quick    run the unit tests, which start no other processes, in about half a minute
+# make quick    run the unit tests, which start no other processes, in less than a minute
 # make test     run every test
 # make lint     check style, formatting and types
 # make audit    ask the advisory service about every version in constraints.txt
