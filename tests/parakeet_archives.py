@@ -8,7 +8,9 @@ functions make archives of full size:
 
 import sys
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,20 @@ import sentencepiece
 import torch
 import yaml
 
+from convert.convert import ConversionConfig, convert
+from server.cli.doctor.compared import GOLDENS
 from tests import archives
 from tests.archives import RandomTensors, checkpoint, md5, sentencepiece_model, write_archive
+
+
+def converted_in(folder: Path) -> Callable[[str], Path]:
+    """converted(name): the converted folder, below `folder`, of one of the archives that NeMo built; converted once."""
+
+    @cache
+    def converted(name: str) -> Path:
+        return convert(ConversionConfig(source=GOLDENS / "parakeet" / f"{name}.nemo", output=folder / name))
+
+    return converted
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 
-from convert.convert import ConversionConfig, convert
 from convert.hub import resolve
 from model import loading
 from model.decoding import DecodingOptions, Encoded
@@ -23,7 +22,6 @@ from model.family import Model
 from model.parakeet.model import ParakeetModel
 from model.task import Task
 from server.audio.vad import FRAME, SpeechDetector
-from server.cli.doctor.compared import GOLDENS
 from server.cli.doctor.sounds import sound
 from server.engine.batching import Batcher, Pass, PassResult, Piece
 from server.engine.thread import Engine
@@ -36,6 +34,7 @@ from tests.live.scripted import Reader, hear_all, step_all
 from tests.live.test_captions import START, captioned, cut
 from tests.live.test_captions import until as until_type
 from tests.live.test_realtime import BY_SERVER, COMPLETED, opened, speak, texts, until
+from tests.parakeet_archives import converted_in
 
 STEP = 1280
 
@@ -43,15 +42,7 @@ STEP = 1280
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """folder(name): the converted archive of that name."""
-    made = {}
-
-    def converted(name: str):
-        if name not in made:
-            archive, output = GOLDENS / "parakeet" / f"{name}.nemo", tmp_path_factory.mktemp("parakeets") / name
-            made[name] = convert(ConversionConfig(source=archive, output=output))
-        return made[name]
-
-    return converted
+    return converted_in(tmp_path_factory.mktemp("parakeets"))
 
 
 @pytest.fixture(scope="module")

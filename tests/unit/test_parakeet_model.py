@@ -3,16 +3,15 @@
 import numpy as np
 import pytest
 
-from convert.convert import ConversionConfig, convert
 from model import loading
 from model.config import SAMPLE_RATE
 from model.decoding import DecodingOptions
 from model.parakeet.model import ParakeetModel
 from model.task import AUTO, Task, TaskError
-from server.cli.doctor.compared import GOLDENS
 from server.cli.doctor.sounds import LENGTHS, sound
 from server.engine.batching import Batcher, Pass, PassResult
 from tests.libraries import LIBRARIES, computing_with
+from tests.parakeet_archives import converted_in
 
 WORDS = Task(timestamps="word")
 
@@ -20,15 +19,7 @@ WORDS = Task(timestamps="word")
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """folders(name): the converted archive of that name."""
-    made = {}
-
-    def folder(name: str):
-        if name not in made:
-            archive, output = GOLDENS / "parakeet" / f"{name}.nemo", tmp_path_factory.mktemp("parakeets") / name
-            made[name] = convert(ConversionConfig(source=archive, output=output))
-        return made[name]
-
-    return folder
+    return converted_in(tmp_path_factory.mktemp("parakeets"))
 
 
 def loaded(folder, library: str, dtype: str | None = "float32") -> ParakeetModel:
