@@ -4,18 +4,18 @@
 """
 
 from server.audio.workers import MAX_IDLE
-
-from .load import SPEED, Load, server, table
+from tests.fault.load import SPEED, Load, server
+from tests.fault.outcome import table
 
 
 async def test_ten_times_the_capacity_costs_little_of_what_gets_done():
     seconds = 5.0
-    with server() as (process, url):
+    async with server() as service:
         # Workers and threads that stay are started.
-        await Load(url, process, 0.5, 2.0).run()
+        await Load(service, 0.5, 2.0).run()
         for _ in range(3):
-            alone = await Load(url, process, 1.0, seconds).run()
-            crowded = await Load(url, process, 10.0, seconds).run()
+            alone = await Load(service, 1.0, seconds).run()
+            crowded = await Load(service, 10.0, seconds).run()
             # Otherwise other programs had the machine, and it may be free later.
             if crowded.offered > 9:
                 break
