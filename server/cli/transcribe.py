@@ -18,7 +18,7 @@ from server.cli.progress import ProgressBar
 from server.cli.recordings import loaded_engine, transcription_or_error
 from server.engine.thread import Engine
 from server.errors import RequestError
-from server.longform.transcribe import Transcription, language_source
+from server.longform.transcription import Transcription, language_source
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import language_pair
