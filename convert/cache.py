@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from convert.errors import ConversionError
 
 logger = logging.getLogger(__name__)
@@ -27,6 +25,8 @@ def default_cache_dir() -> Path:
 @contextmanager
 def locked(folder: Path, cache_dir: Path | None = None) -> Iterator[None]:
     """Let only one process at a time work on a folder. The lock file is kept in the cache, not beside the folder."""
+    from filelock import FileLock, Timeout
+
     locks = (cache_dir or default_cache_dir()) / "locks"
     try:
         locks.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,19 @@ from convert.cache import locked
 from convert.configuration import family_of
 from convert.download import nemo_file
 from convert.errors import ConversionError
-from convert.folder import check_loads, put_in_place, sync_folder, write_digests, write_file
+from convert.folder import (
+    DEFAULT_DTYPE,
+    Bits,
+    Dtype,
+    OnLoadProgress,
+    check_loads,
+    folder_name,
+    is_converted,
+    put_in_place,
+    sync_folder,
+    write_digests,
+    write_file,
+)
 from convert.nemo import ALIGNER_CONFIG, ALIGNER_WEIGHTS, WEIGHTS, NemoArchive
 from convert.quantize import fits, is_large, packed, packed_specs
 from convert.weights import LazyTensor, Table, convert_tensors, dtype_of
@@ -32,10 +44,6 @@ from model.safetensors_writer import write_safetensors
 
 logger = logging.getLogger(__name__)
 
-OnLoadProgress = Callable[[str, int, int], None]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Bits = Literal[4, 8]
-DEFAULT_DTYPE: Dtype = "float32"
 DEFAULT_GROUP_SIZE = 64
 
 
@@ -93,11 +101,6 @@ def convert(config: ConversionConfig, cache_dir: Path | None = None) -> Path:
     return output
 
 
-def is_converted(folder: Path) -> bool:
-    """Whether the folder holds a finished conversion."""
-    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
-
-
 def convert_once(
     config: ConversionConfig, cache_dir: Path | None = None, may_stay: Callable[[Path], bool] = is_converted
 ) -> Path:
@@ -117,11 +120,6 @@ def _output_folder(config: ConversionConfig) -> Path:
     name = Path(str(config.source).partition("@")[0]).name.removesuffix(".nemo")
     # The precision is added because the bare name, given as a model, means the one on the Hub.
     return Path(config.output or folder_name(name, config.dtype, config.quantize)).expanduser().absolute()
-
-
-def folder_name(model: str, dtype: str, quantize: int | None) -> str:
-    """The folder's name: a model has one folder per precision."""
-    return f"{model}-{dtype}" + (f"-q{quantize}" if quantize else "")
 
 
 def _write_folder(archive: Path, output: Path, config: ConversionConfig) -> None:

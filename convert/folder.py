@@ -1,16 +1,42 @@
-"""A converted folder on disk: files that survive a power failure, checked before the folder gets its name."""
+"""A converted folder on disk: its name, and files that survive a power failure, checked before it gets that name."""
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 
 from convert.errors import ConversionError
 from model import digests
 from model.canary.prompt import REQUIRED_TOKENS
-from model.config import WEIGHTS_FILE, ConfigError, TokenizerConfig, WeightsError, read_values, section_from
+from model.config import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    ConfigError,
+    TokenizerConfig,
+    WeightsError,
+    read_values,
+    section_from,
+)
 from model.tokenizer import TokenizerError, load_tokenizer
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Bits = Literal[4, 8]
+DEFAULT_DTYPE: Dtype = "float32"
+# Called with the stage ("downloading" or "converting"), how many bytes or tensors are done, and the total.
+OnLoadProgress = Callable[[str, int, int], None]
+
+
+def folder_name(model: str, dtype: str, quantize: int | None) -> str:
+    """The folder's name: a model has one folder per precision."""
+    return f"{model}-{dtype}" + (f"-q{quantize}" if quantize else "")
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether the folder holds a finished conversion."""
+    return (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -5,22 +5,14 @@ Later starts use the cached folder and need no network.
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args
 
 from convert.cache import default_cache_dir
-from convert.convert import (
-    DEFAULT_DTYPE,
-    Bits,
-    ConversionConfig,
-    Dtype,
-    OnLoadProgress,
-    convert_once,
-    folder_name,
-    is_converted,
-)
 from convert.download import MODELS, hub_name, known_model, nemo_file
 from convert.errors import ConversionError, HubError
+from convert.folder import DEFAULT_DTYPE, Bits, Dtype, OnLoadProgress, folder_name, is_converted
 from model import digests
 from model.config import CONFIG_FILE, QuantizationConfig, read_values, section_from
 from model.digests import DamagedError
@@ -62,8 +54,7 @@ def resolve(
         return folder
     _log_licence(source)
     logger.info("converting %s to %s; later starts use this folder", source, folder)
-    config = _config(source, folder, dtype, quantize, progress)
-    return convert_once(config, Path(cache_dir or default_cache_dir()))
+    return _converted(source, folder, dtype, quantize, cache_dir, progress, is_converted)
 
 
 def resolve_again(
@@ -85,23 +76,33 @@ def resolve_again(
     source, dtype = str(name_or_path), dtype or DEFAULT_DTYPE
     folder = _cached_folder(source, dtype, quantize, cache_dir)
     logger.warning("%s; converting %s again", damage, source)
-    config = _config(source, folder, dtype, quantize, progress)
     try:
-        return convert_once(config, Path(cache_dir or default_cache_dir()), may_stay=digests.is_intact)
+        return _converted(source, folder, dtype, quantize, cache_dir, progress, digests.is_intact)
     except ConversionError as error:
         raise ConversionError(f"{damage}, and {source} cannot be converted again: {error}") from None
 
 
-def _config(
-    source: str, folder: Path, dtype: str, quantize: int | None, progress: OnLoadProgress | None
-) -> ConversionConfig:
-    return ConversionConfig(
+def _converted(
+    source: str,
+    folder: Path,
+    dtype: str,
+    quantize: int | None,
+    cache_dir: Path | None,
+    progress: OnLoadProgress | None,
+    may_stay: Callable[[Path], bool],
+) -> Path:
+    """The folder, converted unless it is there and `may_stay`."""
+    # Not at the top: most starts find a converted folder, and what converts takes a while to import.
+    from convert.convert import ConversionConfig, convert_once
+
+    config = ConversionConfig(
         source=source,
         output=folder,
         dtype=cast(Dtype, dtype),
         quantize=cast(Bits | None, quantize),
         progress=progress,
     )
+    return convert_once(config, Path(cache_dir or default_cache_dir()), may_stay)
 
 
 def _given_folder(name_or_path: str | Path) -> Path | None:

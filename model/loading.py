@@ -1,20 +1,20 @@
 """A converted folder → a loaded model of its family."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from model.canary.model import CanaryModel
 from model.config import ConfigError, read_values
 from model.cpu import prepare_process
 from model.cpu.allocator import give_back_freed_memory
 from model.digests import checked
 from model.family import Model
 from model.memory import Need
-from model.parakeet.model import ParakeetModel
 
-# By the name in `config.json`.
-FAMILIES: dict[str, type[CanaryModel] | type[ParakeetModel]] = {"canary": CanaryModel, "parakeet": ParakeetModel}
+if TYPE_CHECKING:
+    from model.canary.model import CanaryModel
+    from model.parakeet.model import ParakeetModel
 
 
 def load(folder: Path, dtype: str | None = None) -> Model:
@@ -33,12 +33,19 @@ def memory_need(folder: Path, dtype: str) -> Need:
     return _family(folder).memory_need(folder, dtype)
 
 
-def _family(folder: Path) -> type[CanaryModel] | type[ParakeetModel]:
+def _family(folder: Path) -> "type[CanaryModel] | type[ParakeetModel]":
+    """The class that `config.json` names. Only that one is imported."""
     # Folders that were converted before there was a second family do not name theirs.
-    family = read_values(folder).get("family", "canary")
-    if family not in FAMILIES:
-        raise ConfigError(f"family {family!r} is not supported; must be one of {', '.join(FAMILIES)}")
-    return FAMILIES[family]
+    match family := read_values(folder).get("family", "canary"):
+        case "canary":
+            from model.canary.model import CanaryModel
+
+            return CanaryModel
+        case "parakeet":
+            from model.parakeet.model import ParakeetModel
+
+            return ParakeetModel
+    raise ConfigError(f"family {family!r} is not supported; must be one of canary, parakeet")
 
 
 def give_memory_back() -> None:

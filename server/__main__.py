@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from server.cli.commands import Commands, SettingsCommand, taking
+from server.cli.service.app import service
 
 main = typer.Typer(
     name="canary",
@@ -25,6 +26,22 @@ ModelOption = Annotated[
         metavar="NAME",
         help="Known name, Hugging Face repository, .nemo file or converted folder.  [CANARY_MODEL; default: toy]",
     ),
+]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language",
+        "-l",
+        metavar="LANGUAGE",
+        help="Spoken language; auto detects it.  [CANARY_DEFAULT_LANGUAGE; default: auto]",
+    ),
+]
+TargetOption = Annotated[
+    str | None, typer.Option("--target-language", "-t", metavar="LANGUAGE", help="Translate into this language.")
+]
+PncOption = Annotated[bool, typer.Option("--pnc/--no-pnc", help="Write punctuation and capital letters.")]
+BeamOption = Annotated[
+    int | None, typer.Option(min=1, max=32, metavar="NUMBER", help="Beam width. By default the model's own.")
 ]
 
 
@@ -67,29 +84,17 @@ def transcribe(
     ctx: typer.Context,
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Audio files, folders, and patterns in quotes.")],
     model: ModelOption = None,
-    language: Annotated[
-        str | None,
-        typer.Option(
-            "--language",
-            "-l",
-            metavar="LANGUAGE",
-            help="Spoken language; auto detects it.  [CANARY_DEFAULT_LANGUAGE; default: auto]",
-        ),
-    ] = None,
+    language: LanguageOption = None,
     detect_each: Annotated[
         bool, typer.Option("--detect-each", help="Detect the language again every few seconds.")
     ] = False,
-    target_language: Annotated[
-        str | None, typer.Option("--target-language", "-t", metavar="LANGUAGE", help="Translate into this language.")
-    ] = None,
+    target_language: TargetOption = None,
     timestamps: Annotated[
         Literal["none", "segment", "word"] | None,
         typer.Option(help="Times to add.  [default: none; segment for srt and vtt]"),
     ] = None,
-    pnc: Annotated[bool, typer.Option("--pnc/--no-pnc", help="Write punctuation and capital letters.")] = True,
-    beam_size: Annotated[
-        int | None, typer.Option(min=1, max=32, metavar="NUMBER", help="Beam width. By default the model's own.")
-    ] = None,
+    pnc: PncOption = True,
+    beam_size: BeamOption = None,
     one_pass: Annotated[
         bool, typer.Option("--one-pass", help="For Parakeets: transcribe each file in one pass, not in pieces.")
     ] = False,
@@ -114,7 +119,7 @@ def transcribe(
 
     If a file fails, its error goes to stderr, the other files are still transcribed, and the exit code is 1.
 
-    Settings in brackets come from the environment or a file named .env. Options take precedence.
+    Variables in brackets can be set in the environment or in a file named .env. Options take precedence.
     """
     from server.cli.transcribe import transcribe_files
 
@@ -145,47 +150,28 @@ def evaluate(
     ctx: typer.Context,
     manifest: Annotated[
         Path,
-        typer.Argument(metavar="MANIFEST", help="JSON lines as NeMo has them, or a folder of audio and .txt files."),
+        typer.Argument(metavar="MANIFEST", help="JSON lines in NeMo's format, or a folder of audio and .txt files."),
     ],
     model: ModelOption = None,
-    language: Annotated[
-        str | None,
-        typer.Option(
-            "--language",
-            "-l",
-            metavar="LANGUAGE",
-            help="Spoken language where the manifest names none; auto detects it.  "
-            "[CANARY_DEFAULT_LANGUAGE; default: auto]",
-        ),
-    ] = None,
-    target_language: Annotated[
-        str | None,
-        typer.Option(
-            "--target-language", "-t", metavar="LANGUAGE", help="Translate into this, where the manifest names none."
-        ),
-    ] = None,
-    pnc: Annotated[
-        bool,
-        typer.Option("--pnc/--no-pnc", help="Write punctuation and capital letters, where the manifest does not say."),
-    ] = True,
-    beam_size: Annotated[
-        int | None, typer.Option(min=1, max=32, metavar="NUMBER", help="Beam width. By default the model's own.")
-    ] = None,
+    language: LanguageOption = None,
+    target_language: TargetOption = None,
+    pnc: PncOption = True,
+    beam_size: BeamOption = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="Write what the model wrote here, as JSON lines."),
+        typer.Option("--output", "-o", metavar="FILE", help="Write the transcripts to this file, as JSON lines."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the file of --output.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the file given with --output.")] = False,
     score_only: Annotated[
         bool, typer.Option("--score-only", help="Score the pred_text in the manifest; no model is needed.")
     ] = False,
     against: Annotated[
         Path | None,
-        typer.Option("--against", metavar="FILE", help="Compare with another run's --output, or with NeMo's."),
+        typer.Option("--against", metavar="FILE", help="Compare with the --output of another run, or of NeMo."),
     ] = None,
     max_wer: Annotated[
         float | None,
-        typer.Option(min=0, metavar="PERCENT", help="Exit with 1 if the word error rate, normalized, is higher."),
+        typer.Option(min=0, metavar="PERCENT", help="Exit with 1 if the normalized word error rate is higher."),
     ] = None,
     json_output: Annotated[
         bool, typer.Option("--json", help="Write one JSON object to stdout, and the figures to stderr.")
@@ -194,16 +180,16 @@ def evaluate(
     """Measure word error rates, or BLEU and chrF of translations, on recordings whose text is known.
 
     A line of a manifest has audio_filepath and text, and may have offset, duration, source_lang, target_lang, taskname
-    and pnc. Paths are relative to its folder.
+    and pnc, which take precedence over the options. Paths are relative to the manifest's folder.
 
     An utterance that fails counts as an empty text, and the exit code is 1.
 
-    Settings in brackets come from the environment or a file named .env. Options take precedence.
+    Variables in brackets can be set in the environment or in a file named .env. Options take precedence.
     """
     from server.cli.evaluate.command import evaluate
 
     if resume and not output:
-        raise typer.BadParameter("needs --output, the file to go on with", param_hint="--resume")
+        raise typer.BadParameter("needs --output, the file to continue", param_hint="--resume")
     if score_only and output:
         raise typer.BadParameter("cannot be combined with --output", param_hint="--score-only")
     passed = evaluate(
@@ -282,9 +268,9 @@ def verify(
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Write one JSON object.")] = False,
 ) -> None:
-    """Check that the files of converted models are as they were written.
+    """Check the files of converted models for damage.
 
-    Names each damaged file. If there is one, or a folder that has no digests, the exit code is 1.
+    Names each damaged file. The exit code is 1 if there is one, or a folder has no digests.
     """
     from server.cli.verify import verify
 
@@ -315,7 +301,7 @@ def bench(
         typer.Option(
             min=0,
             metavar="NUMBER",
-            help="Tokens written per second of audio over HTTP; 0 lets the model end its texts.",
+            help="Tokens to write per second of audio over HTTP; 0 lets the model decide when to stop.",
         ),
     ] = 4.0,
     repeats: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Runs to take the median of.")] = 3,
@@ -329,11 +315,11 @@ def bench(
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the figures in this file; needs matplotlib.")
     ] = None,
 ) -> None:
-    """Measure a model on this machine: stage by stage, and served.
+    """Measure how fast a model is on this machine: stage by stage, and over HTTP.
 
     An empty list, such as --concurrency "", skips that part.
 
-    Settings in brackets come from the environment or a file named .env. Options take precedence.
+    Variables in brackets can be set in the environment or in a file named .env. Options take precedence.
     """
     from server.cli.bench.command import bench
 
@@ -357,18 +343,18 @@ def doctor(
     ctx: typer.Context,
     model: ModelOption = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Do not compare with NeMo and do not measure: a few seconds.")
+        bool, typer.Option("--quick", help="Skip the comparison with NeMo and the measurements; takes a few seconds.")
     ] = False,
     json_output: Annotated[
         bool, typer.Option("--json", help="Write one JSON object to stdout, and the lines to stderr.")
     ] = False,
 ) -> None:
-    """Check whether this machine is ready, and whether its device computes right and how fast.
+    """Check that this machine is ready and that its device computes correctly, and measure how fast it is.
 
-    Compares every stage with NeMo's values and the toy's texts with what is said, on this device. If a check fails, the
-    exit code is 1. The output is made for bug reports: it contains no names, keys or home folders.
+    Compares every stage with NeMo's values, and the toy's transcripts with what was said. The exit code is 1 if a check
+    fails. The output can go into bug reports: it contains no names, keys or home folders.
 
-    Settings in brackets come from the environment or a file named .env. Options take precedence.
+    Variables in brackets can be set in the environment or in a file named .env. Options take precedence.
     """
     from server.cli.doctor.command import doctor
 
@@ -376,57 +362,7 @@ def doctor(
         raise typer.Exit(1)
 
 
-service = typer.Typer(no_args_is_help=True, help="Run `canary serve` in the background, from log-in on.")
 main.add_typer(service, name="service")
-
-
-@service.command(cls=SettingsCommand)
-def install(
-    ctx: typer.Context,
-    print_only: Annotated[
-        bool, typer.Option("--print", help="Show the service's file; install and change nothing.")
-    ] = False,
-) -> None:
-    """Install and start the service: a launchd agent on macOS, a user unit of systemd on Linux.
-
-    The settings given here, in the environment and in a file named .env are stored for it, keys included, in a file
-    that only you can read. Run this again to change settings; those that are not given stay.
-    """
-    from server.cli.service.command import install
-
-    install(ctx.obj, print_only)
-
-
-@service.command()
-def uninstall() -> None:
-    """Stop the service and remove it. Its settings and models stay."""
-    from server.cli.service.command import uninstall
-
-    uninstall()
-
-
-@service.command()
-def status() -> None:
-    """Say whether the service runs and is ready. The exit code is 1 if it does not run."""
-    from server.cli.service.command import status
-
-    if not status():
-        raise typer.Exit(1)
-
-
-@service.command()
-def logs(
-    lines: Annotated[
-        int, typer.Option("--lines", "-n", min=1, metavar="NUMBER", help="How many of the last lines.")
-    ] = 100,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines until Ctrl-C.")] = False,
-) -> None:
-    """Show the service's log."""
-    from server.cli.service.command import show_logs
-
-    if code := show_logs(lines, follow):
-        raise typer.Exit(code)
-
 
 if __name__ == "__main__":
     main()

@@ -25,7 +25,8 @@ from server.audio.samples import sample_blocks
 from server.engine.registry import load_model
 from server.engine.thread import BULK, Engine, ModelInfo
 from server.errors import invalid_field
-from server.longform.transcribe import AT_ONCE, OnProgress, Progress, Transcription, transcribe_recording
+from server.longform.transcribe import AT_ONCE, OnProgress, Progress, transcribe_recording
+from server.longform.transcription import Transcription
 from server.settings import Settings
 from server.text.languages import language_pair
 

@@ -15,6 +15,7 @@ from typing import Any
 import sentencepiece
 import torch
 import yaml
+from safetensors import safe_open
 
 D, HEADS, CHANNELS, HIDDEN, LONGEST, BANDS = 32, 4, 8, 48, 64, 128
 
@@ -288,3 +289,10 @@ def tiny_archive(folder: Path, variant: str = "180m-flash", **options: Any) -> P
     """An archive in `folder` with the name of the published one."""
     replaced = {key: options.pop(key) for key in ("config", "tensors") if key in options}
     return write_archive(folder / f"canary-{variant}.nemo", members(variant, **replaced), **options)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a converted folder."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "mlx"}
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)

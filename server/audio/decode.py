@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Self, cast
@@ -22,7 +22,7 @@ from server.audio.containers import FileType, declared_extent, find_type, unread
 from server.audio.lengths import declared_length_s
 from server.audio.raw_wav import RawWav, raw_wav
 from server.audio.resampling import mono_blocks
-from server.audio.workers import Damaged, decoded_blocks
+from server.audio.workers import POOL, Damaged, decoded_blocks
 from server.errors import AudioError, AudioTooLong
 from server.settings import Settings
 
@@ -160,6 +160,14 @@ def _file_blocks(file: BinaryIO, file_type: FileType, limits: AudioLimits) -> It
         _check_header(wav, limits)
         return mono_blocks(wav.blocks(file), wav.rate)
     return decoded_blocks(file, decoder_job(file_type.demuxer, limits, libsndfile=file_type.for_libsndfile))
+
+
+def prepare_decoding(path: Path) -> None:
+    """Start what will decode this file, so that it is ready sooner. An error is left for when the file is decoded."""
+    with suppress(OSError, AudioError), path.open("rb") as file:
+        file_type = find_type(file)
+        if file_type and not (file_type.demuxer == "wav" and raw_wav(file, file_type.offset)):
+            POOL.prepare()
 
 
 def decoder_job(demuxer: str, limits: AudioLimits, *, libsndfile: bool = False, live: bool = False) -> dict[str, Any]:

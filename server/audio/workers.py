@@ -192,6 +192,15 @@ class WorkerPool:
             else:
                 return worker
 
+    def prepare(self) -> None:
+        """Start a worker for the next job, unless one waits. What a worker imports takes it a quarter of a second."""
+        with self._lock:
+            if self._idle:
+                return
+        worker = Worker()
+        worker.can_be_reused = True
+        self.give_back(worker)
+
     def give_back(self, worker: Worker) -> None:
         """Keep the worker for the next job, or end it if it cannot be used again."""
         worker.idle_since = time.monotonic()

@@ -56,7 +56,7 @@ class SettingsCommand(Command):
 
         own = super().get_params(ctx)
         # --help stays last
-        return [*own[:-1], *setting_options(self.settings or Settings.model_fields), *own[-1:]]
+        return [*own[:-1], *setting_options(self.settings or tuple(Settings.model_fields)), *own[-1:]]
 
     def invoke(self, ctx: Any) -> Any:
         from server.settings import Settings

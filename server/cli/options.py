@@ -1,7 +1,7 @@
 """Command-line options made from `Settings`: its fields are the only list of names, defaults, help and values."""
 
 import inspect
-from collections.abc import Iterable
+from functools import cache
 from typing import Annotated, Any, Literal, get_origin
 
 import typer
@@ -14,7 +14,8 @@ _SHORT_FLAGS = {"model": "-m"}
 _UNITS = {"_s": "SECONDS", "_mb": "MB"}
 
 
-def setting_options(names: Iterable[str]) -> list[Any]:
+@cache
+def setting_options(names: tuple[str, ...]) -> list[Any]:
     """One click parameter per setting, named after it. Its value is None unless the user gave one."""
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(name))

@@ -10,7 +10,8 @@ from model.task import Task, TaskError
 from server.engine.registry import LoadProgress, load_model
 from server.engine.thread import BULK, Engine
 from server.errors import ServiceError
-from server.longform.transcribe import AT_ONCE, OnProgress, Transcription, transcribe_recording
+from server.longform.transcribe import AT_ONCE, OnProgress, transcribe_recording
+from server.longform.transcription import Transcription
 from server.settings import Settings
 
 # How long to wait for the engine's thread to end.

@@ -11,14 +11,14 @@ import typer
 
 from model.decoding import DecodingOptions
 from model.task import AUTO, Task, TaskError
-from server.audio.decode import AudioLimits, decode_blocks
+from server.audio.decode import AudioLimits, decode_blocks, prepare_decoding
 from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
 from server.cli.inputs import AUDIO_SUFFIXES, Job, find_jobs, missing_paths
 from server.cli.progress import ProgressBar
 from server.cli.recordings import loaded_engine, transcription_or_error
 from server.engine.thread import Engine
 from server.errors import RequestError
-from server.longform.transcribe import Transcription, language_source
+from server.longform.transcription import Transcription, language_source
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import language_pair
@@ -100,6 +100,8 @@ def transcribe_files(
 
 async def _transcribe(jobs: list[Job], request: FileRequest, settings: Settings) -> int:
     """Load the model and work on all jobs, a few at a time; returns how many failed."""
+    # It starts up while the model is loaded.
+    prepare_decoding(jobs[0].path)
     async with loaded_engine(settings, FILES_AT_ONCE) as engine:
         try:
             engine.check(request.task)

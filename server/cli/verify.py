@@ -10,7 +10,7 @@ import typer
 from tqdm import tqdm
 
 from convert.cache import default_cache_dir
-from convert.convert import is_converted
+from convert.folder import is_converted
 from model import digests
 from model.config import WEIGHTS_FILE
 from model.cpu import packed_file

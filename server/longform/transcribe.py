@@ -10,25 +10,23 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from model.decoding import DecodingOptions, Detection
 from model.family import ModelConfig
 from model.task import AUTO, Task, TaskError
-from model.transcript import Segment, Transcript
+from model.transcript import Segment
 from server.audio.decode import Blocks
 from server.engine.admission import PIECES, Admission, Turn
-from server.engine.batching import Timing
 from server.engine.thread import INTERACTIVE, Engine
 from server.errors import RequestError, WaitedTooLong
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut, whole
 from server.longform.joining import Joiner
-from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner, Spans
+from server.longform.pieces import PieceOutcome, PieceTranscriber, Runner
 from server.longform.spoken import ASSUMED, DETECTED, FROM_MODEL, FROM_TEXT, assumed, guessed, settled
+from server.longform.transcription import RecordingTiming, Transcription
 from server.settings import Settings
-from server.text import formats
 from server.text.warnings import TRUNCATED, TranscriptionWarning, language_mismatch
 
 # Pieces of one recording that are in the engine at the same time.
@@ -53,61 +51,6 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class RecordingTiming(Timing):
-    """Seconds a recording took at each stage, its passes added up; `total_s` is elapsed time."""
-
-    audio_decode_s: float = 0.0
-    total_s: float = 0.0
-
-    def plus(self, timing: Timing) -> "RecordingTiming":
-        """With one more pass."""
-        return replace(
-            self,
-            queue_s=self.queue_s + timing.queue_s,
-            features_s=self.features_s + timing.features_s,
-            encode_s=self.encode_s + timing.encode_s,
-            decode_s=self.decode_s + timing.decode_s,
-        )
-
-    def to_dict(self, audio_s: float) -> dict[str, float]:
-        """For JSON, with the real-time factor. audio_s: the audio's length."""
-        seconds = {
-            "queue_s": self.queue_s,
-            "audio_decode_s": self.audio_decode_s,
-            "features_s": self.features_s,
-            "encode_s": self.encode_s,
-            "decode_s": self.decode_s,
-            "total_s": self.total_s,
-            "audio_s": audio_s,
-            "real_time_factor": self.total_s / audio_s if audio_s else 0.0,
-        }
-        return {name: round(value, 4) for name, value in seconds.items()}
-
-
-@dataclass(frozen=True)
-class Transcription(Transcript):
-    """A recording's transcript, and what else was found.
-
-    language_source: where the language comes from if the task left it open, one of those in `spoken`; detection: of the
-    language, in the first piece where it was asked for, or from all of the text; uncovered: (start, end) of speech that
-    got no text; truncated: the file was cut off, and the text ends where it does.
-    """
-
-    language_source: str = ASSUMED
-    detection: Detection | None = None
-    timing: RecordingTiming = RecordingTiming()
-    uncovered: Spans = ()
-    truncated: bool = False
-    warnings: tuple[TranscriptionWarning, ...] = ()
-
-    def to_dict(self, language_source: str) -> dict[str, Any]:
-        """For JSON; see `formats.to_dict`."""
-        return formats.to_dict(
-            self, language_source, self.detection, self.uncovered, truncated=self.truncated, warnings=self.warnings
-        )
 
 
 async def transcribe_recording(
@@ -288,7 +231,7 @@ class _Assembly:
     languages: Counter[str] = field(default_factory=Counter)
     detection: Detection | None = None
     source: str | None = None
-    timing: RecordingTiming = RecordingTiming()
+    timing: RecordingTiming = field(default_factory=RecordingTiming)
 
     def __post_init__(self) -> None:
         self.joiner = Joiner(self.overlap_s)
@@ -390,13 +333,3 @@ def _in_some_language(done: Transcription, config: ModelConfig | None) -> Transc
     target = language if done.target_language == AUTO else done.target_language
     source = FROM_TEXT if found else ASSUMED
     return replace(done, language=language, target_language=target, detection=found, language_source=source)
-
-
-def language_source(task: Task, given: bool, done: Transcription) -> str:
-    """Where a transcript's language comes from: "request"; "default", the server's or only assumed; or as found.
-
-    task: as requested; given: whether the request named its language.
-    """
-    if task.language == AUTO:
-        return done.language_source
-    return "request" if given else ASSUMED

@@ -30,8 +30,8 @@ def to_dict(
 ) -> dict[str, Any]:
     """The transcript for JSON; times in seconds, to the millisecond. What is unknown or does not apply has no key.
 
-    language_source: where `language` comes from, see `server.longform.transcribe.language_source`; uncovered: (start,
-    end) of speech that got no text; truncated: the audio was cut off.
+    language_source: where `language` comes from, see `server.longform.transcription.language_source`; uncovered:
+    (start, end) of speech that got no text; truncated: the audio was cut off.
     """
     found: dict[str, Any] = {}
     if detection:

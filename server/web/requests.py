@@ -19,7 +19,8 @@ from server.audio.decode import AudioLimits, decode_blocks, header_length_s
 from server.engine.admission import charged_s
 from server.engine.registry import Engines
 from server.errors import ClientGone, QueueFull, RequestError
-from server.longform.transcribe import OnProgress, Transcription, transcribe_recording
+from server.longform.transcribe import OnProgress, transcribe_recording
+from server.longform.transcription import Transcription
 from server.settings import Settings
 
 # A raw body larger than this is spooled to disk.

@@ -18,7 +18,8 @@ from convert.errors import ConversionError
 from model.task import TaskError
 from server import Canary
 from server.errors import AudioError, RequestError
-from server.longform.transcribe import Progress, Transcription
+from server.longform.transcribe import Progress
+from server.longform.transcription import Transcription
 
 RATE = 16_000
 SILENT_HOUR = np.zeros(3600 * RATE, np.float32)

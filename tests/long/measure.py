@@ -24,7 +24,8 @@ from model.task import Task
 from server.audio.vad import FRAME, SpeechDetector
 from server.engine.thread import Engine
 from server.longform.cutting import SAMPLE_RATE
-from server.longform.transcribe import Progress, Transcription, cutting_for, transcribe_audio
+from server.longform.transcribe import Progress, cutting_for, transcribe_audio
+from server.longform.transcription import Transcription
 from tests.long.seams import PieceText, RecordingJoiner, at_seams
 from tests.long.talk import Pairs, Talk, aligned, normalized, talk, word_error_rate
 from tests.toy.grammar import LANGUAGES, sentence

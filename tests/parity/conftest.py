@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -44,12 +44,15 @@ class Archive:
     arrays: dict[str, np.ndarray]
 
 
+M = TypeVar("M", CanaryModel, ParakeetModel)
+
+
 @dataclass(frozen=True)
-class Case:
+class Case(Generic[M]):
     """An archive's model as this project computes it, and NeMo's values."""
 
     archive: Archive
-    canary: CanaryModel
+    model: M
     name: str
 
     @property
@@ -63,29 +66,7 @@ class Case:
     @cached_property
     def encoded(self) -> dict[str, Encoded]:
         """Each sound's, computed by itself."""
-        return {name: self.canary.encoded_together([sound(name)])[0] for name in LENGTHS}
-
-
-@dataclass(frozen=True)
-class ParakeetCase:
-    """A Parakeet's archive as this project computes it, and NeMo's values."""
-
-    archive: Archive
-    parakeet: ParakeetModel
-    name: str
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return self.archive.values
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        return self.archive.arrays
-
-    @cached_property
-    def encoded(self) -> dict[str, Encoded]:
-        """Each sound's, computed by itself."""
-        return {name: self.parakeet.encoded_together([sound(name)])[0] for name in LENGTHS}
+        return {name: self.model.encoded_together([sound(name)])[0] for name in LENGTHS}
 
 
 @pytest.fixture(scope="session", params=ARCHIVES, ids=lambda path: path.stem)
@@ -106,7 +87,7 @@ def converted(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Archive:
 
 
 @pytest.fixture(scope="session", params=LIBRARIES)
-def case(request: pytest.FixtureRequest, archive: Archive) -> Case:
+def case(request: pytest.FixtureRequest, archive: Archive) -> Case[CanaryModel]:
     """In float32."""
     with computing_with(request.param):
         canary = CanaryModel.load(archive.folder, dtype="float32")
@@ -117,35 +98,35 @@ def case(request: pytest.FixtureRequest, archive: Archive) -> Case:
 
 
 @pytest.fixture(scope="session")
-def case_in_16_bits(archive: Archive) -> Case:
+def case_in_16_bits(archive: Archive) -> Case[CanaryModel]:
     """In bfloat16, a GPU's default."""
     return Case(archive, CanaryModel.load(archive.folder, dtype="bfloat16"), f"{archive.name}, bfloat16")
 
 
 @pytest.fixture(scope="session", params=LIBRARIES)
-def parakeet_case(request: pytest.FixtureRequest, parakeet_archive: Archive) -> ParakeetCase:
+def parakeet_case(request: pytest.FixtureRequest, parakeet_archive: Archive) -> Case[ParakeetModel]:
     """In float32."""
     with computing_with(request.param):
         parakeet = ParakeetModel.load(parakeet_archive.folder, dtype="float32")
     assert parakeet.encodes_together == (request.param == "mlx")
-    return ParakeetCase(parakeet_archive, parakeet, f"{parakeet_archive.name}, {request.param}")
+    return Case(parakeet_archive, parakeet, f"{parakeet_archive.name}, {request.param}")
 
 
 @pytest.fixture(scope="session")
-def parakeet_in_16_bits(parakeet_archive: Archive) -> ParakeetCase:
+def parakeet_in_16_bits(parakeet_archive: Archive) -> Case[ParakeetModel]:
     """In bfloat16, a GPU's default."""
     parakeet = ParakeetModel.load(parakeet_archive.folder, dtype="bfloat16")
-    return ParakeetCase(parakeet_archive, parakeet, f"{parakeet_archive.name}, bfloat16")
+    return Case(parakeet_archive, parakeet, f"{parakeet_archive.name}, bfloat16")
 
 
 @pytest.fixture
-def greatest(request: pytest.FixtureRequest, case: Case):
+def greatest(request: pytest.FixtureRequest, case: Case[CanaryModel]):
     """greatest(stage, [(ours, NeMo's), …]): the largest absolute difference; also reported at the end."""
     return _measured(request, case.name)
 
 
 @pytest.fixture
-def greatest_of_parakeet(request: pytest.FixtureRequest, parakeet_case: ParakeetCase):
+def greatest_of_parakeet(request: pytest.FixtureRequest, parakeet_case: Case[ParakeetModel]):
     """`greatest` for a Parakeet."""
     return _measured(request, parakeet_case.name)
 

@@ -10,8 +10,8 @@ from server.cli.doctor.sounds import LENGTHS
 def test_encodings_are_within_two_percent_of_nemos(case_in_16_bits):
     case = case_in_16_bits
     for frames in DRAWN:
-        drawn = mx.array(drawn_features(frames, case.canary.config.encoder.feat_in))[None]
-        encoded = case.canary.encoder(drawn, mx.array([frames]))
+        drawn = mx.array(drawn_features(frames, case.model.config.encoder.feat_in))[None]
+        encoded = case.model.encoder(drawn, mx.array([frames]))
         theirs = case.arrays[f"encoder/{frames}"]
         assert encoded.dtype == mx.bfloat16
         assert relative_difference(encoded[0, : len(theirs)], theirs) < 0.02, f"{frames} frames"
@@ -26,7 +26,7 @@ def test_log_probabilities_are_close_to_nemos_and_nearly_always_name_the_same_to
     ours, theirs = [], []
     for i, told in enumerate(case.values["forced"]):
         vectors = case.encoded[told["sound"]].vectors
-        ours.append(np.array(case.canary.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])[0]))
+        ours.append(np.array(case.model.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])[0]))
         theirs.append(case.arrays[f"log_probs/{i}"])
     ours, theirs = np.concatenate(ours), np.concatenate(theirs)
     assert np.abs(ours - theirs).max() < 0.25

@@ -7,7 +7,7 @@ import pytest
 from model.parakeet.ctc import CTCSearch
 from server.cli.doctor.compared import DRAWN, drawn_features, kept_frames
 from server.cli.doctor.sounds import checksum, sound
-from tests.parity.conftest import PARAKEETS, ParakeetCase
+from tests.parity.conftest import PARAKEETS, Case
 
 
 def test_the_archives_have_every_head_and_what_published_encoders_differ_in(parakeet_archive):
@@ -32,7 +32,7 @@ def test_the_sounds_are_those_nemo_heard(parakeet_case):
 def test_the_features_are_nemos(parakeet_case, greatest_of_parakeet):
     pairs = []
     for told in parakeet_case.values["sounds"]:
-        mel, lengths = parakeet_case.parakeet.features([sound(told["sound"])])
+        mel, lengths = parakeet_case.model.features([sound(told["sound"])])
         assert mel.shape[1] == told["mel_frames"]
         assert lengths.tolist() == [told["mel_length"]]
         pairs.append((mel[0, mx.array(kept_frames(mel.shape[1]))], parakeet_case.arrays[f"mel/{told['sound']}"]))
@@ -45,12 +45,12 @@ def test_the_encoder_by_itself_is_nemos(parakeet_case, greatest_of_parakeet):
 
 
 def test_rows_of_a_padded_batch_are_encoded_as_nemo_does_each(parakeet_case, greatest_of_parakeet):
-    bands = parakeet_case.parakeet.config.encoder.feat_in
+    bands = parakeet_case.model.config.encoder.feat_in
     # What lies past a row's length must not count.
     batch = np.full((len(DRAWN), max(DRAWN) + 1, bands), 9.0, np.float32)
     for row, frames in zip(batch, DRAWN, strict=True):
         row[:frames] = drawn_features(frames, bands)[:frames]
-    encoded = np.array(parakeet_case.parakeet.encode(mx.array(batch), mx.array(DRAWN)))
+    encoded = np.array(parakeet_case.model.encode(mx.array(batch), mx.array(DRAWN)))
     assert np.isfinite(encoded).all()
     theirs = [parakeet_case.arrays[f"encoder/{frames}"] for frames in DRAWN]
     pairs = [(ours[: len(one)], one) for ours, one in zip(encoded, theirs, strict=True)]
@@ -71,14 +71,14 @@ def test_the_joint_network_is_nemos_on_the_lattice_of_steps_and_tokens(parakeet_
         (lattice(parakeet_case, told["tokens"], told["sound"]), parakeet_case.arrays[f"joint/{told['sound']}"])
         for told in parakeet_case.values["lattices"]
     ]
-    assert len(pairs) == (0 if parakeet_case.parakeet.config.kind == "ctc" else 2)
+    assert len(pairs) == (0 if parakeet_case.model.config.kind == "ctc" else 2)
     if pairs:
         assert greatest_of_parakeet("joint", pairs) < 1e-4
 
 
 def test_the_ctc_head_is_nemos(parakeet_case, greatest_of_parakeet):
     names = [key for key in parakeet_case.arrays if key.startswith("ctc/")]
-    assert len(names) == (2 if "ctc" in parakeet_case.parakeet.config.heads else 0)
+    assert len(names) == (2 if "ctc" in parakeet_case.model.config.heads else 0)
     pairs = [(ctc_log_probs(parakeet_case, name), parakeet_case.arrays[name]) for name in names]
     if pairs:
         assert greatest_of_parakeet("CTC", pairs) < 1e-4
@@ -104,7 +104,7 @@ def test_a_transducers_own_networks_stay_in_float32_in_16_bits(parakeet_in_16_bi
 @pytest.mark.parametrize("context", [(8, 8), (3, 20)])
 def test_any_encoder_can_be_limited_to_a_local_context_for_one_pass(parakeet_case, context):
     """In a batch as alone, on steps further apart than the context: full attention with a band's mask."""
-    parakeet = parakeet_case.parakeet
+    parakeet = parakeet_case.model
     mel = mx.array(drawn_features(1200, parakeet.config.encoder.feat_in))[None]
     ours = np.array(parakeet.encode(mel, mx.array([1200]), context))[0, :150]
     full = np.array(parakeet.encode(mel, mx.array([1200])))[0, :150]
@@ -117,16 +117,16 @@ def test_any_encoder_can_be_limited_to_a_local_context_for_one_pass(parakeet_cas
         np.testing.assert_allclose(wide, full, atol=1e-5)
 
 
-def ctc_log_probs(case: ParakeetCase, name: str) -> mx.array:
+def ctc_log_probs(case: Case, name: str) -> mx.array:
     """(T', V + 1), of what NeMo's encoder made of a sound."""
-    parakeet = case.parakeet
+    parakeet = case.model
     head = CTCSearch(parakeet.ctc, parakeet.config.vocab_size + 1, parakeet.xp)
     return head.log_probs(parakeet.xp.asarray(case.arrays[f"encoded/{name.removeprefix('ctc/')}"]))
 
 
-def lattice(case: ParakeetCase, tokens: list[int], name: str) -> mx.array:
+def lattice(case: Case, tokens: list[int], name: str) -> mx.array:
     """(T', U + 1, outputs) after each of the tokens and before them."""
-    prediction, joint, xp = case.parakeet.prediction, case.parakeet.joint, case.parakeet.xp
+    prediction, joint, xp = case.model.prediction, case.model.joint, case.model.xp
     output, memory = prediction.start(1)
     outputs = [output]
     for token in tokens:
@@ -136,8 +136,8 @@ def lattice(case: ParakeetCase, tokens: list[int], name: str) -> mx.array:
     return joint(frames[:, None], joint.texts(xp.concatenate(outputs))[None])
 
 
-def alone(case: ParakeetCase, frames: int) -> mx.array:
+def alone(case: Case, frames: int) -> mx.array:
     """(T', D) of drawn features, as one item with the zero frame that real ones end with."""
-    drawn = mx.array(drawn_features(frames, case.parakeet.config.encoder.feat_in))[None]
-    encoded = case.parakeet.encode(drawn, mx.array([frames]))
+    drawn = mx.array(drawn_features(frames, case.model.config.encoder.feat_in))[None]
+    encoded = case.model.encode(drawn, mx.array([frames]))
     return encoded[0, : len(case.arrays[f"encoder/{frames}"])]

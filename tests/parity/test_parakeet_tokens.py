@@ -30,15 +30,13 @@ def greedy(case, head: str) -> dict[str, dict[str, Any]]:
 
 
 def utterance(case, key: int, encoded: Encoded, head: str) -> Utterance:
-    own = CTC if head == CTC else case.parakeet.config.kind
-    return case.parakeet.utterance(key, encoded, Task("en"), DecodingOptions(head=own))
+    own = CTC if head == CTC else case.model.config.kind
+    return case.model.utterance(key, encoded, Task("en"), DecodingOptions(head=own))
 
 
 def written(case, head: str) -> dict[str, TimedTokens]:
     """By sound, each decoded by itself."""
-    return {
-        name: case.parakeet.generate([utterance(case, 0, encoded, head)])[0] for name, encoded in case.encoded.items()
-    }
+    return {name: case.model.generate([utterance(case, 0, encoded, head)])[0] for name, encoded in case.encoded.items()}
 
 
 def nemos_spelling(parakeet: ParakeetModel) -> Spelling:
@@ -66,16 +64,16 @@ def test_side_by_side_they_are_the_same(parakeet_case):
     for head in heads(parakeet_case):
         theirs = greedy(parakeet_case, head)
         encoded = enumerate(parakeet_case.encoded.values())
-        together = parakeet_case.parakeet.generate([utterance(parakeet_case, i, each, head) for i, each in encoded])
+        together = parakeet_case.model.generate([utterance(parakeet_case, i, each, head) for i, each in encoded])
         assert [ours.tokens for ours in together] == [theirs[name]["tokens"] for name in parakeet_case.encoded]
 
 
 def test_a_padded_batch_of_eight_is_eight_single_ones(parakeet_case):
     names = [*LENGTHS, *LENGTHS][:8]
-    encoded = parakeet_case.parakeet.encoded_together([sound(name) for name in names])
+    encoded = parakeet_case.model.encoded_together([sound(name) for name in names])
     for head in heads(parakeet_case):
         theirs = greedy(parakeet_case, head)
-        together = parakeet_case.parakeet.generate(
+        together = parakeet_case.model.generate(
             [utterance(parakeet_case, i, each, head) for i, each in enumerate(encoded)]
         )
         assert [ours.tokens for ours in together] == [theirs[name]["tokens"] for name in names]
@@ -83,7 +81,7 @@ def test_a_padded_batch_of_eight_is_eight_single_ones(parakeet_case):
 
 @pytest.mark.parametrize("steps", [1, 7, 25])
 def test_in_pieces_with_the_state_carried_over_they_are_the_same(parakeet_case, steps):
-    parakeet = parakeet_case.parakeet
+    parakeet = parakeet_case.model
     for head in heads(parakeet_case):
         own = CTC if head == CTC else parakeet.config.kind
         for name, theirs in greedy(parakeet_case, head).items():
@@ -105,7 +103,7 @@ def test_confidences_are_nemos(parakeet_case):
 @pytest.mark.parametrize("beam_size", [2, 4])
 def test_beam_tokens_and_frames_are_nemos(parakeet_case, beam_size):
     """All sounds side by side. NeMo takes the place of a duration among the durations for the duration itself."""
-    config, parakeet = parakeet_case.parakeet.config, parakeet_case.parakeet
+    config, parakeet = parakeet_case.model.config, parakeet_case.model
     runs = [run for run in parakeet_case.values["beam"] if run["beam_size"] == beam_size]
     if config.kind == CTC:
         assert not runs
@@ -136,15 +134,15 @@ def test_beam_tokens_and_frames_are_nemos(parakeet_case, beam_size):
 
 
 def test_texts_are_nemos(parakeet_case):
-    spelling = nemos_spelling(parakeet_case.parakeet)
+    spelling = nemos_spelling(parakeet_case.model)
     for run in parakeet_case.values["greedy"] + parakeet_case.values["beam"]:
         assert spelling.text(run["tokens"]) == " ".join(run["text"].split())
 
 
 def test_a_transducers_spans_words_and_segments_are_nemos(parakeet_case):
-    if parakeet_case.parakeet.config.kind == CTC:
+    if parakeet_case.model.config.kind == CTC:
         return
-    spelling = nemos_spelling(parakeet_case.parakeet)
+    spelling = nemos_spelling(parakeet_case.model)
     for name, ours in written(parakeet_case, "transducer").items():
         theirs = greedy(parakeet_case, "transducer")[name]
         spans = token_spans(ours, spelling)
@@ -156,7 +154,7 @@ def test_a_transducers_spans_words_and_segments_are_nemos(parakeet_case):
         frames = word_spans(words, spans)
         assert [list(span) for span in frames] == [[start, end] for _, start, end, *_ in told]
         times = [(start * STEP_S, end * STEP_S) for start, end in frames]
-        segments = sentences(words, times, ours, parakeet_case.parakeet.tokenizer)
+        segments = sentences(words, times, ours, parakeet_case.model.tokenizer)
         told = theirs["segments"]
         assert [plain(spelling, segment.text) for segment in segments] == [plain(spelling, text) for text, *_ in told]
         # In NeMo, a word without text may begin or end a segment.
@@ -169,7 +167,7 @@ def test_ctc_words_are_nemos_and_each_token_begins_where_nemos_ends(parakeet_cas
     """NeMo's span of a token ends where the token itself begins. A mark's is made empty, so its end says nothing."""
     if CTC not in heads(parakeet_case):
         return
-    spelling = nemos_spelling(parakeet_case.parakeet)
+    spelling = nemos_spelling(parakeet_case.model)
     for name, ours in written(parakeet_case, CTC).items():
         theirs = greedy(parakeet_case, CTC)[name]
         words = spelling.words(ours.tokens)
@@ -184,7 +182,7 @@ def test_ctc_words_are_nemos_and_each_token_begins_where_nemos_ends(parakeet_cas
 
 def test_transcripts_are_nemos_from_end_to_end(parakeet_case):
     """From sounds of 16 bits. NeMo's text and words, but for the space before marks that open something."""
-    parakeet, spelling = parakeet_case.parakeet, nemos_spelling(parakeet_case.parakeet)
+    parakeet, spelling = parakeet_case.model, nemos_spelling(parakeet_case.model)
     for told in parakeet_case.values["transcribed"]:
         waveform = (np.round(sound(told["sound"]) * 32768).clip(-32768, 32767) / 32768).astype(np.float32)
         [ours] = parakeet.transcribe([waveform], Task("en", timestamps="word"))
@@ -204,7 +202,7 @@ def test_transcripts_are_nemos_from_end_to_end(parakeet_case):
 
 
 def test_probabilities_of_tokens_are_those_of_a_beam_that_finds_the_same(parakeet_case):
-    parakeet = parakeet_case.parakeet
+    parakeet = parakeet_case.model
     if parakeet.config.kind == CTC:
         return
     encoded = parakeet_case.encoded["0.35s"]

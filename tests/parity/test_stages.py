@@ -28,7 +28,7 @@ def test_some_archives_have_the_widths_that_a_gpus_fast_kernels_ask_for():
 def test_the_features_are_nemos(case, greatest):
     pairs = []
     for told in case.values["sounds"]:
-        mel, lengths = case.canary.features([sound(told["sound"])])
+        mel, lengths = case.model.features([sound(told["sound"])])
         assert mel.shape[1] == told["mel_frames"]
         assert lengths.tolist() == [told["mel_length"]]
         pairs.append((mel[0, mx.array(kept_frames(mel.shape[1]))], case.arrays[f"mel/{told['sound']}"]))
@@ -43,7 +43,7 @@ def test_the_encoder_by_itself_is_nemos(case, greatest):
 def test_the_encoder_and_its_projection_are_nemos(case, greatest):
     pairs = []
     for frames in DRAWN:
-        encoded = case.canary.encode(mx.array(drawn(case, frames))[None], mx.array([frames]))
+        encoded = case.model.encode(mx.array(drawn(case, frames))[None], mx.array([frames]))
         # Archives without a projection hand the encoder's own vectors on.
         theirs = case.arrays.get(f"projected/{frames}", case.arrays[f"encoder/{frames}"])
         pairs.append((encoded[0, : len(theirs)], theirs))
@@ -51,12 +51,12 @@ def test_the_encoder_and_its_projection_are_nemos(case, greatest):
 
 
 def test_rows_of_a_padded_batch_are_encoded_as_nemo_does_each(case, greatest):
-    batch = np.zeros((len(DRAWN), max(DRAWN) + 1, case.canary.config.encoder.feat_in), np.float32)
+    batch = np.zeros((len(DRAWN), max(DRAWN) + 1, case.model.config.encoder.feat_in), np.float32)
     for row, frames in zip(batch, DRAWN, strict=True):
         row[: frames + 1] = drawn(case, frames)
         # What lies past a row's length must not count.
         row[frames:] = 9.0
-    encoded = case.canary.encoder(mx.array(batch), mx.array(DRAWN))
+    encoded = case.model.encoder(mx.array(batch), mx.array(DRAWN))
     theirs = [case.arrays[f"encoder/{frames}"] for frames in DRAWN]
     pairs = [(ours[: len(one)], one) for ours, one in zip(encoded, theirs, strict=True)]
     assert greatest("encoder, in a batch", pairs) < 1e-5
@@ -77,16 +77,16 @@ def test_the_log_probabilities_of_given_tokens_are_nemos(case, greatest):
     pairs = []
     for i, told in enumerate(case.values["forced"]):
         vectors = case.encoded[told["sound"]].vectors
-        log_probs = case.canary.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])
+        log_probs = case.model.forced_log_probs([told["tokens"]], vectors[None], [len(vectors)])
         pairs.append((log_probs[0], case.arrays[f"log_probs/{i}"]))
     assert greatest("log-probabilities", pairs) < 1e-4
 
 
 def drawn(case, frames: int) -> np.ndarray:
-    return drawn_features(frames, case.canary.config.encoder.feat_in)
+    return drawn_features(frames, case.model.config.encoder.feat_in)
 
 
 def alone(case, frames: int) -> mx.array:
     """(T', D) of drawn features, as one item with the zero frame that real ones end with."""
-    encoded = case.canary.encoder(mx.array(drawn(case, frames))[None], mx.array([frames]))
+    encoded = case.model.encoder(mx.array(drawn(case, frames))[None], mx.array([frames]))
     return encoded[0, : len(case.arrays[f"encoder/{frames}"])]

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from convert.download import TOYS
+from convert.hub import resolve
+
 # Runs before the import: counts calls of mallopt through ctypes, and notes the environment.
 WATCHED = """
 import ctypes, importlib, json, os, pkgutil, sys
@@ -96,6 +99,50 @@ print(json.dumps(sorted(sys.modules)))
     assert "server.engine.thread" in loaded
     assert "mlx.core" not in loaded
     assert "torch" not in loaded
+
+
+# What a command waits for would be longer by each of these.
+FOR_CONVERTING = {"convert.convert", "filelock", "ml_dtypes", "yaml", "huggingface_hub"}
+FOR_DECODING_ELSEWHERE = {"av", "soundfile"}
+FOR_LONG_AUDIO = {"onnxruntime"}
+FOR_OTHER_MODELS = {"model.parakeet.model", "py3langid", "torch"}
+FOR_SERVING = {"fastapi", "starlette", "uvicorn", "websockets", "prometheus_client", "server.web"}
+
+
+def test_transcribing_a_short_file_with_a_converted_canary_loads_nothing_that_it_does_not_need(tmp_path, monkeypatch):
+    monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
+    resolve("toy")
+    arguments = ["transcribe", str(TOYS / "samples" / "fr.flac"), "--output-dir", str(tmp_path)]
+    loaded = child(f"""
+from server.__main__ import main
+main({arguments!r}, standalone_mode=False)
+print(json.dumps(sorted(sys.modules)))
+""")
+    assert (tmp_path / "fr.txt").read_text().strip()
+    assert {"server.longform.transcribe", "model.canary.model"} <= set(loaded)
+    needless = FOR_CONVERTING | FOR_DECODING_ELSEWHERE | FOR_LONG_AUDIO | FOR_OTHER_MODELS | FOR_SERVING
+    assert needless.intersection(loaded) == set()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needless"),
+    [
+        (["--help"], {"asyncio", "model", "numpy", "pydantic", "server.settings"}),
+        (["doctor", "--help"], {"convert", "model", "numpy", "onnxruntime", "server.cli.doctor.command"}),
+        (["transcribe", "--help"], {"convert", "model", "numpy", "server.cli.transcribe", "server.engine"}),
+    ],
+)
+def test_help_loads_nothing_that_only_running_a_command_needs(arguments, needless):
+    loaded = child(f"""
+import contextlib, io
+from server.__main__ import main
+with contextlib.redirect_stdout(io.StringIO()) as shown:
+    main({arguments!r}, prog_name="canary", standalone_mode=False)
+print(json.dumps([shown.getvalue(), sorted(sys.modules)]))
+""")
+    assert loaded[0].startswith("Usage: canary")
+    assert "typer" in loaded[1]
+    assert needless.intersection(loaded[1]) == set()
 
 
 def test_an_array_library_that_does_not_exist_ends_a_command_with_one_line(tmp_path):

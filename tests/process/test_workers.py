@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from server.audio import workers
-from server.audio.decode import SAMPLE_RATE, AudioLimits, decode, decode_blocks, decoder_job
+from server.audio.decode import SAMPLE_RATE, AudioLimits, decode, decode_blocks, decoder_job, prepare_decoding
 from server.audio.workers import decoded_blocks
 from server.errors import AudioError, AudioTooLong
 from tests.decoders import cold_pool, use_worker
@@ -120,6 +120,20 @@ def test_workers_that_wait_for_long_end(monkeypatch, started):
     decode(encoded(tone(), 16000, "FLAC"))
     started[0].wait(20)
     assert workers.POOL._idle == []
+
+
+def test_a_worker_that_was_prepared_decodes_the_next_file_and_a_16_bit_wav_needs_none(tmp_path, started):
+    wav, flac = tmp_path / "a.wav", tmp_path / "a.flac"
+    wav.write_bytes(encoded(tone(), 16000, "WAV"))
+    flac.write_bytes(encoded(tone(), 16000, "FLAC"))
+    for path in (wav, tmp_path / "gone.flac"):
+        prepare_decoding(path)
+    assert started == []
+    prepare_decoding(flac)
+    prepare_decoding(flac)
+    assert len(started) == 1
+    assert len(decode(flac)) == 16_000
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("limit", ["KEPT_MEMORY = -(1 << 40)", "MAX_JOBS = 1"])

@@ -92,6 +92,18 @@ def test_one_files_text_is_printed_alone_and_several_after_their_names(engine):
     assert run("transcribe", sound("a.wav", 0.1), sound("b.wav", 0.2)).stdout == "a.wav: loud 0.1\nb.wav: loud 0.2\n"
 
 
+def test_the_decoder_starts_before_the_model_is_loaded(engine, monkeypatch):
+    done = []
+    monkeypatch.setattr("server.cli.transcribe.prepare_decoding", lambda path: done.append(f"decoder for {path}"))
+
+    async def start():
+        done.append("model")
+
+    monkeypatch.setattr(engine, "start", start)
+    assert run("transcribe", sound("a.wav", 0.1), sound("b.wav", 0.2)).exit_code == 0
+    assert done == ["decoder for a.wav", "model"]
+
+
 WITH_WORDS = ("--format", "json", "--timestamps", "word")
 
 

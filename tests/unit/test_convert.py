@@ -5,24 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 
 from convert.convert import ConversionConfig, convert
 from convert.errors import ConversionError
 from model.canary.config import CanaryConfig
 from model.config import ALIGNER_DIR, AlignerConfig, read_config
 from tests import archives
+from tests.archives import weights
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CANARY_CACHE", str(tmp_path / "cache"))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert file.metadata() == {"format": "mlx"}
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
 
 
 def converted(tmp_path: Path, variant: str = "180m-flash", **options) -> Path:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from mlx.utils import tree_flatten
-from safetensors import safe_open
 
 from convert.convert import ConversionConfig, convert
 from convert.download import EUROPEAN, MODELS
@@ -22,6 +21,7 @@ from model.parakeet.config import JointConfig, ParakeetConfig, PredictionConfig
 from model.parakeet.model import ParakeetModel
 from model.task import AUTO, Task, TaskError
 from tests import parakeet_archives
+from tests.archives import weights
 from tests.parakeet_archives import PUBLISHED, VARIANTS, Shape, archive
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
@@ -36,11 +36,6 @@ def converted(tmp_path: Path, variant: str = "tdt_ctc", name: str = "parakeet", 
     replaced = {key: options.pop(key) for key in ("config", "tensors") if key in options}
     source = archive(tmp_path, VARIANTS[variant], name, **replaced)
     return convert(ConversionConfig(source=source, output=tmp_path / "out", **options))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
 
 
 def error_of(tmp_path: Path, variant: str = "tdt_ctc", **replaced) -> str:

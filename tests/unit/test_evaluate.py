@@ -191,7 +191,7 @@ def scored_file(tmp_path, monkeypatch) -> Path:
 def test_a_word_error_rate_over_the_limit_is_exit_code_1(scored_file, most, code):
     result = run(scored_file, "--score-only", "--max-wer", most)
     assert result.exit_code == code
-    complaint = "canary: the word error rate is 10.00 %, over the 9.9 % of --max-wer\n"
+    complaint = "canary: the word error rate is 10.00 %, above --max-wer 9.9\n"
     assert result.stderr == (complaint if code else "")
 
 
@@ -215,7 +215,7 @@ def test_without_the_extra_one_line_names_it(scored_file, monkeypatch):
     result = run(scored_file, "--score-only")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "canary: this needs sacrebleu: install the extra evaluate, or run: pip install sacrebleu\n"
+        "canary: evaluate needs sacrebleu: install the extra [evaluate], or run: pip install sacrebleu\n"
     )
 
 

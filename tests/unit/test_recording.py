@@ -12,7 +12,8 @@ from server.audio.decode import Blocks
 from server.engine.admission import Admission
 from server.engine.batching import Pass, PassResult
 from server.errors import RequestError, WaitedTooLong
-from server.longform.transcribe import Transcription, language_source, transcribe_recording
+from server.longform.transcribe import transcribe_recording
+from server.longform.transcription import Transcription, language_source
 from server.settings import Settings
 from server.text.languages import language_pair
 from tests.configs import canary_config

@@ -1,4 +1,4 @@
-"""`canary bench`: how fast a model is on this machine, by itself and served."""
+"""`canary bench`: how fast a model is on this machine, by itself and over HTTP."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`canary doctor`: every check in turn, a line for each, and what to paste into a report."""
+"""`canary doctor`: runs every check, and prints a line for each, ready to paste into a bug report."""
 
 import os
 import sys

@@ -64,7 +64,7 @@ def mlx() -> Finding:
     back_ends = [name for name in BACK_ENDS if name in present]
     if len(back_ends) > 1:
         named = ", ".join(back_ends)
-        return failed(f"{named} bring the same library", f"uninstall mlx, {named}, and install one of them again")
+        return failed(f"{named} overwrite each other's files", f"uninstall mlx, {named}, and install one of them again")
     import_module("model.arrays")
     return ok(f"{version('mlx')} ({', '.join(back_ends) or 'no back end'})", back_ends=back_ends)
 
@@ -109,5 +109,5 @@ def eight_bits(quantize: int | None) -> Finding:
         return ok("computed by MLX")
     if (reason := int8.why_not()) is None:
         return ok(f"computed by torch {version('torch')}")
-    told = "as slow and as large as float32"
+    told = "no faster or smaller than float32"
     return warning(told, reason) if quantize == 8 else ok(f"{told}: {reason}")

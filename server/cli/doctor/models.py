@@ -1,4 +1,4 @@
-"""What is tried on this device: the toy with its recordings, and the model that the settings name."""
+"""The models that are checked on this device: the toy with its recordings, and the model that the settings name."""
 
 import json
 from dataclasses import dataclass
@@ -43,15 +43,15 @@ class Models:
 
     @cached_property
     def problem(self) -> Finding | None:
-        """Why only the toy can be tried: there is no such model, or it has not been downloaded. None if it can."""
+        """Why only the toy can be checked: there is no such model, or it has not been downloaded. None if it can."""
         try:
             known = converted_folder(self.source, self.dtype, self.settings.quantize, self.settings.cache)
         except ConversionError as error:
-            return failed(f"{error}; only the toy is tried", "")
+            return failed(f"{error}; only the toy is checked", "")
         if known or not (named := hub_name(self.source)) or _is_downloaded(*named):
             return None
         advice = "download it with `canary serve` or `canary transcribe`, and run this command again"
-        return warning(f"{self.source} is not on this machine; only the toy is tried", advice)
+        return warning(f"{self.source} is not on this machine; only the toy is checked", advice)
 
     @property
     def needs_download(self) -> bool:

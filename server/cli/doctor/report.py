@@ -66,7 +66,7 @@ def found(name: str, check: Callable[[], Finding]) -> Line:
     except expected_errors() as error:
         finding = failed(_one_line(error), "")
     except Exception as error:
-        finding = failed(f"{type(error).__name__}: {_one_line(error)}", "this should not happen: please report it")
+        finding = failed(f"{type(error).__name__}: {_one_line(error)}", "unexpected error: please report it")
     return Line(name, finding, time.monotonic() - began)
 
 

@@ -1,4 +1,4 @@
-"""`canary evaluate`: transcribe recordings whose text is known, and say how well that went."""
+"""`canary evaluate`: transcribe recordings whose text is known, and count the errors."""
 
 import asyncio
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ LIBRARIES = {"jiwer": "jiwer", "whisper_normalizer": "whisper-normalizer", "sacr
 
 @dataclass(frozen=True)
 class Defaults:
-    """For utterances whose manifest does not say."""
+    """What applies where the manifest does not say."""
 
     language: str | None
     target_language: str | None
@@ -70,14 +70,15 @@ def evaluate(
     """
     settings = chosen_settings(**given)
     if missing := [name for module, name in LIBRARIES.items() if find_spec(module) is None]:
-        fail(f"this needs {' and '.join(missing)}: install the extra evaluate, or run: pip install {' '.join(missing)}")
+        named = " and ".join(missing)
+        fail(f"evaluate needs {named}: install the extra [evaluate], or run: pip install {' '.join(missing)}")
     from server.cli.evaluate.comparing import compared
     from server.cli.evaluate.report import as_json, screen
     from server.cli.evaluate.result import evaluated
 
     log_to_stderr()
     with one_line_failures():
-        # Before hours of work, not after.
+        # Read now: an error after hours of work would be late.
         other = read_predictions(against, needs_text=False) if against else None
         utterances, without_text = read_utterances(manifest)
         if without_text:
@@ -99,15 +100,15 @@ def evaluate(
     if max_wer is None:
         return not found.failures
     if found.wer_percent is None:
-        fail("--max-wer: there is no word error rate, since there are no transcriptions with words")
+        fail("--max-wer: there is no word error rate, since no transcription has a reference with words")
     if found.wer_percent > max_wer:
-        complain(f"the word error rate is {found.wer_percent:.2f} %, over the {max_wer:g} % of --max-wer")
+        complain(f"the word error rate is {found.wer_percent:.2f} %, above --max-wer {max_wer:g}")
     return found.wer_percent <= max_wer and not found.failures
 
 
 def _left_out(paths: Sequence[Path]) -> str:
     named = ", ".join(str(path) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
-    return f"left out, without a .txt beside them: {len(paths)} audio files ({named})"
+    return f"skipped {len(paths)} audio files without a .txt beside them: {named}"
 
 
 def _system_of(predictions: Sequence[Prediction]) -> str | None:
@@ -128,7 +129,7 @@ def _predictions_in(utterances: Sequence[Utterance], defaults: Defaults, setting
 
 
 def _job(utterance: Utterance, defaults: Defaults, settings: Settings) -> Job:
-    """What to do with an utterance. Its languages and pnc are now given, but for a language that is to be detected."""
+    """What to do with an utterance. Its languages and pnc are filled in, unless the language is to be detected."""
     spoken, target = language_pair(
         utterance.language or defaults.language,
         utterance.target_language or defaults.target_language,
@@ -147,7 +148,7 @@ async def _transcribed(run: Run, settings: Settings) -> tuple[list[Prediction], 
         raise typer.BadParameter(str(error)) from None
     if run.output and run.output.exists() and not run.resume:
         raise typer.BadParameter(
-            f"{run.output} exists; add --resume to go on with it, or choose another", param_hint="--output"
+            f"{run.output} exists; add --resume to continue it, or choose another file", param_hint="--output"
         )
     async with loaded_engine(settings, settings.max_rows) as engine:
         info = await engine.start()

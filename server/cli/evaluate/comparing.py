@@ -1,4 +1,4 @@
-"""Two systems on the same utterances: whether one is better, or whether that cannot be said."""
+"""Two systems on the same utterances: whether one is shown to be better."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
@@ -60,7 +60,7 @@ def compared(here: Sequence[Prediction], there: Sequence[Prediction], other: Pat
     """
     pairs = paired(here, there)
     if not pairs:
-        raise ManifestError(f"{other}: has none of these utterances; audio_filepath, offset and target_lang must agree")
+        raise ManifestError(f"{other} has none of these utterances; audio_filepath, offset and target_lang must match")
     transcribed = [pair for pair in pairs if not pair.here.utterance.translation_target]
     differences, fewer_here, fewer_there = [], 0, 0
     if transcribed:

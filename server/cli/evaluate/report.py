@@ -14,7 +14,7 @@ from server.cli.evaluate.scoring import Errors, Interval, Score
 WIDTH = 100
 # Correct words shown on each side of an error, and lines shown of one alignment.
 _AROUND, _ROWS = 3, 3
-# With fewer utterances a bootstrap says little.
+# With fewer utterances a bootstrap is not reliable.
 _FEW = 30
 
 _ERRORS = (
@@ -36,7 +36,7 @@ _VERDICTS = {
     "better": "better here",
     "worse": "worse here",
     "none shown": "no difference shown",
-    "same": "no difference at all",
+    "same": "identical",
 }
 
 
@@ -81,7 +81,7 @@ def screen(found: Evaluation) -> str:
     if found.comparison:
         lines += ["", *_comparison(found.comparison)]
     if len(found.predictions) < _FEW:
-        lines += ["", f"{len(found.predictions)} utterances are few: the intervals say little."]
+        lines += ["", f"Only {len(found.predictions)} utterances: the intervals are not reliable."]
     versions = ", ".join(f"{name} {version}" for name, version in found.libraries.items())
     return "\n".join([*lines, "", f"WER and CER: normalized text; raw: with punctuation and capitals. {versions}"])
 
@@ -192,7 +192,7 @@ def conclusion(differences: Sequence[Difference]) -> str:
         return "There is no difference."
     shown = [each for each in differences if each.verdict in ("better", "worse")]
     if not shown:
-        return "No difference can be shown: with other utterances it might be the other way round."
+        return "No difference can be shown: other utterances might reverse it."
     told = "; ".join(f"{each.name} is {_VERDICTS[each.verdict]}" for each in shown)
     return f"There is a difference: {told}."
 

@@ -1,4 +1,4 @@
-"""Everything an evaluation found, before it is written down."""
+"""Everything an evaluation found, before it is shown or written."""
 
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Word and character errors by jiwer, BLEU and chrF by sacrebleu, and how sure they are.
+"""Word and character errors by jiwer, BLEU and chrF by sacrebleu, with confidence intervals.
 
 The rate of a corpus is Σ errors / Σ words. An empty reference has no words, and what was written for it is inserted; an
 utterance that failed has an empty text.

@@ -16,7 +16,7 @@ def url_of(settings: Settings) -> str:
 
 
 def readiness(settings: Settings) -> str:
-    """What `/ready` says, for people."""
+    """What `/ready` says, in words."""
     # No proxy: the service is on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

@@ -13,7 +13,8 @@ from model.task import Task
 from server.audio.containers import SUPPORTED
 from server.engine.registry import Served
 from server.errors import RequestError, invalid_field
-from server.longform.transcribe import OnProgress, Transcription, language_source
+from server.longform.transcribe import OnProgress
+from server.longform.transcription import Transcription, language_source
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import Language, language_pair

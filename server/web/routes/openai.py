@@ -16,7 +16,7 @@ from model.task import Task
 from server.audio.containers import SUPPORTED
 from server.engine.registry import Engines, Served
 from server.errors import RequestError, invalid_field
-from server.longform.transcribe import Transcription
+from server.longform.transcription import Transcription
 from server.settings import Settings
 from server.text import formats
 from server.text.languages import Language, language_pair
