@@ -227,12 +227,12 @@ class Batcher:
         if passes:
             self._beat("encode", len(passes) * max(wanted.length_s for _, wanted in passes))
         try:
-            first = passes[0][1] if passes else None
-            if first and first.options.one_pass:
-                encodings = [self._model.long_encoding(first.waveform)]
-            elif first and first.grows:
-                look = self._own(first.look)
-                encodings = [self._model.growing_encoding(first.waveform, look.encoded if look else None)]
+            only = passes[0][1] if len(passes) == 1 else None
+            if only and only.options.one_pass:
+                encodings = [self._model.long_encoding(only.waveform)]
+            elif only and only.grows:
+                look = self._own(only.look)
+                encodings = [self._model.growing_encoding(only.waveform, look.encoded if look else None)]
             else:
                 encodings = self._model.encodings([self._to_encode(wanted) for _, wanted in passes])
         except Exception as error:

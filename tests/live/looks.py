@@ -11,7 +11,7 @@ import argparse
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -85,9 +85,10 @@ def random_model(shape: Shape) -> CanaryModel:
 
 
 class Costs:
-    """CPU seconds by part."""
+    """CPU seconds by part. average: of those that were measured."""
 
-    def __init__(self) -> None:
+    def __init__(self, average: Callable[[list[float]], float] = statistics.median) -> None:
+        self._average = average
         self._taken: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
@@ -99,7 +100,7 @@ class Costs:
         self._taken[part].append(time.process_time() - began)
 
     def __getitem__(self, part: str) -> float:
-        return statistics.median(self._taken[part] or [0.0])
+        return self._average(self._taken[part] or [0.0])
 
     @property
     def total(self) -> float:
@@ -131,16 +132,17 @@ def utterance(model: CanaryModel, encoded: Encoded, prompt: list[int], new: int)
     return replace(prompted, memory=encoded.memory, attention=True, remember=encoded.memory is not None)
 
 
-def pair(model: CanaryModel, window_s: float, rounds: int) -> tuple[Costs, Costs]:
-    """What a look costs anew, and going on."""
-    anew, further = Costs(), Costs()
-    window = sound(window_s)
-    prompt = PROMPT + np.random.default_rng(2).integers(4, 1000, int(TOKENS_PER_S * max(0, window_s - 1.5))).tolist()
-    before = model.growing_encoding(window[: -int(STEP_S * SAMPLE_RATE)])
-    # What the last look wrote: the tail that this one will find again.
-    memory = decoded(model, utterance(model, before, prompt, TAIL), Costs()).memory
-    now = decoded(model, utterance(model, model.growing_encoding(window, before), prompt, TAIL), Costs())
-    memory = TextMemory(prompt + now.tokens, memory.layers)
+def compared(
+    model: CanaryModel, window: np.ndarray, before: Encoded | None, rounds: int, anew: Costs, further: Costs
+) -> Encoded:
+    """Adds what a look costs anew, and going on from `before`; returns what the next look goes on from."""
+    said_s = max(0.0, len(window) / SAMPLE_RATE - 1.5)
+    prompt = PROMPT + np.random.default_rng(2).integers(4, 1000, int(TOKENS_PER_S * said_s)).tolist()
+    growing = model.growing_encoding(window, before)
+    # What the last look wrote: keys and values of its own, and the tail that this one will find again.
+    former = decoded(model, utterance(model, before or growing, prompt, TAIL), Costs()).memory
+    now = decoded(model, utterance(model, growing, prompt, TAIL), Costs())
+    memory = TextMemory(prompt + now.tokens, former.layers)
     for _ in range(rounds):
         with anew.of("encoding"):
             (encoded,) = model.encodings([window])
@@ -150,13 +152,33 @@ def pair(model: CanaryModel, window_s: float, rounds: int) -> tuple[Costs, Costs
         with further.of("encoding"):
             encoded = model.growing_encoding(window, before)
         decoded(model, replace(utterance(model, encoded, prompt, TAIL + NEW), before=memory), further)
+    return growing
+
+
+def at(model: CanaryModel, window_s: float, rounds: int) -> tuple[Costs, Costs]:
+    """Median costs of a look at a window of this length, which the last look saw all but the end of."""
+    anew, further, window = Costs(), Costs(), sound(window_s)
+    compared(model, window, model.growing_encoding(window[: -int(STEP_S * SAMPLE_RATE)]), rounds, anew, further)
+    return anew, further
+
+
+def throughout(model: CanaryModel, longest_s: float) -> tuple[Costs, Costs]:
+    """Mean costs of all looks at a window that grows to this length, those that encode it whole again among them."""
+    anew, further, window = Costs(statistics.mean), Costs(statistics.mean), sound(longest_s)
+    before = None
+    for end in np.arange(STEP_S, longest_s + 0.01, STEP_S):
+        # Shorter audio is padded, and encoded whole.
+        before = compared(model, window[: round(end * SAMPLE_RATE)], before if end > 1 else None, 1, anew, further)
     return anew, further
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shape", choices=SHAPES, default="canary-180m-flash")
-    parser.add_argument("--windows", type=float, nargs="+", default=[2, 5, 10, 20], help="in seconds")
+    parser.add_argument("--windows", type=float, nargs="*", default=[2, 5, 10, 20], help="in seconds")
+    parser.add_argument(
+        "--growing-to", type=float, help="also the mean of all looks at a window that grows to so many s"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     model = random_model(SHAPES[options.shape])
@@ -164,12 +186,13 @@ def main() -> None:
     print(
         "| window | | encoding | prefill | steps | attention | whole look | share |\n|---|---|---|---|---|---|---|---|"
     )
-    for window_s in options.windows:
-        anew, further = pair(model, window_s, options.rounds)
+    measured = [(f"{window_s:g} s", at(model, window_s, options.rounds)) for window_s in options.windows]
+    if options.growing_to:
+        measured.append((f"0 to {options.growing_to:g} s", throughout(model, options.growing_to)))
+    for window, (anew, further) in measured:
         for name, costs in (("anew", anew), ("further", further)):
-            parts = [f"{1000 * costs[part]:.0f}" for part in PARTS]
-            share = f"{costs.total / anew.total:.2f}"
-            print(f"| {window_s:g} s | {name} | {' | '.join(parts)} | {1000 * costs.total:.0f} | {share} |", flush=True)
+            parts = " | ".join(f"{1000 * costs[part]:.0f}" for part in PARTS)
+            print(f"| {window} | {name} | {parts} | {1000 * costs.total:.0f} | {costs.total / anew.total:.2f} |")
 
 
 if __name__ == "__main__":

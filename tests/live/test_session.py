@@ -341,7 +341,7 @@ token = st.builds(lambda text, at: Token(hash(text) % 1000, text, at), pieces, s
 async def test_what_stays_never_changes_whatever_is_heard_and_however_it_is_decoded(data, policy, target):
     """The reader checks every event; the decoder, the detector and the client do as they like."""
 
-    async def anything(window, tasks, given, last):
+    async def anything(window, tasks, given, last, look=None):
         assert len(window) <= 4 * SAMPLE_RATE
         language = data.draw(st.sampled_from(["en", "de"]))
         texts = tuple(tuple(data.draw(st.lists(token, max_size=8))) for _ in tasks)
