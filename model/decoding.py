@@ -4,7 +4,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from model.arrays import Array
+    from model.encoder import EncoderPast
 
 MAX_BEAM = 32
 
@@ -35,12 +38,17 @@ class Encoded:
     """An encoded audio: vectors (T, M), and the number of encoder steps that NeMo's length limit counts.
 
     features_s, encode_s: seconds that each stage took for the whole batch.
+    Of audio that goes on growing, past: what the encoder goes on from; reused: how many of the vectors are those of the
+    encoding before; memory: the decoder's cross-attention keys and values of all steps (1, 2H, T, d), in each layer.
     """
 
     vectors: "Array"
     total_steps: int
     features_s: float = 0.0
     encode_s: float = 0.0
+    past: "EncoderPast | None" = None
+    reused: int = 0
+    memory: "list[Array] | None" = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,9 @@ class Generated:
     key: the caller's id for the text; nothing: the probability, before the first token, that there is no speech;
     confidences: from 0 to 1, one for each token, if the model tells them; frames: the encoder step of each token,
     counted from the recording's beginning, if the model tells it; state: where decoding ended, for the next piece of
-    the recording, see `family.Model.piece`.
+    the recording, see `family.Model.piece`; attention: the encoder steps that each token was written from,
+    (len(tokens), T), rows summing to 1, if they were asked for and the search was greedy; memory: what a later text of
+    the same audio goes on from, if it was asked for.
     """
 
     key: int
@@ -60,6 +70,8 @@ class Generated:
     confidences: list[float] = field(default_factory=list)
     frames: list[int] = field(default_factory=list)
     state: Any = None
+    attention: "np.ndarray | None" = None
+    memory: Any = None
 
     def followed_by(self, later: Self) -> Self:
         """The text of two pieces of a recording, from the texts of each."""

@@ -1,6 +1,7 @@
 """FastConformer encoder: log-mel frames to one vector per 80 ms. NeMo's ConformerEncoder."""
 
 import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -60,15 +61,15 @@ class Subsampling(Layer):
         self.pointwise2 = Linear(C, C)
         self.out = Linear(C * subsampled(config.feat_in), config.d_model)
 
-    def __call__(self, mel: Array, lengths: Array | None) -> Array:
-        """mel: (B, T, n_mels); lengths: (B,) valid frames, None where all are → (B, T', d_model).
+    def __call__(self, mel: Array, lengths: Array | None, first: int = 0) -> Array:
+        """mel: (B, T, n_mels); lengths: (B,) valid frames, None where all are → (B, T' - first, d_model).
 
-        Frames past a length count as zeros in every convolution.
+        Frames past a length count as zeros in every convolution. first: the first step to compute.
         """
         T = subsampled(mel.shape[1])
         # The first map is 256 channels wide.
         stretch = GPU_STRETCH if self.xp.CONCURRENT else STRETCH
-        parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(0, T, stretch)]
+        parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(first, T, stretch)]
         x = self.xp.concatenate(parts, axis=1)
         return self.out(x.reshape(*x.shape[:2], -1))
 
@@ -110,6 +111,35 @@ def _skewed(band: Array, xp: Any) -> Array:
     return rows[..., :-n].reshape(B, H, n, W + n - 1)
 
 
+@dataclass
+class LayerPast:
+    """What a Conformer layer needs of the steps that it has computed already.
+
+    kv: attention's keys and values (1, 2H, T, d); gated: the depthwise convolution's input (1, ≤ T, D), as much as its
+    kernel reaches back. None before the first step. A layer that computes more steps adds theirs.
+    """
+
+    kv: Array = None
+    gated: Array = None
+
+    def up_to(self, steps: int, total: int, reach: int) -> "LayerPast":
+        """Without what is later than the first `steps` of `total`. reach: how far the kernel reaches back."""
+        end = self.gated.shape[1] - (total - steps)
+        return LayerPast(self.kv[:, :, :steps], self.gated[:, max(0, end - reach) : end])
+
+
+@dataclass(frozen=True, eq=False)
+class EncoderPast:
+    """What an encoder goes on from when audio has grown: its first `steps` steps, in every layer. It never changes.
+
+    whole: how many steps there were when all of them were computed.
+    """
+
+    steps: int
+    whole: int
+    layers: list[LayerPast]
+
+
 class FeedForward(Layer):
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -136,25 +166,32 @@ class RelativeAttention(Layer):
         # The projected sinusoids for the longest audio so far. A shorter one uses the middle of them.
         self._projected: Array = mx.zeros((H, 0, D // H))
 
-    def __call__(self, x: Array, mask: Array | None, local: tuple[int, int] | None) -> Array:
+    def __call__(
+        self, x: Array, mask: Array | None, local: tuple[int, int] | None, past: LayerPast | None = None
+    ) -> Array:
         """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all.
 
-        local: how many steps each one sees to its left and to its right, or None for all.
+        local: how many steps each one sees to its left and to its right, or None for all; past: the steps before x,
+        which are seen as well.
         """
         B, T, D = x.shape
         H = self.pos_bias_u.shape[0]
         heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
-        q, k, v = heads[:, :H], heads[:, H : 2 * H], heads[:, 2 * H :]
-        if local is None or min(local) >= T - 1:
+        q, kv = heads[:, :H], heads[:, H:]
+        if past is not None:
+            kv = past.kv = kv if past.kv is None else self.xp.concatenate([past.kv, kv], axis=2)
+        k, v = kv[:, :H], kv[:, H:]
+        if past is not None or local is None or min(local) >= T - 1:
             attended = self._full(q, k, v, mask)
         else:
             attended = self._local(q, k, v, mask, *local)
         return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
 
     def _full(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
-        """Each query sees every key. q, k, v: (B, H, T, d). Returns (B, H, T, d)."""
-        xp = self.xp
-        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) @ self._positions(q.shape[2]).swapaxes(-1, -2))
+        """Each query sees every key. q: (B, H, S, d), of the last S steps; k, v: (B, H, T, d). Returns (B, H, S, d)."""
+        xp, S, T = self.xp, q.shape[2], k.shape[2]
+        positions = self._positions(T)[:, : T + S - 1]
+        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) @ positions.swapaxes(-1, -2))
         if mask is not None:
             bias = xp.where(mask, bias, -math.inf)
         return xp.attention(q + self.pos_bias_u[:, None], k, v, bias)
@@ -208,12 +245,17 @@ class Convolution(Layer):
         self.depthwise_conv = nn.Conv1d(D, D, config.conv_kernel_size, groups=D)
         self.pointwise_conv2 = Linear(D, D, bias=config.use_bias)
 
-    def __call__(self, x: Array, inside: Array | None) -> Array:
-        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all."""
+    def __call__(self, x: Array, inside: Array | None, past: LayerPast | None = None) -> Array:
+        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; past: the steps before x."""
+        T = x.shape[1]
         x = self.xp.glu(self.pointwise_conv1(x))
         if inside is not None:
             x = self.xp.where(inside, x, 0)
+        if past is not None:
+            x = past.gated = x if past.gated is None else self.xp.concatenate([past.gated, x], axis=1)
         x = self.xp.depthwise_1d(x, self.depthwise_conv.weight, self.depthwise_conv.bias)
+        if past is not None:
+            x = x[:, x.shape[1] - T :]
         return self.pointwise_conv2(self.xp.silu(x))
 
 
@@ -231,12 +273,21 @@ class ConformerLayer(Layer):
         self.feed_forward2 = FeedForward(config)
         self.norm_out = LayerNorm(D)
 
-    def __call__(self, x: Array, inside: Array | None, local: tuple[int, int] | None = None) -> Array:
-        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; local: see `RelativeAttention`."""
+    def __call__(
+        self,
+        x: Array,
+        inside: Array | None,
+        local: tuple[int, int] | None = None,
+        past: LayerPast | None = None,
+    ) -> Array:
+        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; local, past: see `RelativeAttention`.
+
+        The steps of x are added to `past`.
+        """
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
         x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))
-        x = x + self.self_attn(self.norm_self_att(x), mask, local)
-        x = x + self.conv(self.norm_conv(x), inside)
+        x = x + self.self_attn(self.norm_self_att(x), mask, local, past)
+        x = x + self.conv(self.norm_conv(x), inside, past)
         x = self.xp.add_half(x, self.feed_forward2(self.norm_feed_forward2(x)))
         return self.norm_out(x)
 
@@ -259,12 +310,29 @@ class FastConformer(Layer):
         """
         local = local or self._config.local_context
         xp = self.xp
-        mel = xp.asarray(mel, self.layers[0].norm_out.weight.dtype)
         lengths = None if lengths is None else xp.asarray(lengths)
-        x = self.subsampling(mel, lengths)
-        if self._config.xscaling:
-            x = x * math.sqrt(self._config.d_model)
+        x = self._steps(mel, lengths)
         inside = None if lengths is None else (xp.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
         for layer in self.layers:
             x = layer(x, inside, local)
         return x
+
+    def grown(self, mel: Array, past: EncoderPast | None, settled: int) -> tuple[Array, EncoderPast]:
+        """The steps of audio that has grown since `past`, None at its start: (1, T, n_mels) → (1, T' - past.steps, D).
+
+        settled: how many steps the next past has. Those keep the keys and values that they have now, so what comes
+        later does not change them. Only for attention without a local context.
+        """
+        x = self._steps(mel, None, past.steps if past else 0)
+        total, reach = subsampled(mel.shape[1]), self._config.conv_kernel_size // 2
+        layers = []
+        for i, layer in enumerate(self.layers):
+            known = replace(past.layers[i]) if past else LayerPast()
+            x = layer(x, None, past=known)
+            layers.append(known.up_to(settled, total, reach))
+        return x, EncoderPast(settled, past.whole if past else total, layers)
+
+    def _steps(self, mel: Array, lengths: Array | None, first: int = 0) -> Array:
+        """What goes into the layers: the steps from `first` on (B, T' - first, D)."""
+        x = self.subsampling(self.xp.asarray(mel, self.layers[0].norm_out.weight.dtype), lengths, first)
+        return x * math.sqrt(self._config.d_model) if self._config.xscaling else x

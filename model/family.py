@@ -56,7 +56,8 @@ class ModelConfig(Protocol):
 
     @property
     def has_attention(self) -> bool:
-        """Whether `Model.attention` can be asked. If not, the times of words are the model's own and cost nothing."""
+        """Whether texts can tell what they were written from. If not, the times of words cost nothing: they are the
+        model's own."""
         ...
 
     @property
@@ -125,6 +126,14 @@ class Model(Protocol):
         """The encoding of each waveform, (N,) float32 at 16 kHz."""
         ...
 
+    def growing_encoding(self, waveform: np.ndarray, before: Encoded | None = None) -> Encoded:
+        """The encoding of audio (N,) that goes on growing, from `before`, the encoding of a shorter part of it.
+
+        Texts written from it have a `Generated.memory`. Only for a model that carries no state, see
+        `ModelConfig.carries_state`.
+        """
+        ...
+
     def long_encoding(self, waveform: np.ndarray) -> Encoded:
         """The encoding of a long waveform (N,), by attention to what is near: memory grows with N, not with its square.
 
@@ -137,9 +146,20 @@ class Model(Protocol):
         ...
 
     def utterance(
-        self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
+        self,
+        key: int,
+        encoded: Encoded,
+        task: Task,
+        options: DecodingOptions,
+        prefix: tuple[int, ...] = (),
+        attention: bool = False,
+        before: Any = None,
     ) -> Any:
-        """One text, for `RunningBatch.join`. prefix: tokens that the text is known to begin with. Raises TaskError."""
+        """One text, for `RunningBatch.join`. Raises TaskError.
+
+        prefix: tokens that the text is known to begin with; attention: also tell what each token was written from;
+        before: the `Generated.memory` of a text of a shorter part of the audio. What is the same costs little again.
+        """
         ...
 
     def piece(self, key: int, vectors: "Array", state: Any, head: str | None = None) -> Any:

@@ -11,6 +11,11 @@ from model.encoder import FastConformer, subsampled
 from model.features import LogMel
 from model.layers import Layer
 
+# While audio grows, a step is computed anew until so much audio follows it.
+SETTLED_S = 1.0
+# All steps are computed anew when there are so many times as many as the last time.
+GROWTH = 1.5
+
 
 class Listener(Layer):
     """A preprocessor and an encoder. A family's model is one, and adds what turns vectors into text."""
@@ -18,6 +23,7 @@ class Listener(Layer):
     def __init__(self, preprocessor: PreprocessorConfig, encoder: EncoderConfig):
         super().__init__()
         self._hop_length = preprocessor.hop_length
+        self._steps_to_settle = round(SETTLED_S / (preprocessor.window_stride * encoder.subsampling_factor))
         self.preprocessor = LogMel(preprocessor)
         self.encoder = FastConformer(encoder)
 
@@ -44,7 +50,11 @@ class Listener(Layer):
 
         local: see `FastConformer`. Steps of a row past its first `subsampled(length)` are meaningless.
         """
-        return self.encoder(mel, lengths, local)
+        return self.projected(self.encoder(mel, lengths, local))
+
+    def projected(self, vectors: Array) -> Array:
+        """The encoder's vectors (…, D) as text is written from them: (…, M)."""
+        return vectors
 
     def encoded_together(self, waveforms: list[np.ndarray], local: tuple[int, int] | None = None) -> list[Encoded]:
         """The encoding of each waveform as it is, computed in one padded batch. local: see `FastConformer`."""
@@ -60,3 +70,25 @@ class Listener(Layer):
         times = had_features - began, time.monotonic() - had_features
         # NeMo's length limit counts the frame after the last valid one.
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
+
+    def encoded_further(self, waveform: np.ndarray, before: Encoded | None) -> Encoded:
+        """The encoding of audio (N,) that goes on growing: exact at first, then only what is new since `before`.
+
+        Steps that SETTLED_S of audio followed are not computed again: the next ones attend to their keys and values.
+        """
+        began = time.monotonic()
+        mel, _ = self.features([waveform])
+        self.xp.evaluate(mel)
+        had_features = time.monotonic()
+        frames = len(waveform) // self._hop_length
+        steps, past = subsampled(frames), before.past if before else None
+        if past and not past.steps < steps < GROWTH * past.whole:
+            past = None
+        settled = max(past.steps if past else 0, steps - self._steps_to_settle)
+        vectors, later = self.encoder.grown(mel[:, :frames], past, settled)
+        vectors = self.projected(vectors)
+        if before and past:
+            vectors = self.xp.concatenate([before.vectors[: past.steps], vectors[0]])[None]
+        self.xp.evaluate(vectors, *(each for layer in later.layers for each in (layer.kv, layer.gated)))
+        times = had_features - began, time.monotonic() - had_features
+        return Encoded(vectors[0], subsampled(frames + 1), *times, past=later, reused=past.steps if past else 0)

@@ -19,6 +19,7 @@ class SlotsAlone:
     """In a decoder's place. Rows begin with `positions` positions, however short their prompts are."""
 
     xp = arrays
+    alignment_layer = 0
 
     def __init__(self, layers: int, heads: int, width: int, positions: int):
         self._shape = layers, heads, width
@@ -38,7 +39,10 @@ class SlotsAlone:
         layers, heads, width = self._shape
         return SimpleNamespace(layers=[mx.zeros((1, 2 * heads, 1, width))] * layers, of_rows=lambda _: None)
 
-    def prefill(self, tokens, audio):
+    def past_of(self, rows):
+        return None
+
+    def prefill(self, tokens, audio, past):
         return mx.zeros((len(tokens), len(tokens[0]), VOCABULARY)), self._prefilled
 
     def step(self, tokens, positions, text, audio):

@@ -18,12 +18,12 @@ from server.cli.doctor import primitives
 from server.cli.doctor.primitives import counted
 
 
-def of_step(layers: int) -> Counter[str]:
-    """Of two rows of unequal lengths, with so many decoder layers."""
+def of_step(layers: int, attention: bool = False) -> Counter[str]:
+    """Of two rows of unequal lengths, with so many decoder layers; attention: which both ask for."""
     decoder, head = Decoder(DecoderConfig(32, 64, layers, 4, 64), 16), Head(16)
     mx.eval(decoder.parameters(), head.parameters())
     batch = RunningBatch(decoder, head, end_id=-1, pad_id=-1, look_ahead=False)
-    batch.join([Utterance(steps, mx.ones((steps, 32)), [1] * steps, 99) for steps in (9, 10)])
+    batch.join([Utterance(n, mx.ones((n, 32)), [1] * n, 99, attention=attention) for n in (9, 10)])
     batch.step()
     return primitives.of_step(batch)
 

@@ -40,6 +40,7 @@ __all__ = [
     "arange",
     "asarray",
     "attention",
+    "attention_weights",
     "concatenate",
     "contiguous",
     "conv_2d",
@@ -65,7 +66,6 @@ __all__ = [
     "relu",
     "rows_where",
     "silu",
-    "softmax",
     "sqrt",
     "square",
     "stack",
@@ -165,11 +165,6 @@ def rows_where(chosen: mx.array, compute: Callable[[Any], list[mx.array]], other
     return [mx.where(chosen.reshape(-1, *[1] * (new.ndim - 1)), new, old) for new, old in pairs]
 
 
-def softmax(x: mx.array) -> mx.array:
-    """Over the last axis."""
-    return mx.softmax(x, axis=-1)
-
-
 def log_softmax(x: mx.array) -> mx.array:
     """Over the last axis, in float32."""
     x = x.astype(mx.float32)
@@ -185,6 +180,17 @@ def attention(q: mx.array, k: mx.array, v: mx.array, mask: mx.array | None) -> m
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5, mask=mask)
 
 
+def attention_weights(q: mx.array, k: mx.array, mask: mx.array | None) -> mx.array:
+    """What `attention` multiplies the values with, the mean over heads: (B, S, T) float32, rows summing to 1.
+
+    q: (B, H, S, d); k: (B, H, T, d); mask: true where to attend, broadcast to (B, H, S, T).
+    """
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2)
+    if mask is not None:
+        scores = mx.where(mask, scores, -math.inf)
+    return mx.softmax(scores.astype(mx.float32), axis=-1).mean(axis=-3)
+
+
 def frames(x: mx.array, length: int, hop: int) -> mx.array:
     """(B, N) → a view (B, (N - length) // hop + 1, length) of frames that begin `hop` apart."""
     B, N = x.shape
@@ -192,13 +198,14 @@ def frames(x: mx.array, length: int, hop: int) -> mx.array:
 
 
 def relative_shift(by_distance: mx.array) -> mx.array:
-    """(B, H, T, 2T - 1), each row from distance T-1 down → a view (B, H, T, T) whose place (i, j) is of distance i - j.
+    """(B, H, S, T + S - 1), each row from distance T-1 down → a view (B, H, S, T), for the last S of T steps.
 
-    Each row begins one place to the left of the one above: a row stride one short of the width.
+    Its place (i, j) is of the distance from step T-S+i back to step j. Each row begins one place to the left of the one
+    above: a row stride one short of the width.
     """
-    B, H, T, width = by_distance.shape
-    strides = (H * T * width, T * width, width - 1, 1)
-    return mx.as_strided(by_distance, (B, H, T, T), strides, T - 1)
+    B, H, S, width = by_distance.shape
+    strides = (H * S * width, S * width, width - 1, 1)
+    return mx.as_strided(by_distance, (B, H, S, width - S + 1), strides, S - 1)
 
 
 def depthwise_1d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
@@ -263,6 +270,13 @@ class FixedSlots:
         buffer, rows, columns = self._buffers[layer], slice(len(self._starts)), slice(self._first, self._end)
         mask = None if self._mask is None else self._mask[..., : self._end - self._first]
         return attention(q, buffer[0, rows, :, columns], buffer[1, rows, :, columns], mask)
+
+    def weights(self, layer: int, q: mx.array, rows: list[int]) -> list[mx.array]:
+        """What the queries (R, H, 1, d) of these rows attend to in them: (1, T) each, the mean over heads."""
+        keys = self._buffers[layer][0, : len(self._starts), :, self._first : self._end]
+        mask = None if self._mask is None else self._mask[..., : self._end - self._first]
+        weights = attention_weights(q, keys, mask)
+        return [weights[row, :, self._starts[row] - self._first :] for row in rows]
 
     def leave(self, row: int) -> None:
         """Row `row` leaves, and the last row takes its place. Buffers twice as large as needed shrink."""
@@ -331,6 +345,14 @@ class GrowingSlots(FixedSlots):
     def write(self, layer: int, kv: mx.array) -> None:
         """Keys and values (R, 2H, 1, d) of the new position."""
         self._buffers[layer][:, : len(self._starts), :, self._end - 1 : self._end] = _keys_and_values(kv)
+
+    def copied(self, row: int, length: int) -> list[mx.array]:
+        """The first `length` keys and values of a row (1, 2H, length, d), one array for each layer."""
+        places = slice(self._starts[row], self._starts[row] + length)
+        H, d = self._empty.shape[2], self._empty.shape[4]
+        copies = [contiguous(buffer[:, row, :, places].reshape(1, 2 * H, length, d)) for buffer in self._buffers]
+        evaluate(*copies)
+        return copies
 
     def reorder(self, rows: list[int], sources: list[int]) -> None:
         """Row rows[i] becomes what row sources[i] was. All are of one length."""

@@ -37,6 +37,7 @@ __all__ = [
     "arange",
     "asarray",
     "attention",
+    "attention_weights",
     "concatenate",
     "contiguous",
     "conv_2d",
@@ -62,7 +63,6 @@ __all__ = [
     "relu",
     "rows_where",
     "silu",
-    "softmax",
     "sqrt",
     "square",
     "stack",
@@ -175,11 +175,6 @@ def rows_where(
     return results
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    return np.exp(log_softmax(x))
-
-
 def log_softmax(x: np.ndarray) -> np.ndarray:
     """Over the last axis."""
     values = x - x.max(axis=-1, keepdims=True)
@@ -204,20 +199,32 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | No
     return attended
 
 
+def attention_weights(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """What `attention` multiplies the values with, the mean over heads: (…, S, T), rows summing to 1.
+
+    q: (…, H, S, d); k: (…, H, T, d); mask: true where to attend, broadcast to (…, H, S, T).
+    """
+    scores = (q * np.float32(q.shape[-1] ** -0.5)) @ k.swapaxes(-1, -2)
+    if mask is not None:
+        scores = np.where(mask, scores, np.float32(-np.inf))
+    return np.exp(log_softmax(scores)).mean(axis=-3)
+
+
 def frames(x: np.ndarray, length: int, hop: int) -> np.ndarray:
     """(B, N) → a view (B, (N - length) // hop + 1, length) of frames that begin `hop` apart."""
     return sliding_window_view(x, length, axis=1)[:, ::hop]
 
 
 def relative_shift(by_distance: np.ndarray) -> np.ndarray:
-    """(B, H, T, 2T - 1), each row from distance T-1 down → a view (B, H, T, T) whose place (i, j) is of distance i - j.
+    """(B, H, S, T + S - 1), each row from distance T-1 down → a view (B, H, S, T), for the last S of T steps.
 
-    Each row begins one place to the left of the one above: a row stride one short of the width.
+    Its place (i, j) is of the distance from step T-S+i back to step j. Each row begins one place to the left of the one
+    above: a row stride one short of the width.
     """
-    B, H, T, width = by_distance.shape
-    first = by_distance.reshape(-1)[T - 1 :]
-    strides = [first.itemsize * n for n in (H * T * width, T * width, width - 1, 1)]
-    return as_strided(first, (B, H, T, T), strides, writeable=False)
+    B, H, S, width = by_distance.shape
+    first = by_distance.reshape(-1)[S - 1 :]
+    strides = [first.itemsize * n for n in (H * S * width, S * width, width - 1, 1)]
+    return as_strided(first, (B, H, S, width - S + 1), strides, writeable=False)
 
 
 def depthwise_1d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -290,6 +297,11 @@ class FixedSlots:
         ]
         return np.stack(found)
 
+    def weights(self, layer: int, q: np.ndarray, rows: list[int]) -> list[np.ndarray]:
+        """What the queries (R, H, 1, d) of these rows attend to in them: (1, T) each, the mean over heads."""
+        H = q.shape[1]
+        return [attention_weights(q[row], self._rows[row][layer][:H], None) for row in rows]
+
     def leave(self, row: int) -> None:
         """Row `row` leaves, and the last row takes its place."""
         self._rows[row] = self._rows[-1]
@@ -340,6 +352,10 @@ class GrowingSlots(FixedSlots):
     def clear(self) -> None:
         super().clear()
         self._lengths.clear()
+
+    def copied(self, row: int, length: int) -> list[np.ndarray]:
+        """The first `length` keys and values of a row (1, 2H, length, d), one array for each layer."""
+        return [kv[None, :, :length].copy() for kv in self._rows[row]]
 
     def reorder(self, rows: list[int], sources: list[int]) -> None:
         """Row rows[i] becomes what row sources[i] was. All are of one length."""

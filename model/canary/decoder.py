@@ -1,7 +1,7 @@
 """Transformer decoder and its head. NeMo's TransformerDecoderNM (pre-norm, fixed positions) and TokenClassifier."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -38,6 +38,27 @@ class CrossMemory:
     def attend(self, layer: int, q: Array) -> Array:
         return self.xp.attention(q, *_keys_and_values(self.layers[layer]), self.inside)
 
+    def weights(self, layer: int, q: Array, rows: list[int]) -> list[Array]:
+        """What the queries (R, H, S, d) of these rows attend to: (S, T) each, the mean over heads."""
+        keys, _ = _keys_and_values(self.layers[layer])
+        weights = self.xp.attention_weights(q, keys, self.inside)
+        return [weights[row] for row in rows]
+
+    @classmethod
+    def together(cls, memories: list["CrossMemory"]) -> "CrossMemory":
+        """The rows of several, in their order, padded to the longest."""
+        if len(memories) == 1:
+            return memories[0]
+        xp = memories[0].xp
+        T = max(memory.inside.shape[-1] for memory in memories)
+
+        def joined(arrays: Sequence[Array], axis: int) -> Array:
+            padding = [[(0, 0)] * axis + [(0, T - a.shape[axis])] + [(0, 0)] * (3 - axis) for a in arrays]
+            return xp.concatenate([xp.pad(a, p) for a, p in zip(arrays, padding, strict=True)])
+
+        layers = [joined(layer, 2) for layer in zip(*(memory.layers for memory in memories), strict=True)]
+        return cls(layers, joined([memory.inside for memory in memories], 3), xp)
+
     def of_rows(self, rows: list[int]) -> "CrossMemory":
         """The memory of these rows, in this order; a row may appear more than once."""
         if rows == list(range(self.inside.shape[0])):
@@ -46,15 +67,70 @@ class CrossMemory:
         return CrossMemory([kv[at] for kv in self.layers], self.inside[at], self.xp)
 
 
-def of_row(layers: list[Array], row: int, length: int) -> list[Array]:
-    """A row's first `length` keys and values (1, 2H, length, d) in each layer."""
-    return [kv[row : row + 1, :, :length] for kv in layers]
+@dataclass
+class Watched:
+    """A memory that also tells what the queries of one layer attend to.
+
+    memory: a CrossMemory or FixedSlots; layer: its number; rows: whose queries; seen: what each of them attended
+    to (S, T), once the layer is computed.
+    """
+
+    memory: Any
+    layer: int
+    rows: list[int]
+    seen: list[Array] = field(default_factory=list)
+
+    def attend(self, layer: int, q: Array) -> Array:
+        if layer == self.layer and self.rows:
+            self.seen = self.memory.weights(layer, q, self.rows)
+        return self.memory.attend(layer, q)
+
+
+@dataclass(frozen=True, eq=False)
+class TextMemory:
+    """A text that was written earlier, from less of the same audio. It never changes.
+
+    tokens: prompt, prefix and what was written; layers: self-attention's keys and values (1, 2H, n, d) of the first n
+    tokens, in each layer.
+    """
+
+    tokens: list[int]
+    layers: list[Array]
+
+    def shared(self, prompt: list[int]) -> int:
+        """How many tokens it and `prompt` both begin with."""
+        pairs = enumerate(zip(self.tokens, prompt, strict=False))
+        return next((i for i, (mine, its) in pairs if mine != its), min(len(self.tokens), len(prompt)))
+
+
+@dataclass(frozen=True)
+class TextPast:
+    """Keys and values of the tokens before those of a prefill.
+
+    layers: (R, 2H, P, d) each. A row's own are the last lengths[row] of the P.
+    """
+
+    layers: list[Array]
+    lengths: list[int]
+
+
+def of_row(layers: list[Array], row: int, first: int, stop: int) -> list[Array]:
+    """A row's keys and values (1, 2H, stop - first, d) of these positions in each layer."""
+    return [kv[row : row + 1, :, first:stop] for kv in layers]
 
 
 def _keys_and_values(kv: Array) -> tuple[Array, Array]:
     """(R, 2H, T, d) → keys and values, each (R, H, T, d)."""
     H = kv.shape[1] // 2
     return kv[:, :H], kv[:, H:]
+
+
+def _after(past: TextPast, S: int) -> tuple[np.ndarray, np.ndarray]:
+    """What S tokens after a past attend to (R, 1, S, P + S), true where they do, and their positions (R, S)."""
+    P, lengths = past.layers[0].shape[2], np.array(past.lengths)
+    column, own = np.arange(P + S), np.arange(S)
+    seen = (column >= P - lengths[:, None, None]) & (column <= P + own[:, None])
+    return seen[:, None], lengths[:, None] + own
 
 
 def _heads(x: Array, n_heads: int) -> Array:
@@ -104,12 +180,6 @@ class CrossAttention(Layer):
         q = _heads(self.linear_q(x), self._n_heads)
         return self.linear_out(_joined(memory.attend(layer, q)))
 
-    def weights(self, x: Array, keys: Array, inside: Array) -> Array:
-        """(R, S, M) → (R, H, S, T), summing to 1 over the audio's steps."""
-        q = _heads(self.linear_q(x), self._n_heads)
-        scores = (q / math.sqrt(q.shape[-1])) @ keys.swapaxes(-1, -2)
-        return self.xp.softmax(self.xp.where(inside, scores, -math.inf))
-
 
 class DecoderLayer(Layer):
     def __init__(self, config: DecoderConfig):
@@ -152,44 +222,63 @@ class Decoder(Layer):
         inside = self.xp.asarray(np.arange(encoded.shape[1]) < np.array(lengths)[:, None])[:, None, None]
         return CrossMemory(by_layer, inside, self.xp)
 
-    def prefill(self, tokens: list[list[int]], audio: CrossMemory) -> tuple[Array, list[Array]]:
-        """A whole sequence for each row, causally.
+    def memory_of(self, layers: list[Array]) -> CrossMemory:
+        """The memory of one audio, from its keys and values (1, 2H, T, d) in each layer."""
+        return CrossMemory(layers, self.xp.asarray(np.ones((1, 1, 1, layers[0].shape[2]), bool)), self.xp)
+
+    def past_of(self, rows: list[list[Array]]) -> TextPast | None:
+        """The past of a prefill, from each row's keys and values (1, 2H, n, d) by layer, or []; None if all are []."""
+        xp = self.xp
+        lengths = [layers[0].shape[2] if layers else 0 for layers in rows]
+        P = max(lengths)
+        if not P:
+            return None
+        nothing = [kv[:, :, :0] for kv in rows[lengths.index(P)]]
+        padded = [
+            [xp.pad(kv, [(0, 0), (0, 0), (P - n, 0), (0, 0)]) if n < P else kv for kv in layers or nothing]
+            for layers, n in zip(rows, lengths, strict=True)
+        ]
+        return TextPast([xp.concatenate(list(layer)) for layer in zip(*padded, strict=True)], lengths)
+
+    def prefill(
+        self, tokens: list[list[int]], audio: Memory, past: TextPast | None = None
+    ) -> tuple[Array, list[Array]]:
+        """A whole sequence for each row, causally, after what there is of it in `past`.
 
         tokens: (R, S), padded on the right. Returns hidden states (R, S, M), and the layers' self-attention keys and
-        values (R, 2H, S, d); nothing may attend to those at padding.
+        values (R, 2H, P + S, d), those of the past first; nothing may attend to those at padding.
         """
-        x, _, written = self._through(tokens, audio, len(self.layers))
+        S = len(tokens[0])
+        if past is None:
+            seen, positions = np.tri(S, dtype=bool), slice(S)
+        else:
+            seen, positions = _after(past, S)
+            # Padding may lie beyond the longest sequence.
+            positions = self.xp.asarray(np.minimum(positions, self.position_encoding.shape[0] - 1))
+        mask = self.xp.asarray(seen)
+        x = self._embedded(tokens, self.position_encoding[positions])
+        written = []
+        for i, layer in enumerate(self.layers):
+            q, kv = layer.self_attn.project(layer.layer_norm_1(x))
+            if past is not None:
+                kv = self.xp.concatenate([past.layers[i], kv], axis=2)
+            written.append(kv)
+            x = x + layer.self_attn.attend(q, kv, mask)
+            x = layer.after_self_attention(x, audio, i)
         return self.final_layer_norm(x), written
 
-    def cross_attention(self, tokens: list[int], audio: CrossMemory, layer: int) -> Array:
-        """What each of tokens (S,) attends to in a layer, the mean over heads: (S, T), rows summing to 1.
-
-        Row i is from reading token i, that is, from writing the token after it. Source: NeMo's AlignAtt policy.
-        """
-        x, causal, _ = self._through([tokens], audio, layer)
-        last = self.layers[layer]
-        x = x + last.self_attn.attend(*last.self_attn.project(last.layer_norm_1(x)), causal)
-        keys, _ = _keys_and_values(audio.layers[layer])
-        return last.cross_attn.weights(last.layer_norm_2(x), keys, audio.inside).mean(axis=1)[0]
-
-    def _through(self, tokens: list[list[int]], audio: CrossMemory, layers: int) -> tuple[Array, Array, list[Array]]:
-        """Tokens (R, S) through the first `layers`: hidden states, the causal mask, the layers' keys and values."""
-        xp, S = self.xp, len(tokens[0])
-        x = self._embedded(tokens, self.position_encoding[:S])
-        causal = xp.asarray(np.tri(S, dtype=bool))
-        written = []
-        for i, layer in enumerate(self.layers[:layers]):
-            q, kv = layer.self_attn.project(layer.layer_norm_1(x))
-            written.append(kv)
-            x = x + layer.self_attn.attend(q, kv, causal)
-            x = layer.after_self_attention(x, audio, i)
-        return x, causal, written
+    @property
+    def alignment_layer(self) -> int:
+        """The layer whose cross-attention says where in the audio a token was written from."""
+        # NeMo uses the last layer but one. With only two layers, the first attends to no place in particular.
+        layers = self._config.num_layers
+        return layers - 2 if layers > 2 else layers - 1
 
     def step(self, tokens: Array, positions: list[int], text: Any, audio: Memory) -> Array:
         """One token a row: tokens (R,) at `positions` → hidden states (R, M).
 
         text: the rows' own keys and values, from `empty_text_slots`, to which the tokens' are written; audio: those
-        of the rows' audios, from `empty_audio_slots`.
+        of the rows' audios, from `empty_audio_slots`, or `Watched`.
         """
         text.begin_step()
         x = self._embedded(tokens, self.position_encoding[self.xp.asarray(positions)])[:, None]

@@ -1,6 +1,8 @@
 """The whole model: `CanaryModel.load` a converted folder, then waveforms to transcripts."""
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +14,7 @@ from model.aligner import Aligner
 from model.alignment import attention_times
 from model.arrays import Array, default_dtype
 from model.canary.config import CanaryConfig
-from model.canary.decoder import CrossMemory, Decoder, Head
+from model.canary.decoder import CrossMemory, Decoder, Head, TextMemory, Watched
 from model.canary.generate import RunningBatch, Utterance, new_token_limit
 from model.canary.prompt import END, NO_SPEECH, REQUIRED_TOKENS, language_query_tokens, prompt_tokens
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
@@ -64,9 +66,8 @@ class CanaryModel(Listener):
         """What the model in a converted folder takes in `dtype`. Raises ConfigError or WeightsError."""
         return footprint(Path(folder), read_config(folder, CanaryConfig)).need(dtype)
 
-    def encode(self, mel: Array, lengths: Array = None, local: tuple[int, int] | None = None) -> Array:
-        encoded = super().encode(mel, lengths, local)
-        return self.encoder_decoder_proj(encoded) if "encoder_decoder_proj" in self else encoded
+    def projected(self, vectors: Array) -> Array:
+        return self.encoder_decoder_proj(vectors) if "encoder_decoder_proj" in self else vectors
 
     def forced_log_probs(self, tokens: list[list[int]], encoded: Array, lengths: list[int]) -> Array:
         """Log-probabilities (B, S, V) of what follows each of the given tokens (B, S). encoded: (B, T, M)."""
@@ -79,6 +80,24 @@ class CanaryModel(Listener):
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
         return [encoded for group in groups for encoded in self.encoded_together(group)]
 
+    def growing_encoding(self, waveform: np.ndarray, before: Encoded | None = None) -> Encoded:
+        """The encoding of audio (N,) that goes on growing. before: that of a shorter part, from its beginning.
+
+        At first it is what `encodings` gives. Later only what is new is computed, see `Listener.encoded_further`.
+        """
+        if self.config.encoder.local_context is not None:
+            return self.encodings([waveform])[0]
+        encoded = self.encoded_further(at_least_a_second(waveform), before)
+        began = time.monotonic()
+        known = encoded.reused
+        new = encoded.vectors[None, known:]
+        memory = self.decoder.cross_memory(new, [new.shape[1]]).layers
+        if before and before.memory and known:
+            kept = zip(before.memory, memory, strict=True)
+            memory = [self.xp.concatenate([old[:, :, :known], kv], axis=2) for old, kv in kept]
+        self.xp.evaluate(*memory)
+        return replace(encoded, memory=memory, encode_s=encoded.encode_s + time.monotonic() - began)
+
     def long_encoding(self, waveform: np.ndarray) -> Encoded:
         """Not for a Canary: its decoder has no room for a long text."""
         raise NotImplementedError(f"{self.config.name} does not take audio of any length")
@@ -86,8 +105,7 @@ class CanaryModel(Listener):
     def detect_language(self, encoded: Encoded) -> Detection:
         """The spoken language: the one that the model itself finds most probable at its place in the prompt."""
         codes = self.config.languages
-        vectors = encoded.vectors[None]
-        memory = self.decoder.cross_memory(vectors, [vectors.shape[1]])
+        memory = self._memory(encoded)
         if self.config.prompt_format == "canary":
             scores = self._scores_of_prompts([self.prompt(Task(code)) for code in codes], memory)
         else:
@@ -119,24 +137,40 @@ class CanaryModel(Listener):
 
     def cross_attention(self, encoded: Encoded, prompt: list[int], tokens: list[int]) -> np.ndarray:
         """`attention` for a prompt given as tokens."""
-        vectors = encoded.vectors[None]
-        cross = self.decoder.cross_memory(vectors, [vectors.shape[1]])
-        # NeMo uses the last layer but one. With only two layers, the first attends to no place in particular.
-        layers = self.config.decoder.num_layers
-        layer = layers - 2 if layers > 2 else layers - 1
-        return self.xp.to_numpy(self.decoder.cross_attention(prompt + tokens, cross, layer)[len(prompt) - 1 : -1])
+        # Source: NeMo's AlignAtt policy. A token is written from reading the one before it.
+        watched = Watched(self._memory(encoded), self.decoder.alignment_layer, [0])
+        self.decoder.prefill([prompt + tokens], watched)
+        return self.xp.to_numpy(watched.seen[0])[len(prompt) - 1 : -1]
+
+    def _memory(self, encoded: Encoded) -> CrossMemory:
+        """What the decoder attends to of one audio."""
+        if encoded.memory is not None:
+            return self.decoder.memory_of(encoded.memory)
+        return self.decoder.cross_memory(encoded.vectors[None], [encoded.vectors.shape[0]])
 
     def prompt(self, task: Task) -> list[int]:
         """The decoder's first tokens for `task`. Raises TaskError."""
         return prompt_tokens(task, self.config, self.tokenizer)
 
     def utterance(
-        self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
+        self,
+        key: int,
+        encoded: Encoded,
+        task: Task,
+        options: DecodingOptions,
+        prefix: tuple[int, ...] = (),
+        attention: bool = False,
+        before: TextMemory | None = None,
     ) -> Utterance:
-        """One text, for `RunningBatch.join`. prefix: tokens that it is known to begin with. Raises TaskError."""
+        """One text, for `RunningBatch.join`. See `family.Model`. Raises TaskError."""
         if options.head is not None:
             raise TaskError(f"head {options.head!r} is not supported by {self.config.name}, which has only one", "head")
-        return self.prompted(key, encoded, [*self.prompt(task), *prefix], options)
+        utterance = self.prompted(key, encoded, [*self.prompt(task), *prefix], options)
+        grows = encoded.memory is not None
+        if before and not grows:
+            # What was written earlier was written from another encoding: of it, only the tokens are of use.
+            before = TextMemory(before.tokens, [])
+        return replace(utterance, memory=encoded.memory, attention=attention, before=before, remember=grows)
 
     def prompted(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
         """`utterance` for a prompt given as tokens: NeMo's length limit, and the model's own search by default."""

@@ -84,8 +84,19 @@ class ParakeetModel(Listener):
         """Raises TaskError: nothing in the model tells the language."""
         raise TaskError(f"{self.config.name} does not detect the language", "language")
 
+    def growing_encoding(self, waveform: np.ndarray, before: Encoded | None = None) -> Encoded:
+        """Not for a Parakeet: it decodes growing audio in pieces."""
+        raise NotImplementedError(f"{self.config.name} decodes growing audio in pieces")
+
     def utterance(
-        self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
+        self,
+        key: int,
+        encoded: Encoded,
+        task: Task,
+        options: DecodingOptions,
+        prefix: tuple[int, ...] = (),
+        attention: bool = False,
+        before: None = None,
     ) -> Utterance:
         """One text, for `RunningBatch.join`. Raises TaskError, also for a prefix: a text is heard from its start."""
         self.config.check(task)

@@ -44,6 +44,18 @@ class Piece:
 
 
 @dataclass(frozen=True, eq=False)
+class Look:
+    """What a pass over growing audio leaves for the next one: the encoding, and each task's text with its memory.
+
+    It holds the model's arrays. They are computed, and only the engine's thread computes with them; of: whose they are.
+    """
+
+    of: object
+    encoded: Encoded
+    texts: dict[Task, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Pass:
     """One stretch of audio, no longer than a pass is good for, written out for every one of `tasks`.
 
@@ -51,6 +63,8 @@ class Pass:
     attention: also tell which encoder steps each token attended to; detect_language: also detect the spoken language
     where every task names one; piece: go on with the text of the only task; start_by: when it must have left the queue,
     by the monotonic clock; None: any time.
+    grows: the audio will grow, so the result has a look for the next pass; look: what the last pass over a shorter part
+    of the audio has left. Audio that no longer grows is encoded whole; then a look only saves steps.
     """
 
     waveform: np.ndarray
@@ -61,6 +75,13 @@ class Pass:
     detect_language: bool = False
     piece: Piece | None = None
     start_by: float | None = None
+    grows: bool = False
+    look: Look | None = None
+
+    @property
+    def joins_others(self) -> bool:
+        """Whether it may be encoded together with others."""
+        return not (self.options.one_pass or self.grows)
 
     @property
     def rows(self) -> int:
@@ -84,9 +105,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class PassResult:
-    """For each task: the transcript, the tokens after the prefix, and attention (all tokens, encoder steps).
+    """For each task: the transcript, the tokens after the prefix, and their attention (tokens, encoder steps).
 
     Of a piece: the transcript of the text so far, and two texts: the one so far, with its state, and what may follow.
+    look: of audio that grows, what the next pass goes on from.
     """
 
     transcripts: tuple[Transcript, ...]
@@ -94,6 +116,7 @@ class PassResult:
     attention: tuple[np.ndarray, ...]
     detection: Detection | None
     timing: Timing
+    look: Look | None = None
 
 
 @dataclass
@@ -127,6 +150,8 @@ class Batcher:
         self._max_rows = max_rows
         self._beat = beat
         self._batch = model.running_batch()
+        # In looks, instead of the model, which they would keep in memory.
+        self._identity = object()
         self._running: dict[int, _Running] = {}
         self._owner: dict[int, int] = {}
         self._keys = 0
@@ -151,7 +176,7 @@ class Batcher:
             return False
         if not beside:
             return True
-        if not self._model.encodes_together or any(each.options.one_pass for each in (*beside, wanted)):
+        if not self._model.encodes_together or not all(each.joins_others for each in (*beside, wanted)):
             return False
         lengths = [each.length_s for each in (*beside, wanted)]
         padded = max(lengths) * len(lengths)
@@ -202,8 +227,12 @@ class Batcher:
         if passes:
             self._beat("encode", len(passes) * max(wanted.length_s for _, wanted in passes))
         try:
-            if len(passes) == 1 and passes[0][1].options.one_pass:
-                encodings = [self._model.long_encoding(passes[0][1].waveform)]
+            only = passes[0][1] if len(passes) == 1 else None
+            if only and only.options.one_pass:
+                encodings = [self._model.long_encoding(only.waveform)]
+            elif only and only.grows:
+                look = self._own(only.look)
+                encodings = [self._model.growing_encoding(only.waveform, look.encoded if look else None)]
             else:
                 encodings = self._model.encodings([self._to_encode(wanted) for _, wanted in passes])
         except Exception as error:
@@ -212,6 +241,10 @@ class Batcher:
             _raise_device_failure(error)
             return [each for one in passes for each in self._encoded([one])]
         return [(*one, encoded) for one, encoded in zip(passes, encodings, strict=True)]
+
+    def _own(self, look: Look | None) -> Look | None:
+        """`look`, unless it is of a model that was loaded before this one."""
+        return look if look and look.of is self._identity else None
 
     def _to_encode(self, wanted: Pass) -> np.ndarray:
         if wanted.piece is None:
@@ -231,10 +264,14 @@ class Batcher:
         if wanted.piece:
             return run, [self._next_of_piece(run, wanted.piece)]
         utterances = []
+        look = self._own(wanted.look)
         for task, prefix in zip(tasks, wanted.prefixes or ((),) * len(tasks), strict=True):
             self._keys += 1
             run.keys.append(self._keys)
-            utterances.append(self._model.utterance(self._keys, encoded, task, wanted.options, prefix))
+            before = look.texts.get(task) if look else None
+            utterances.append(
+                self._model.utterance(self._keys, encoded, task, wanted.options, prefix, wanted.attention, before)
+            )
         return run, utterances
 
     def _next_of_piece(self, run: _Running, piece: Piece) -> Any:
@@ -287,10 +324,18 @@ class Batcher:
         )
         attention: tuple[np.ndarray, ...] = ()
         if run.wanted.attention:
+            # A beam has none of its own.
             attention = tuple(
-                self._model.attention(run.encoded, task, g.tokens) for task, g in zip(run.tasks, whole, strict=True)
+                self._model.attention(run.encoded, task, w.tokens)[len(w.tokens) - len(g.tokens) :]
+                if g.attention is None
+                else g.attention
+                for task, w, g in zip(run.tasks, whole, generated, strict=True)
             )
-        return PassResult(transcripts, generated, attention, run.detection, self._timing(run))
+        look = None
+        if run.wanted.grows:
+            texts = {task: g.memory for task, g in zip(run.tasks, generated, strict=True)}
+            look = Look(self._identity, run.encoded, texts)
+        return PassResult(transcripts, generated, attention, run.detection, self._timing(run), look)
 
     def _result_of_piece(self, run: _Running, piece: Piece) -> PassResult:
         certain, *provisional = (run.done[key] for key in run.keys)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from model.decoding import DecodingOptions
-from model.task import Task
+from model.task import AUTO, Task
 from model.tokenizer import Tokenizer
-from server.engine.batching import Pass, PassResult
+from server.engine.batching import Look, Pass, PassResult
 from server.engine.thread import LIVE, Engine
 from server.errors import QueueFull
 from server.live.endpointing import SAMPLE_RATE
@@ -36,7 +36,12 @@ class EngineDecoder:
         self._step_s = engine.info.config.step_s
 
     async def __call__(
-        self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+        self,
+        window: np.ndarray,
+        tasks: tuple[Task, ...],
+        given: tuple[tuple[int, ...], ...],
+        last: bool,
+        look: Look | None = None,
     ) -> Heard:
         # Pad on the right here: the engine would pad short audio on both sides, which would shift all times.
         window = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
@@ -45,9 +50,12 @@ class EngineDecoder:
         if wants_words:
             asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*given, ())
         options = DecodingOptions(beam_size=1, max_new_tokens=None if last else STEP_TOKENS)
-        result = await run_live(self._engine, Pass(window, asked, options, prefixes, attention=True))
+        # A window that is padded does not grow: its end is moved.
+        grows = not last and len(window) > MIN_SAMPLES and all(task.language != AUTO for task in tasks)
+        wanted = Pass(window, asked, options, prefixes, attention=True, grows=grows, look=look)
+        result = await run_live(self._engine, wanted)
         tokens = tuple(
-            self._tokens(before, generated.tokens, attention[len(before) :])
+            self._tokens(before, generated.tokens, attention)
             for before, generated, attention in zip(prefixes, result.generated, result.attention, strict=True)
         )
         words = [word for segment in result.transcripts[-1].segments for word in segment.words] if wants_words else ()
@@ -57,6 +65,7 @@ class EngineDecoder:
             result.transcripts[0].language,
             detection.probability if detection else 1.0,
             tuple(words),
+            result.look,
         )
 
     def _tokens(self, before: Sequence[int], generated: Sequence[int], attention: np.ndarray) -> tuple[Token, ...]:

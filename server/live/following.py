@@ -71,7 +71,7 @@ class FollowingSession(LiveSession):
 
 
 async def _no_decode(
-    window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+    window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool, look: Any = None
 ) -> Heard:
     raise AssertionError("a session that follows does not decode windows anew")
 

@@ -32,20 +32,30 @@ class Heard:
     """A decoder's result for a window: for each task, the tokens that follow the given ones.
 
     words: of the first task, in seconds from the window's start, if the decoder times them; probability: of the
-    language, 1 if it was not detected.
+    language, 1 if it was not detected; look: what the next call for this segment goes on from, known to the decoder
+    alone.
     """
 
     tokens: tuple[tuple[Token, ...], ...]
     language: str
     probability: float = 1.0
     words: tuple[Word, ...] = ()
+    look: Any = None
 
 
 class Decode(Protocol):
-    """Decodes a window (N,) for each task, continuing the `given` tokens. `last`: the window will not grow."""
+    """Decodes a window (N,) for each task, continuing the `given` tokens.
+
+    last: the window will not grow; look: from the last call for this segment, None at first.
+    """
 
     async def __call__(
-        self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+        self,
+        window: np.ndarray,
+        tasks: tuple[Task, ...],
+        given: tuple[tuple[int, ...], ...],
+        last: bool,
+        look: Any = None,
     ) -> Heard: ...
 
 
@@ -132,8 +142,8 @@ def _text(tokens: Sequence[Token]) -> str:
 class OpenSegment:
     """The segment that is being transcribed.
 
-    looked_at: the sample that its last window ended at; of a decoder that carries state, settled_s: audio from the
-    segment's start that is decoded for good, and followed: what the decoder goes on from.
+    looked_at: the sample that its last window ended at; look: see `Heard`; of a decoder that carries state, settled_s:
+    audio from the segment's start that is decoded for good, and followed: what the decoder goes on from.
     """
 
     id: int
@@ -141,6 +151,7 @@ class OpenSegment:
     language: str | None = None
     looked_at: int = 0
     shown: LiveResult | None = None
+    look: Any = None
     settled_s: float = 0.0
     followed: Any = None
 
@@ -322,7 +333,8 @@ class LiveSession:
             words, lines = heard.words, lines[1:]
         if lines:
             given = tuple(line.given for line in lines)
-            heard = await self._decode(window, tuple(line.task for line in lines), given, last)
+            heard = await self._decode(window, tuple(line.task for line in lines), given, last, current.look)
+            current.look = heard.look
             for line, tokens in zip(lines, heard.tokens, strict=True):
                 line.hear(tokens, len(window) / SAMPLE_RATE, self.options, last, may_stay=True)
             words = words or heard.words

@@ -154,7 +154,7 @@ class MockCanary:
     def detect_language(self, encoded) -> Detection:
         return Detection("de", 0.9, "en", {"de": 0.9, "en": 0.1, "fr": 0.0})
 
-    def utterance(self, key, encoded, task, options, prefix) -> int:
+    def utterance(self, key, encoded, task, *_) -> int:
         self.tasks.append(task)
         return key
 

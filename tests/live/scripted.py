@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +65,12 @@ class ScriptedDecoder:
     tasks: list[tuple[Task, ...]] = field(default_factory=list)
 
     async def __call__(
-        self, window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool
+        self,
+        window: np.ndarray,
+        tasks: tuple[Task, ...],
+        given: tuple[tuple[int, ...], ...],
+        last: bool,
+        look: Any = None,
     ) -> Heard:
         start = float(window[0]) / SAMPLE_RATE
         end = start + len(window) / SAMPLE_RATE

@@ -203,7 +203,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
             transcript = SimpleNamespace(language="en", segments=())
             return SimpleNamespace(
                 generated=(generated, generated), attention=(np.zeros((0, 5)),) * 2, transcripts=(transcript,) * 2,
-                detection=None,
+                detection=None, look=None,
             )  # fmt: skip
 
     monkeypatch.setattr(decoder, "RETRY_S", 0.0)

@@ -146,6 +146,84 @@ def test_attention_says_for_every_token_where_in_the_audio_it_was_looking(canary
     assert np.abs(result.attention[0][0] - result.attention[0][1]).max() > 1e-3
 
 
+def looked(batcher: Batcher, waveform: np.ndarray, tasks=TASKS[3], **more) -> PassResult:
+    """The result of a pass over audio that grows, or does not any more."""
+    options = DecodingOptions(beam_size=1, max_new_tokens=14)
+    ((_, result),) = run(batcher, [(0, Pass(waveform, tasks, options, attention=True, **more))])
+    assert isinstance(result, PassResult), result
+    return result
+
+
+def test_looks_at_growing_audio_read_what_is_new_and_the_last_one_is_what_the_file_gives(canary, sounds, monkeypatch):
+    reused, batcher = [], Batcher(canary, 8)
+    growing_encoding = canary.growing_encoding
+
+    def watched(*given):
+        encoded = growing_encoding(*given)
+        reused.append(encoded.reused)
+        return encoded
+
+    monkeypatch.setattr(canary, "growing_encoding", watched, raising=False)
+    sound, look = sounds[7], None
+    for seconds in (4.0, 4.4, 4.8, 5.2):
+        result = looked(batcher, sound[: int(seconds * 16000)], grows=True, look=look)
+        look = result.look
+        assert [
+            text.tokens[-len(each.tokens) :] for text, each in zip(look.texts.values(), result.generated, strict=True)
+        ] == written(result)
+        for each, attention in zip(result.generated, result.attention, strict=True):
+            assert attention.shape == (len(each.tokens), len(look.encoded.vectors))
+    assert reused[0] == 0 < reused[1] < reused[2] < reused[3]
+    assert list(look.texts) == list(TASKS[3])
+    last, file = (looked(batcher, sound[: int(5.6 * 16000)], look=each) for each in (look, None))
+    assert len(reused) == 4
+    assert (last.look, written(last)) == (None, written(file))
+    assert np.abs(last.attention[0] - file.attention[0]).max() < 1e-5
+
+
+def test_a_look_of_a_model_that_was_loaded_before_is_not_gone_on_from(canary, sounds):
+    former = looked(Batcher(canary, 8), sounds[7][: 4 * 16000], grows=True).look
+    ((_, result),) = run(
+        Batcher(canary, 8), [(0, Pass(sounds[7][: int(4.4 * 16000)], TASKS[0], OPTIONS[0], grows=True, look=former))]
+    )
+    assert result.look.encoded.reused == 0
+    assert result.look.of is not former.of
+
+
+def test_a_look_serves_the_tasks_that_it_has_texts_of_and_those_that_are_new(canary, sounds):
+    batcher = Batcher(canary, 8)
+    first = looked(batcher, sounds[7][: 4 * 16000], TASKS[0], grows=True).look
+    later = looked(batcher, sounds[7][: int(4.4 * 16000)], TASKS[3], grows=True, look=first)
+    assert later.look.encoded.reused > 0
+    assert list(later.look.texts) == list(TASKS[3])
+
+
+def test_looks_and_files_that_join_and_leave_at_random_times_change_nobodys_tokens(canary, passes, alone, sounds):
+    before = looked(Batcher(canary, 8), sounds[7][: 4 * 16000], grows=True).look
+    random = np.random.default_rng(3)
+    batcher = Batcher(canary, 64)
+    batcher._identity = before.of
+    ahead = Pass(sounds[7][: int(4.4 * 16000)], TASKS[3], OPTIONS[0], attention=True, grows=True, look=before)
+    expected = run(batcher, [(0, ahead)])[0][1]
+    outcomes, kinds = [], {}
+    for ticket in range(1, 13):
+        for _ in range(random.integers(0, 5)):
+            outcomes += batcher.step()
+        if ticket % 3 == 0:
+            outcomes += batcher.join([(ticket, ahead)])
+            continue
+        kinds[ticket] = (ticket % 8, ticket % 4, ticket % 3)
+        outcomes += batcher.join([(ticket, passes(kinds[ticket]))])
+    while batcher.running:
+        outcomes += batcher.step()
+    assert len(outcomes) == 12
+    for ticket, result in outcomes:
+        assert written(result) == (alone(kinds[ticket]) if ticket in kinds else written(expected))
+        if ticket not in kinds:
+            for mine, its in zip(result.attention, expected.attention, strict=True):
+                assert np.abs(mine - its).max() < 1e-5
+
+
 def test_a_pass_that_cannot_be_encoded_fails_alone(canary, passes):
     broken = Pass(np.zeros((16000, 2), np.float32), TASKS[0])
     outcomes = dict(run(Batcher(canary, 8), [(0, passes((0, 0, 0))), (1, broken), (2, passes((2, 1, 1)))]))

@@ -49,7 +49,7 @@ class MockCanary:
     def running_batch(self):
         return MockBatch(self)
 
-    def utterance(self, key, encoded, task, options, prefix):
+    def utterance(self, key, encoded, *_):
         return SimpleNamespace(key=key, number=encoded.number, left=self.steps)
 
     def transcript(self, generated, waveform, task, encoded):

@@ -30,6 +30,13 @@ def test_a_step_is_10_primitives_beside_its_layers(layers):
     assert of_step(layers).total() == BESIDE_THE_LAYERS + 16 * layers
 
 
+@pytest.mark.parametrize("layers", [4, 8])
+def test_telling_what_tokens_were_written_from_adds_6_primitives_to_a_step(layers):
+    more = of_step(layers, attention=True)
+    more.subtract(of_step(layers))
+    assert +more == {"Multiply": 2, "Matmul": 1, "Select": 1, "Softmax": 1, "Sum": 1}
+
+
 @pytest.mark.parametrize(("durations", "primitives"), [((0, 1, 2, 3, 4), 52), ((), 49)], ids=["tdt", "rnnt"])
 @pytest.mark.parametrize("lstm_layers", [1, 2])
 def test_a_transducers_round_is_52_primitives_and_5_for_each_lstm_layer(lstm_layers, durations, primitives):

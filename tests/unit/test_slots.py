@@ -105,6 +105,38 @@ def test_rows_of_a_beam_become_what_their_parents_were():
         assert twins.difference() < 1e-5
 
 
+def test_rows_attend_as_they_do_in_numpys_slots_and_their_weights_sum_to_one():
+    twins = Twins("FixedSlots")
+    for length, copies in ((20, 1), (7, 2), (130, 1)):
+        twins.join(length, copies)
+        q = twins.drawn(twins.rows, HEADS, 1, WIDTH)
+        rows = [*range(0, twins.rows, 2), twins.rows - 1]
+        found, expected = twins.mlx.weights(1, mx.array(q), rows), twins.numpy.weights(1, q, rows)
+        assert [each.shape for each in found] == [each.shape for each in expected]
+        for mine, its in zip(found, expected, strict=True):
+            assert np.abs(np.array(mine) - its).max() < 1e-6
+            assert float(mine.sum()) == pytest.approx(1, abs=1e-5)
+    assert [each.shape[1] for each in expected] == [20, 7, 130]
+
+
+def test_the_first_positions_of_a_row_are_copied_as_they_joined_and_were_written():
+    twins = Twins("GrowingSlots")
+    joined = [twins.drawn(1, 2 * HEADS, 30, WIDTH) for _ in range(LAYERS)]
+    twins.join(9)
+    twins.call("join", joined, 1)
+    twins.rows += 1
+    for _ in range(3):
+        twins.step()
+    found, expected = (slots.copied(1, 32) for slots in (twins.mlx, twins.numpy))
+    for mine, its, first in zip(found, expected, joined, strict=True):
+        assert mine.shape == its.shape == (1, 2 * HEADS, 32, WIDTH)
+        assert np.array_equal(np.array(mine), its)
+        assert np.array_equal(its[:, :, :30], first)
+    before = expected[0].copy()
+    twins.step()
+    assert np.array_equal(expected[0], before)
+
+
 @pytest.mark.parametrize("kind", ["FixedSlots", "GrowingSlots"])
 def test_buffers_shrink_when_the_long_row_leaves_and_when_most_rows_do(kind):
     twins = Twins(kind)

@@ -71,7 +71,7 @@ def _primitives(*arrays: mx.array) -> Counter[str]:
 def of_step(batch: "RunningBatch") -> Counter[str]:
     """The primitives of the next decode step of `batch`, which is of no use afterwards."""
     with counted() as count:
-        return count(*batch._written(batch._last_tokens()))
+        return count(*batch._written(batch._last_tokens()).arrays)
 
 
 def of_encoder_layer(layer: ConformerLayer, padded: bool) -> Counter[str]:

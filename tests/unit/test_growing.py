@@ -1,0 +1,124 @@
+"""Audio that grows: only what is new is encoded, and what is kept never changes."""
+
+import numpy as np
+import pytest
+
+import model.listening
+from model.cpu.layout import lay_out
+from model.encoder import subsampled
+from tests.unit.conftest import noise, tiny_canary
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def sound() -> np.ndarray:
+    return noise(12.0, seed=9)
+
+
+def difference(a, b) -> float:
+    assert np.shape(a) == np.shape(b)
+    return float(np.abs(np.array(a, np.float32) - np.array(b, np.float32)).max())
+
+
+def test_the_first_encoding_of_growing_audio_is_that_of_the_same_audio_as_a_file(canary, sound):
+    (whole,) = canary.encodings([sound])
+    growing = canary.growing_encoding(sound)
+    assert difference(growing.vectors, whole.vectors) < 1e-5
+    assert growing.total_steps == whole.total_steps
+    memory = canary.decoder.cross_memory(whole.vectors[None], [whole.vectors.shape[0]])
+    assert len(growing.memory) == len(memory.layers)
+    for kept, computed in zip(growing.memory, memory.layers, strict=True):
+        assert difference(kept, computed) < 1e-5
+    assert (whole.memory, whole.past) == (None, None)
+
+
+def test_audio_without_any_settled_steps_is_encoded_whole_however_often_it_grows(canary, sound, monkeypatch):
+    monkeypatch.setattr(canary, "_steps_to_settle", 10_000)
+    monkeypatch.setattr(model.listening, "GROWTH", 100)
+    encoded = None
+    for seconds in (1.2, 1.6, 3.0, 5.3):
+        encoded = canary.growing_encoding(sound[: int(seconds * RATE)], encoded)
+        assert encoded.past.steps == 0
+        (whole,) = canary.encodings([sound[: int(seconds * RATE)]])
+        assert difference(encoded.vectors, whole.vectors) < 2e-5
+
+
+def test_kept_steps_never_change_and_only_later_ones_are_computed(canary, sound, monkeypatch):
+    monkeypatch.setattr(model.listening, "GROWTH", 100)
+    computed = []
+    grown = canary.encoder.grown
+
+    def watched(*given):
+        vectors, past = grown(*given)
+        computed.append(vectors.shape[1])
+        return vectors, past
+
+    monkeypatch.setattr(canary.encoder, "grown", watched, raising=False)
+    encoded = canary.growing_encoding(sound[: 2 * RATE])
+    for seconds in (2.4, 2.8, 3.2, 5.0, 5.4):
+        before, kept = encoded, encoded.past.steps
+        encoded = canary.growing_encoding(sound[: int(seconds * RATE)], before)
+        assert encoded.past.steps > kept == encoded.reused
+        assert computed[-1] == len(encoded.vectors) - kept
+        assert len(encoded.vectors) == subsampled(int(seconds * 100))
+        assert difference(encoded.vectors[:kept], before.vectors[:kept]) == 0
+        for now, then in zip(encoded.memory, before.memory, strict=True):
+            assert difference(now[:, :, :kept], then[:, :, :kept]) == 0
+    # Of five seconds, the last second and the new 0.4 s.
+    assert computed[-1] <= 19
+
+
+@pytest.mark.parametrize("library", ["numpy", "mlx"])
+@pytest.mark.parametrize("kernel", [1, 9])
+def test_a_layer_computes_new_steps_as_it_does_among_all_of_them(kernel, library, sound):
+    """In one layer, keys and values depend on their own step alone; the convolution sees a few steps that attended."""
+    canary = tiny_canary(n_layers=1, conv_kernel_size=kernel)
+    if library == "numpy":
+        lay_out(canary)
+    mel, _ = canary.features([sound])
+    whole = canary.encoder(mel)
+    _, past = canary.encoder.grown(mel[:, :600], None, 60)
+    vectors, later = canary.encoder.grown(mel, past, 120)
+    steps = subsampled(mel.shape[1])
+    assert vectors.shape[1] == steps - 60
+    reach = kernel // 2
+    assert difference(vectors[:, reach:], whole[:, 60 + reach :]) < 2e-5
+    assert (later.steps, later.layers[0].kv.shape[2], later.layers[0].gated.shape[1]) == (120, 120, reach)
+
+
+def test_the_same_past_can_be_gone_on_from_again(canary, sound):
+    first = canary.growing_encoding(sound[: 3 * RATE])
+    louder = np.concatenate([sound[: 3 * RATE], 0.5 * np.ones(RATE // 2, np.float32)])
+    once = canary.growing_encoding(sound[: int(3.5 * RATE)], first)
+    other = canary.growing_encoding(louder, first)
+    again = canary.growing_encoding(sound[: int(3.5 * RATE)], first)
+    assert difference(once.vectors, other.vectors) > 1e-3
+    assert difference(once.vectors, again.vectors) == 0
+
+
+@pytest.mark.parametrize("seconds", [1.9, 4.6], ids=["shorter than what is kept", "half as long again"])
+def test_audio_that_is_half_as_long_again_or_too_short_is_encoded_whole(canary, sound, seconds):
+    before = canary.growing_encoding(sound[: 3 * RATE])
+    window = sound[: int(seconds * RATE)]
+    encoded = canary.growing_encoding(window, before)
+    assert (encoded.reused, encoded.past.whole) == (0, len(encoded.vectors))
+    assert difference(encoded.vectors, canary.encodings([window])[0].vectors) < 2e-5
+
+
+def test_growing_audio_is_encoded_nearly_as_it_is_whole(canary, sound):
+    """Random weights attend to everything everywhere, so they are further off than a trained model's."""
+    encoded = None
+    for seconds in np.arange(2.0, 12.0, 0.4):
+        encoded = canary.growing_encoding(sound[: int(seconds * RATE)], encoded)
+    (whole,) = canary.encodings([sound[: int(seconds * RATE)]])
+    error, size = np.array(encoded.vectors) - np.array(whole.vectors), np.array(whole.vectors)
+    assert 0 < np.sqrt(np.square(error).mean() / np.square(size).mean()) < 0.15
+
+
+def test_a_model_with_a_local_context_encodes_growing_audio_whole(sound):
+    canary = tiny_canary(self_attention_model="rel_pos_local_attn", att_context_size=(6, 6))
+    encoded = canary.growing_encoding(sound[: 3 * RATE])
+    assert (encoded.past, encoded.memory) == (None, None)
+    encoded = canary.growing_encoding(sound, encoded)
+    assert difference(encoded.vectors, canary.encodings([sound])[0].vectors) < 1e-5
