@@ -82,7 +82,10 @@ def serve(ctx: typer.Context) -> None:
 )
 def transcribe(
     ctx: typer.Context,
-    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Audio files, folders, and patterns in quotes.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="Audio files, folders, and patterns in quotes; with --ray also URLs."),
+    ],
     model: ModelOption = None,
     language: LanguageOption = None,
     detect_each: Annotated[
@@ -99,18 +102,45 @@ def transcribe(
         bool, typer.Option("--one-pass", help="For Parakeets: transcribe each file in one pass, not in pieces.")
     ] = False,
     format: Annotated[
-        Literal["text", "json", "srt", "vtt"],
-        typer.Option("--format", "-f", help="Output format; json is one object per file, each on its own line."),
-    ] = "text",
-    output_dir: Annotated[
-        Path | None,
+        Literal["text", "json", "srt", "vtt", "parquet"] | None,
         typer.Option(
-            "--output-dir", "-o", metavar="FOLDER", help="Write one file per input here instead of to the screen."
+            "--format",
+            "-f",
+            help="Output format; json is one object per file, each on its own line. parquet needs --ray, which writes "
+            "json or parquet.  [default: text; json with --ray]",
+        ),
+    ] = None,
+    output_dir: Annotated[
+        str | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            metavar="FOLDER",
+            help="Write one file per input here instead of to the screen; with --ray, which may name a URL, many "
+            "results in each file.",
         ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Skip files whose output is already in --output-dir.")
     ] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Share the files out among the machines of a Ray cluster; needs --output-dir.")
+    ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="With --ray, the cluster: auto, or HOST:PORT.  [RAY_ADDRESS; default: one on this machine]",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="With --ray, how many processes hold a model. By default one for each GPU, or for each machine.",
+        ),
+    ] = None,
 ) -> None:
     """Transcribe or translate audio files of any length.
 
@@ -127,6 +157,8 @@ def transcribe(
         raise typer.BadParameter("needs --output-dir to know which files are done", param_hint="--resume")
     if language and detect_each:
         raise typer.BadParameter("cannot be combined with --language", param_hint="--detect-each")
+    if not ray and (address or workers):
+        raise typer.BadParameter("needs --ray", param_hint="--address" if address else "--workers")
     failed = transcribe_files(
         files,
         {**ctx.obj, "model": model and [model]},
@@ -140,6 +172,9 @@ def transcribe(
         resume=resume,
         detect_each=detect_each,
         one_pass=one_pass,
+        ray=ray,
+        address=address,
+        workers=workers,
     )
     if failed:
         raise typer.Exit(1)

@@ -31,6 +31,8 @@ Messages tell callers what to do; internal details go to the log.
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
+from model.task import LanguagePairError, TaskError
+
 
 class ServiceError(Exception):
     """The root. `param` names the field at fault, if there is one."""
@@ -143,6 +145,13 @@ class StorageFull(Unavailable):
 
 class EngineStopped(Unavailable):
     code = "stopping"
+
+
+def task_code(error: TaskError) -> str:
+    """The code of an error that is not one of those above."""
+    if isinstance(error, LanguagePairError):
+        return "unsupported_language_pair"
+    return "unsupported_language" if error.param in ("language", "target_language") else "unsupported_task"
 
 
 class InvalidFields(Protocol):

@@ -31,6 +31,11 @@ def missing_paths(named: Iterable[Path]) -> list[Path]:
     return [path for path in named if not path.exists() and not glob.has_magic(str(path))]
 
 
+def no_audio(name: Path | str) -> str:
+    """What to say of a folder or pattern that holds no audio files."""
+    return f"{name}: no audio files; supported: {', '.join(sorted(AUDIO_SUFFIXES))}"
+
+
 def find_jobs(named: Iterable[Path], output_dir: Path | None, suffix: str) -> tuple[list[Job], list[Path]]:
     """One job per file, in the order given, and the folders and patterns that hold no audio file.
 

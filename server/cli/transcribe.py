@@ -5,7 +5,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import typer
 
@@ -13,7 +13,7 @@ from model.decoding import DecodingOptions
 from model.task import AUTO, Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks, prepare_decoding
 from server.cli.failures import chosen_settings, complain, log_to_stderr, one_line_failures
-from server.cli.inputs import AUDIO_SUFFIXES, Job, find_jobs, missing_paths
+from server.cli.inputs import Job, find_jobs, missing_paths, no_audio
 from server.cli.progress import ProgressBar
 from server.cli.recordings import loaded_engine, transcription_or_error
 from server.engine.thread import Engine
@@ -42,7 +42,7 @@ class FileRequest:
 
 
 def transcribe_files(
-    files: list[Path],
+    files: list[str],
     given: dict[str, Any],
     *,
     language: str | None,
@@ -50,15 +50,19 @@ def transcribe_files(
     timestamps: str | None,
     pnc: bool,
     beam_size: int | None,
-    format: formats.Format,
-    output_dir: Path | None,
+    format: formats.Format | Literal["parquet"] | None,
+    output_dir: str | None,
     resume: bool,
     detect_each: bool,
     one_pass: bool,
+    ray: bool,
+    address: str | None,
+    workers: int | None,
 ) -> int:
     """Write the transcript of each file and return how many failed.
 
-    files: files, folders and patterns. given: settings from the command line.
+    files: files, folders and patterns. given: settings from the command line. address, workers: with `ray`, see
+    `server.cli.cluster`.
     Transcripts on standard output are in the order of the files; with `output_dir`, each is written when it is ready.
     """
     settings = chosen_settings(**given)
@@ -70,29 +74,49 @@ def transcribe_files(
         )
     except RequestError as error:
         raise typer.BadParameter(str(error)) from None
+    if ray:
+        from server.cli.cluster.command import Archive, transcribe_archive
+
+        if not output_dir:
+            raise typer.BadParameter("needs --output-dir, for the results", param_hint="--ray")
+        if format not in (None, "json", "parquet"):
+            raise typer.BadParameter(f"must be json or parquet with --ray, not {format}", param_hint="--format")
+        archive = Archive(files, output_dir, format or "json", resume, address, workers)
+        return transcribe_archive(
+            archive, settings, task, bool(language), beam_size=beam_size, detect_each=detect_each, one_pass=one_pass
+        )
+    if format == "parquet":
+        raise typer.BadParameter("parquet needs --ray", param_hint="--format")
+    request = FileRequest(
+        task,
+        bool(language),
+        DecodingOptions(beam_size, one_pass=one_pass),
+        format or "text",
+        SubtitleRules.from_settings(settings),
+        detect_each,
+    )
+    return _transcribe_here([Path(file) for file in files], request, settings, output_dir, resume)
+
+
+def _transcribe_here(
+    files: list[Path], request: FileRequest, settings: Settings, output_dir: str | None, resume: bool
+) -> int:
+    """`transcribe_files` in this process."""
     if missing := missing_paths(files):
         for path in missing:
             complain(f"{path}: no such file or folder")
         return len(missing)
-    jobs, empty = find_jobs(files, output_dir, SUFFIXES[format])
+    jobs, empty = find_jobs(files, Path(output_dir) if output_dir else None, SUFFIXES[request.format])
     for path in empty:
-        complain(f"{path}: no audio files; supported: {', '.join(sorted(AUDIO_SUFFIXES))}")
-    if format in ("srt", "vtt") and not output_dir and len(jobs) > 1:
+        complain(no_audio(path))
+    if request.format in ("srt", "vtt") and not output_dir and len(jobs) > 1:
         raise typer.BadParameter(
-            f"{format} without --output-dir takes one file, not {len(jobs)}", param_hint="--format"
+            f"{request.format} without --output-dir takes one file, not {len(jobs)}", param_hint="--format"
         )
     if resume:
         jobs = [job for job in jobs if not job.is_done]
     if not jobs:
         return len(empty)
-    request = FileRequest(
-        task,
-        bool(language),
-        DecodingOptions(beam_size, one_pass=one_pass),
-        format,
-        SubtitleRules.from_settings(settings),
-        detect_each,
-    )
     log_to_stderr()
     with one_line_failures():
         return len(empty) + asyncio.run(_transcribe(jobs, request, settings))

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Mount
 
-from model.task import LanguagePairError, TaskError
-from server.errors import ClientGone, ServiceError, StorageFull, invalid_field
+from model.task import TaskError
+from server.errors import ClientGone, ServiceError, StorageFull, invalid_field, task_code
 from server.logs import request_id
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def error_body(status: int, message: str, code: str, param: str | None = None) -
 def answer(error: Exception) -> JSONResponse:
     """The response for an error from `server.errors`, or for a library's error with the same meaning."""
     if isinstance(error, TaskError):
-        return error_response(400, f"{error}.", _task_code(error), error.param)
+        return error_response(400, f"{error}.", task_code(error), error.param)
     if isinstance(error, RequestValidationError | ValidationError):
         error = invalid_field(error)
     if isinstance(error, ClientDisconnect):
@@ -58,12 +58,6 @@ def answer(error: Exception) -> JSONResponse:
         allow = next((value for name, value in headers.items() if name.lower() == "allow"), "another method")
         message = f"Method not allowed; use {allow}."
     return error_response(error.status_code, message, phrase.lower().replace(" ", "_"), headers=headers)
-
-
-def _task_code(error: TaskError) -> str:
-    if isinstance(error, LanguagePairError):
-        return "unsupported_language_pair"
-    return "unsupported_language" if error.param in ("language", "target_language") else "unsupported_task"
 
 
 def _is_storage_full(error: Exception) -> bool:

@@ -361,5 +361,29 @@ def test_the_command_line_offers_every_format():
     from server.cli.transcribe import SUFFIXES
     from server.text.formats import Format
 
-    offered = get_args(get_type_hints(transcribe)["format"])
-    assert set(offered) == set(SUFFIXES) == set(get_args(Format))
+    offered = get_args(get_args(get_type_hints(transcribe)["format"])[0])
+    assert set(offered) - {"parquet"} == set(SUFFIXES) == set(get_args(Format))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ray",), "--ray: needs --output-dir, for the results"),
+        (("--ray", "--output-dir", "out", "--format", "srt"), "--format: must be json or parquet with --ray, not srt"),
+        (("--format", "parquet"), "--format: parquet needs --ray"),
+        (("--workers", "2"), "--workers: needs --ray"),
+        (("--address", "auto"), "--address: needs --ray"),
+    ],
+)
+def test_options_of_a_cluster_that_do_not_fit_are_usage_errors(engine, options, message):
+    result = run("transcribe", sound("a.wav", 0.1), *options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+
+
+def test_without_ray_a_cluster_is_refused_in_one_line_that_says_what_to_install(engine, monkeypatch):
+    monkeypatch.setattr("server.cli.cluster.command.find_spec", lambda name: None)
+    result = run("transcribe", sound("a.wav", 0.1), "--ray", "--output-dir", "out")
+    assert result.exit_code == 1
+    assert result.stderr == "canary: --ray needs Ray Data: install the extra ray, or run: pip install 'ray[data]'\n"
+    assert not Path("out").exists()
