@@ -21,7 +21,7 @@ from model.footprint import Footprint
 from model.layers import Linear
 from model.listening import Listener
 from model.memory import Need
-from model.task import Task, TaskError
+from model.task import Task
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import PAD, Tokenizer, load_tokenizer
 from model.transcript import Transcript
@@ -134,8 +134,7 @@ class CanaryModel(Listener):
         self, key: int, encoded: Encoded, task: Task, options: DecodingOptions, prefix: tuple[int, ...] = ()
     ) -> Utterance:
         """One text, for `RunningBatch.join`. prefix: tokens that it is known to begin with. Raises TaskError."""
-        if options.head is not None:
-            raise TaskError(f"head {options.head!r} is not supported by {self.config.name}, which has only one", "head")
+        self.config.check_options(options)
         return self.prompted(key, encoded, [*self.prompt(task), *prefix], options)
 
     def prompted(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:

@@ -55,6 +55,7 @@ def transcribe_files(
     resume: bool,
     detect_each: bool,
     one_pass: bool,
+    head: str | None,
 ) -> int:
     """Write the transcript of each file and return how many failed.
 
@@ -88,7 +89,7 @@ def transcribe_files(
     request = FileRequest(
         task,
         bool(language),
-        DecodingOptions(beam_size, one_pass=one_pass),
+        DecodingOptions(beam_size, head=head, one_pass=one_pass),
         format,
         SubtitleRules.from_settings(settings),
         detect_each,
@@ -103,6 +104,8 @@ async def _transcribe(jobs: list[Job], request: FileRequest, settings: Settings)
     async with loaded_engine(settings, FILES_AT_ONCE) as engine:
         try:
             engine.check(request.task)
+            if engine.info:
+                engine.info.config.check_options(request.options)
         except TaskError as error:
             raise typer.BadParameter(str(error)) from None
         return await _transcribe_all(engine, jobs, request, settings)
