@@ -182,6 +182,8 @@ class LiveSession:
         self._queue: deque[SpeechSpan | Finalized] = deque()
         self._current: OpenSegment | None = None
         self._segments = 0
+        # The sample that the last window ended at.
+        self._looked_at = 0
         self._language: str | None = None
         self._reported_lag_s = 0.0
 
@@ -197,8 +199,7 @@ class LiveSession:
         first = self._queue[0]
         if isinstance(first, Finalized):
             return 0.0
-        looked_at = max(first.start, self._current.looked_at if self._current else 0)
-        return (self._sound.end - looked_at) / SAMPLE_RATE
+        return (self._sound.end - max(first.start, self._looked_at)) / SAMPLE_RATE
 
     @property
     def waiting(self) -> int:
@@ -211,7 +212,7 @@ class LiveSession:
         if not self._queue:
             return False
         first = self._queue[0]
-        if isinstance(first, Finalized) or first.end is not None:
+        if isinstance(first, Finalized) or self._is_complete(first):
             return True
         looked_at = max(first.start, self._current.looked_at if self._current else 0)
         return self._sound.end - looked_at >= self.options.step_s * SAMPLE_RATE
@@ -259,6 +260,10 @@ class LiveSession:
             self._current = OpenSegment(self._segments, [], looked_at=first.start)
         return await self._look(first, self._current)
 
+    def _is_complete(self, segment: SpeechSpan) -> bool:
+        """Whether all the audio that the segment's text is decoded from is there."""
+        return segment.end is not None
+
     def _take_segments(self) -> None:
         self._queue.extend(self._endpointer.segments)
         self._endpointer.segments.clear()
@@ -268,22 +273,17 @@ class LiveSession:
         self._sound.drop_before(min([self._endpointer.needed_from, *needed]))
 
     async def _look(self, segment: SpeechSpan, current: OpenSegment) -> list[Event]:
-        longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
-        end = self._sound.end if segment.end is None else segment.end
-        if end > longest:
-            end, last = self._quiet_place(segment.start, longest, current), True
-        else:
-            last = segment.end is not None
+        end, last = self._window_end(segment, current)
         complete = last and end == segment.end
-        window = self._sound.read(segment.start, end)
         events = self._new_lines(current) if not current.lines else []
         words: tuple[Word, ...] = ()
         if segment.spoken:
-            more, words = await self._hear_window(window, current, last)
+            more, words = await self._hear_window(segment, end, current, last)
             events += more
         if segment.dropped:
             return []
         current.looked_at = end
+        self._looked_at = max(self._looked_at, end)
         events += self._shown(segment, current, end, last, complete and segment.ends_turn, words)
         if complete:
             self._queue.popleft()
@@ -291,6 +291,14 @@ class LiveSession:
             self._current, segment.start = None, end
             self._forget()
         return events + self._lag()
+
+    def _window_end(self, segment: SpeechSpan, current: OpenSegment) -> tuple[int, bool]:
+        """The sample that the next window ends at, and whether the text ends there."""
+        longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
+        end = self._sound.end if segment.end is None else segment.end
+        if end > longest:
+            return self._quiet_place(segment.start, longest, current), True
+        return end, segment.end is not None
 
     def _quiet_place(self, start: int, longest: int, current: OpenSegment) -> int:
         """Where to cut speech without pauses: the quietest 60 ms of the part that has no certain text yet."""
@@ -304,9 +312,13 @@ class LiveSession:
         return longest - len(window) + quietest * size + size // 2
 
     async def _hear_window(
-        self, window: np.ndarray, current: OpenSegment, last: bool
+        self, segment: SpeechSpan, end: int, current: OpenSegment, last: bool
     ) -> tuple[list[Event], tuple[Word, ...]]:
-        """Decode the window for every line; returns events, and the timed words of the first line if there are any."""
+        """Decode the segment up to the sample `end` for every line.
+
+        Returns events, and the timed words of the first line if there are any.
+        """
+        window = self._sound.read(segment.start, end)
         events: list[Event] = []
         words: tuple[Word, ...] = ()
         lines = current.lines
