@@ -18,8 +18,8 @@ from model.transcript import Word
 from server.engine.batching import Pass, PassResult, Piece
 from server.engine.thread import Engine
 from server.live.decoder import run_live, token_texts
-from server.live.endpointing import SAMPLE_RATE, SpeechSpan
-from server.live.events import Event, Finalized
+from server.live.endpointing import SAMPLE_RATE
+from server.live.events import Event
 from server.live.policy import Token
 from server.live.session import Heard, LiveOptions, LiveSession, OpenSegment
 from server.text.guessing import guessed_language
@@ -74,62 +74,18 @@ class FollowingSession(LiveSession):
         """check: raises TaskError for a task that the decoder does not support."""
         super().__init__(_no_decode, options, check)
         self._follow = follow
-        self._right = round(follow.right_s * SAMPLE_RATE)
-        # Where a turn was cut, and what its next segment goes on from.
-        self._carried: tuple[int, Followed] | None = None
-
-    async def step(self) -> list[Event]:
-        self._cut_if_long()
-        return await super().step()
-
-    def _cut_if_long(self) -> None:
-        """Cut the first segment if it is longer than a window; what is after the cut is a segment of its own."""
-        first = self._queue[0]
-        if isinstance(first, Finalized) or first.dropped:
-            return
-        longest = first.start + round(self.options.window_s * SAMPLE_RATE)
-        if (self._sound.end if first.end is None else first.end) > longest:
-            at = self._quiet_place(first.start, longest, self._current or OpenSegment(0, []))
-            self._queue.appendleft(replace(first, end=at, ends_turn=False))
-            first.start = at
-
-    def _is_complete(self, segment: SpeechSpan) -> bool:
-        if segment.end is None or segment.ends_turn:
-            return segment.end is not None
-        return self._after(segment).end is not None or self._sound.end >= segment.end + self._right
-
-    def _after(self, cut: SpeechSpan) -> SpeechSpan:
-        """The segment after a cut inside a turn."""
-        after = self._queue[self._queue.index(cut) + 1]
-        assert isinstance(after, SpeechSpan)
-        return after
-
-    def _window_end(self, segment: SpeechSpan, current: OpenSegment) -> tuple[int, bool]:
-        if segment.end is not None and self._is_complete(segment):
-            return segment.end, True
-        return self._sound.end, False
+        self.right_s = follow.right_s
 
     async def _hear_window(
-        self, segment: SpeechSpan, end: int, current: OpenSegment, last: bool
+        self, window: np.ndarray, current: OpenSegment, last: bool, cut: int | None
     ) -> tuple[list[Event], tuple[Word, ...]]:
-        line, carried, cut = current.lines[0], None, None
-        if current.followed is None and self._carried and self._carried[0] == segment.start:
-            carried = self._carried[1]
-        if segment.end is not None and not segment.ends_turn:
-            after = self._after(segment)
-            if last:
-                end = min(end + self._right, self._sound.end if after.end is None else after.end)
-            # A turn that ends in silence ends with the text of this segment.
-            if after.spoken or not after.ends_turn:
-                cut = segment.end - segment.start
-        window = self._sound.read(segment.start, end)
-        followed = await self._follow(window, line.task, current.followed or carried, last, cut)
+        line = current.lines[0]
+        followed = await self._follow(window, line.task, current.followed, last, cut)
         line.keep(followed.certain[len(line.certain) :])
         line.tail = list(followed.tail)
         line.task = Task(followed.language)
-        current.followed, current.settled_s = followed, followed.settled_s
-        if last:
-            self._carried = (segment.start + cut, followed.next) if cut is not None and followed.next else None
+        current.followed, current.carried = followed, followed.next
+        current.settled_s = followed.settled_s
         return [], followed.words
 
 
