@@ -78,6 +78,11 @@ class Generated:
         lists = {name: mine + getattr(later, name) for name, mine in vars(self).items() if isinstance(mine, list)}
         return replace(later, **lists)
 
+    def restarted(self, kept: int) -> Self:
+        """An empty text that goes on where this one ended. Its steps count from `kept` steps before that."""
+        lists = {name: [] for name, mine in vars(self).items() if isinstance(mine, list)}
+        return replace(self, **lists, state=replace(self.state, frames=kept))
+
 
 @dataclass(frozen=True)
 class Detection:

@@ -61,22 +61,16 @@ class ModelConfig(Protocol):
         ...
 
     @property
-    def searches_beams(self) -> bool:
-        """Whether a search may have a beam wider than 1."""
-        ...
-
-    @property
-    def takes_any_length(self) -> bool:
-        """Whether one pass may take audio longer than `longest_s`: see `Model.long_encoding`."""
-        ...
-
-    @property
     def translates(self) -> bool:
         """Whether the model can write another language than the spoken one."""
         ...
 
     def check(self, task: Task) -> None:
         """Raise TaskError, naming the value and what is supported, if the model cannot do `task`."""
+        ...
+
+    def check_options(self, options: DecodingOptions) -> None:
+        """Raise TaskError, naming the value and what is supported, if the model cannot decode as `options` ask."""
         ...
 
 
@@ -137,7 +131,7 @@ class Model(Protocol):
     def long_encoding(self, waveform: np.ndarray) -> Encoded:
         """The encoding of a long waveform (N,), by attention to what is near: memory grows with N, not with its square.
 
-        Only for a model that takes any length: see `ModelConfig.takes_any_length`.
+        Only for a model that takes `DecodingOptions.one_pass`.
         """
         ...
 

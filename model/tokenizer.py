@@ -49,6 +49,10 @@ class Tokenizer:
         """Text of ids, with special tokens written out."""
         raise NotImplementedError
 
+    def text(self, ids: list[int]) -> str:
+        """What ids add to a text, without special tokens. More ids only make it longer."""
+        return self.decode([i for i in ids if not self.is_special(i)])
+
     def piece(self, token: int) -> str:
         """The token as the vocabulary has it, with ▁ for a space."""
         raise NotImplementedError
@@ -124,15 +128,21 @@ class SingleTokenizer(Tokenizer):
         return self._model.id_to_piece(token)
 
 
-def load_tokenizer(folder: Path, config: TokenizerConfig, required: tuple[str, ...] = ()) -> Tokenizer:
+def load_tokenizer(
+    folder: Path,
+    config: TokenizerConfig,
+    required: tuple[str, ...] = (),
+    single: type[SingleTokenizer] = SingleTokenizer,
+) -> Tokenizer:
     """The tokenizer of a converted folder.
 
-    required: special tokens that it must have. Raises TokenizerError if one, or a file, is missing or broken.
+    required: special tokens that it must have; single: the class for one model for all languages.
+    Raises TokenizerError if a token, or a file, is missing or broken.
     """
     models = {language: load_pieces(folder / name) for language, name in config.models.items()}
     if config.type == "agg" and SPECIAL not in models:
         raise TokenizerError(f"the aggregate tokenizer has no {SPECIAL}; it has {', '.join(models)}")
-    tokenizer = AggregateTokenizer(models) if config.type == "agg" else SingleTokenizer(next(iter(models.values())))
+    tokenizer = AggregateTokenizer(models) if config.type == "agg" else single(next(iter(models.values())))
     if missing := [token for token in required if token not in tokenizer.special]:
         raise TokenizerError(f"the tokenizer has no {', '.join(missing)}")
     return tokenizer

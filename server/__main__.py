@@ -101,6 +101,10 @@ def transcribe(
     one_pass: Annotated[
         bool, typer.Option("--one-pass", help="For Parakeets: transcribe each file in one pass, not in pieces.")
     ] = False,
+    head: Annotated[
+        Literal["tdt", "rnnt", "ctc"] | None,
+        typer.Option("--head", help="For Parakeets with two heads: the one to write with. By default the transducer."),
+    ] = None,
     format: Annotated[
         Literal["text", "json", "srt", "vtt", "parquet"] | None,
         typer.Option(
@@ -172,6 +176,7 @@ def transcribe(
         resume=resume,
         detect_each=detect_each,
         one_pass=one_pass,
+        head=head,
         ray=ray,
         address=address,
         workers=workers,

@@ -47,6 +47,7 @@ class Options(TypedDict, total=False):
     length_penalty: float | None
     detect_each: bool
     one_pass: bool
+    head: str | None
     on_progress: OnProgress | None
 
 
@@ -141,6 +142,7 @@ class Canary:
         length_penalty: float | None = None,
         detect_each: bool = False,
         one_pass: bool = False,
+        head: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Transcription | list[Transcription]:
         """The transcription of one audio of any length, or of each in a list, in the list's order; with another
@@ -149,15 +151,16 @@ class Canary:
         language: of the speech; "auto" detects it. By default the setting `default_language`, normally "auto".
         pnc: punctuation and capitals. timestamps: "none", "segment" or "word". context: text that helps, such as names.
         detect_each: with the language "auto", detect it anew every few seconds. one_pass: for Parakeets, transcribe
-        long audio in one pass with local attention, not in pieces. on_progress: called in this thread whenever segments
-        are ready; in a list, `Progress.index` is the audio's place.
+        long audio in one pass with local attention, not in pieces. head: of a Parakeet with two, "ctc" or its
+        transducer, "tdt" or "rnnt", which is the default. on_progress: called in this thread whenever segments are
+        ready; in a list, `Progress.index` is the audio's place.
 
         Raises TaskError for what the model does not support, server.errors.RequestError for other arguments (AudioError
         for audio that cannot be read), OSError for a file that cannot be opened, server.errors.TranscriptionFailed if
         the model fails. In a list, the first failure cancels the rest.
         """
         task = Task(*self._languages(language, target_language), pnc, timestamps, context)
-        request = _Request(task, DecodingOptions(beam_size, length_penalty, one_pass=one_pass), detect_each)
+        request = _Request(task, DecodingOptions(beam_size, length_penalty, head=head, one_pass=one_pass), detect_each)
         if isinstance(audio, list):
             return _result(self._run(lambda tell: self._transcriptions(audio, request, tell)), on_progress)
         return _result(self._run(lambda tell: self._transcription(audio, request, tell)), on_progress)
@@ -175,13 +178,14 @@ class Canary:
         length_penalty: float | None = None,
         detect_each: bool = False,
         one_pass: bool = False,
+        head: str | None = None,
     ) -> Iterator[Segment]:
         """One audio's segments, each as soon as it is final. For the arguments and errors see `transcribe`.
 
         Work begins when the first one is asked for; closing the iterator, or dropping it, cancels the rest.
         """
         task = Task(*self._languages(language, target_language), pnc, timestamps, context)
-        options = DecodingOptions(beam_size, length_penalty, one_pass=one_pass)
+        options = DecodingOptions(beam_size, length_penalty, head=head, one_pass=one_pass)
         return self._segments(audio, _Request(task, options, detect_each))
 
     def close(self) -> None:

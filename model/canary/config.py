@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from model.config import EncoderConfig, PreprocessorConfig, QuantizationConfig, TokenizerConfig
+from model.decoding import DecodingOptions
 from model.task import AUTO, TIMESTAMPS, LanguagePairError, Task, TaskError
 
 # The longest audio, in seconds, that the published models were trained on.
@@ -103,16 +104,6 @@ class CanaryConfig:
         return True
 
     @property
-    def searches_beams(self) -> bool:
-        """True."""
-        return True
-
-    @property
-    def takes_any_length(self) -> bool:
-        """False: the decoder's sequence has an end."""
-        return False
-
-    @property
     def translates(self) -> bool:
         """True: the prompt names the language to write."""
         return True
@@ -143,3 +134,10 @@ class CanaryConfig:
             )
         if task.context and not self.context_tokens:
             raise TaskError(f"{self.name} does not support a context", "prompt")
+
+    def check_options(self, options: DecodingOptions) -> None:
+        """Raise TaskError for options that only Parakeets have."""
+        if options.head:
+            raise TaskError(f"head {options.head!r} is not supported by {self.name}, which has only one", "head")
+        if options.one_pass:
+            raise TaskError(f"{self.name} takes long audio in pieces only; a Parakeet model takes it whole", "one_pass")

@@ -23,7 +23,7 @@ from model.footprint import Footprint
 from model.layers import Linear
 from model.listening import Listener
 from model.memory import Need
-from model.task import Task, TaskError
+from model.task import Task
 from model.timestamps import sentences, timed_segments, whole_segment, written_words
 from model.tokenizer import PAD, Tokenizer, load_tokenizer
 from model.transcript import Transcript
@@ -163,8 +163,7 @@ class CanaryModel(Listener):
         before: TextMemory | None = None,
     ) -> Utterance:
         """One text, for `RunningBatch.join`. See `family.Model`. Raises TaskError."""
-        if options.head is not None:
-            raise TaskError(f"head {options.head!r} is not supported by {self.config.name}, which has only one", "head")
+        self.config.check_options(options)
         utterance = self.prompted(key, encoded, [*self.prompt(task), *prefix], options)
         grows = encoded.memory is not None
         if before and not grows:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from model.config import EncoderConfig, PreprocessorConfig, QuantizationConfig, TokenizerConfig
+from model.decoding import DecodingOptions
 from model.task import AUTO, TIMESTAMPS, CanaryOnlyError, Task, TaskError
 
 # The longest audio, in seconds, that the published models were trained on: 30 to 40 s.
@@ -88,16 +89,6 @@ class ParakeetConfig:
         return False
 
     @property
-    def searches_beams(self) -> bool:
-        """Whether its own head is a transducer."""
-        return self.kind != "ctc"
-
-    @property
-    def takes_any_length(self) -> bool:
-        """True: a text of any length is written frame by frame."""
-        return True
-
-    @property
     def translates(self) -> bool:
         """False: a Parakeet writes what was said."""
         return False
@@ -123,3 +114,24 @@ class ParakeetConfig:
             )
         if task.context:
             raise TaskError(f"{self.name} does not support a context", "prompt")
+
+    def head(self, options: DecodingOptions) -> str:
+        """The head that is asked for, or its own. Raises TaskError if it has no such head."""
+        if options.head not in (None, *self.heads):
+            supported = self.kind if len(self.heads) == 1 else f"one of {', '.join(self.heads)}"
+            raise TaskError(f"head {options.head!r} is not supported by {self.name}; must be {supported}", "head")
+        return options.head or self.kind
+
+    def check_options(self, options: DecodingOptions) -> None:
+        """Raise TaskError, naming the value and what is supported, if the model cannot decode as `options` ask.
+
+        A text of any length is written frame by frame, so `one_pass` is supported.
+        """
+        if self.head(options) == "ctc" and (options.beam_size or 1) > 1:
+            raise TaskError(
+                f"beam_size {options.beam_size} is not supported by the ctc head of {self.name}; must be 1", "beam_size"
+            )
+        if options.length_penalty:
+            raise TaskError(
+                f"length_penalty {options.length_penalty} is not supported by {self.name}; must be 0", "length_penalty"
+            )

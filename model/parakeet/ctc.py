@@ -8,7 +8,7 @@ import numpy as np
 
 from model.arrays import Array
 from model.parakeet.confidence import confidences, power_sums
-from model.parakeet.decoding import State, TimedTokens
+from model.parakeet.decoding import Rest, State, TimedTokens
 
 # Frames whose log-probabilities are held at once: 32 MB with 8192 tokens.
 FRAMES_AT_ONCE = 1024
@@ -28,7 +28,9 @@ class CTCSearch:
         return self._xp.log_softmax(self._head(self._xp.asarray(vectors, self._xp.float32)))
 
     def written(self, key: int, vectors: Array, state: State | None = None) -> TimedTokens:
-        """The text of encoder vectors (T, D), or of a further piece of a recording, without a token begun before it.
+        """The text of encoder vectors (T, D), or of a further piece of a recording.
+
+        Of a token that the piece before began, the result has only the rest, no second token.
 
         A token has the log-probability of its likeliest frame, and the confidence of its least sure one, as in NeMo.
         """
@@ -37,19 +39,23 @@ class CTCSearch:
         sure = confidences(sums, self._tokens)
         edges = np.flatnonzero(np.diff(labels, prepend=-1, append=-1))
         runs = list(pairwise(edges.tolist()))
-        goes_on = bool(runs) and int(labels[0]) == before.last
-        kept = [(begin, end) for begin, end in runs[goes_on:] if labels[begin] != self._tokens - 1]
+        tokens = [run for run in runs if labels[run[0]] != self._tokens - 1]
+        rest = None
+        if tokens and tokens[0][0] == 0 and int(labels[0]) == before.last:
+            (begin, end), *tokens = tokens
+            rest = Rest(end - begin, float(log_probs[begin:end].max()), float(sure[begin:end].min()))
         after = None
         if state is not None:
             after = State(before.frames + len(labels), int(labels[-1]) if runs else before.last)
         return TimedTokens(
             key,
-            [int(labels[begin]) for begin, _ in kept],
-            [float(log_probs[begin:end].max()) for begin, end in kept],
-            confidences=[float(sure[begin:end].min()) for begin, end in kept],
-            frames=[before.frames + begin for begin, _ in kept],
-            durations=[end - begin for begin, end in kept],
+            [int(labels[begin]) for begin, _ in tokens],
+            [float(log_probs[begin:end].max()) for begin, end in tokens],
+            confidences=[float(sure[begin:end].min()) for begin, end in tokens],
+            frames=[before.frames + begin for begin, _ in tokens],
+            durations=[end - begin for begin, end in tokens],
             state=after,
+            rest=rest,
         )
 
     def _frames(self, vectors: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """What goes into the heads of a Parakeet, and what comes out: tokens with the encoder frames they belong to."""
 
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 
@@ -52,13 +53,35 @@ class TimedTokens(Generated):
     """Tokens with times in encoder frames.
 
     frames: the first of each token; durations: how many it takes, predicted by TDT, counted in CTC, and none at all in
-    RNN-T, which does not tell; state: after the last frame, if decoding began from a state.
+    RNN-T, which does not tell; state: after the last frame, if decoding began from a state; rest: in CTC, the end of
+    a token that the piece before began.
     """
 
     durations: list[int] = field(default_factory=list)
     state: State | None = None
+    rest: "Rest | None" = None
 
     def first(self, count: int | None) -> "TimedTokens":
         """The first `count` tokens; all of them if it is None."""
         lists = ("tokens", "log_probs", "confidences", "frames", "durations")
         return replace(self, **{name: getattr(self, name)[:count] for name in lists})
+
+    def followed_by(self, later: Generated) -> Self:
+        """The text of two pieces of a recording. A token that lies across them is one."""
+        assert isinstance(later, type(self))
+        whole = replace(super().followed_by(later), rest=None)
+        if later.rest and self.tokens:
+            last = len(self.tokens) - 1
+            whole.durations[last] += later.rest.duration
+            whole.log_probs[last] = max(whole.log_probs[last], later.rest.log_prob)
+            whole.confidences[last] = min(whole.confidences[last], later.rest.confidence)
+        return whole
+
+
+@dataclass(frozen=True)
+class Rest:
+    """The frames of a CTC token that belong to a later piece than its first one; values as in `TimedTokens`."""
+
+    duration: int
+    log_prob: float
+    confidence: float

@@ -21,7 +21,7 @@ from model.parakeet.joint import Joint
 from model.parakeet.prediction import PredictionNetwork
 from model.parakeet.times import token_spans, word_spans
 from model.parakeet.transducer import Transducer
-from model.parakeet.words import Spelling
+from model.parakeet.words import ParakeetTokenizer, Spelling
 from model.task import AUTO, Task, TaskError
 from model.timestamps import segment_of, sentences
 from model.tokenizer import Tokenizer, load_tokenizer
@@ -56,7 +56,7 @@ class ParakeetModel(Listener):
         config = read_config(folder, ParakeetConfig)
         dtype = dtype or default_dtype()
         footprint(folder, config).reserve(dtype)
-        parakeet = cls(config, load_tokenizer(folder, config.tokenizer))
+        parakeet = cls(config, load_tokenizer(folder, config.tokenizer, single=ParakeetTokenizer))
         weights.load(parakeet, folder / WEIGHTS_FILE, dtype, config.quantization)
         return parakeet
 
@@ -100,16 +100,11 @@ class ParakeetModel(Listener):
     ) -> Utterance:
         """One text, for `RunningBatch.join`. Raises TaskError, also for a prefix: a text is heard from its start."""
         self.config.check(task)
-        name, head, beam_size = self.config.name, self._head(options.head), options.beam_size or 1
-        if head == CTC and beam_size > 1:
-            raise TaskError(f"beam_size {beam_size} is not supported by the ctc head of {name}; must be 1", "beam_size")
-        if options.length_penalty:
-            raise TaskError(
-                f"length_penalty {options.length_penalty} is not supported by {name}; must be 0", "length_penalty"
-            )
+        self.config.check_options(options)
         if prefix:
-            raise TaskError(f"{name} does not continue a given text", "prefix")
-        return Utterance(key, encoded.vectors, head, options.max_new_tokens, beam_size)
+            raise TaskError(f"{self.config.name} does not continue a given text", "prefix")
+        head, limit = self.config.head(options), options.max_new_tokens
+        return Utterance(key, encoded.vectors, head, limit, options.beam_size or 1)
 
     def piece(self, key: int, vectors: Array, state: State | None, head: str | None = None) -> Utterance:
         """A piece (T, D) of a longer recording, for `RunningBatch.join`: its text goes on from `state`, None for none.
@@ -117,18 +112,10 @@ class ParakeetModel(Listener):
         The result has the state after it. Pieces with their states have the tokens of the whole recording at once.
         head: as in `DecodingOptions`. Raises TaskError.
         """
-        head = self._head(head)
+        head = self.config.head(DecodingOptions(head=head))
         if state is None:
             state = State() if head == CTC else self._transducer.started()
         return Utterance(key, vectors, head, state=state)
-
-    def _head(self, asked_for: str | None) -> str:
-        heads = self.config.heads
-        if asked_for not in (None, *heads):
-            raise TaskError(
-                f"head {asked_for!r} is not supported by {self.config.name}; must be one of {', '.join(heads)}", "head"
-            )
-        return asked_for or heads[0]
 
     @property
     def _transducer(self) -> Transducer:

@@ -9,14 +9,17 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
+from sentencepiece import SentencePieceProcessor
+
 from model.timestamps import WordTokens
-from model.tokenizer import Tokenizer
+from model.tokenizer import SingleTokenizer, Tokenizer
 
 # Pieces whose characters NeMo does not count as punctuation: [tags], <tags>, parts of words, spaces.
 _NOT_PUNCTUATION = re.compile(r"\[.*\]|<.*>|##.*|▁.*|\s*", re.DOTALL)
 # One byte of a character that the vocabulary lacks.
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _WORD_START = "▁"
+_SPACES = re.compile(r"\s+")
 
 
 def punctuation(pieces: Iterable[str]) -> frozenset[str]:
@@ -45,6 +48,14 @@ class Spelling:
     def text(self, tokens: Sequence[int]) -> str:
         """The text of tokens, without special ones, words separated by one space."""
         return " ".join(self._word(tokens, 0).split())
+
+    def beginning(self, tokens: Sequence[int]) -> str:
+        """The text of the first tokens of a text, which further tokens only make longer.
+
+        A space at its end is left out: a mark may follow, which joins the word before it.
+        """
+        text = self._tokenizer.decode([t for t in tokens if not self._tokenizer.is_special(t)])
+        return _SPACES.sub(" ", self.without_spaces_before_marks(text)).rstrip()
 
     def words(self, tokens: Sequence[int]) -> list[WordTokens]:
         """NeMo's `get_words_offsets`: the words of tokens, those without text left out."""
@@ -88,6 +99,17 @@ class Spelling:
             return found[1] if _closes(found[1], quotes + text[: found.start()].count('"')) else found[0]
 
         return self._space_before_mark.sub(joined, text) if self._space_before_mark else text
+
+
+class ParakeetTokenizer(SingleTokenizer):
+    """A Parakeet's tokenizer, whose text is spelled as a transcript's."""
+
+    def __init__(self, model: SentencePieceProcessor):
+        super().__init__(model)
+        self._spelling = Spelling(self)
+
+    def text(self, ids: list[int]) -> str:
+        return self._spelling.beginning(ids)
 
 
 def _closes(mark: str, quotes: int) -> bool:

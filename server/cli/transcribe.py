@@ -55,6 +55,7 @@ def transcribe_files(
     resume: bool,
     detect_each: bool,
     one_pass: bool,
+    head: str | None,
     ray: bool,
     address: str | None,
     workers: int | None,
@@ -83,14 +84,21 @@ def transcribe_files(
             raise typer.BadParameter(f"must be json or parquet with --ray, not {format}", param_hint="--format")
         archive = Archive(files, output_dir, format or "json", resume, address, workers)
         return transcribe_archive(
-            archive, settings, task, bool(language), beam_size=beam_size, detect_each=detect_each, one_pass=one_pass
+            archive,
+            settings,
+            task,
+            bool(language),
+            beam_size=beam_size,
+            detect_each=detect_each,
+            one_pass=one_pass,
+            head=head,
         )
     if format == "parquet":
         raise typer.BadParameter("parquet needs --ray", param_hint="--format")
     request = FileRequest(
         task,
         bool(language),
-        DecodingOptions(beam_size, one_pass=one_pass),
+        DecodingOptions(beam_size, head=head, one_pass=one_pass),
         format or "text",
         SubtitleRules.from_settings(settings),
         detect_each,
@@ -129,6 +137,8 @@ async def _transcribe(jobs: list[Job], request: FileRequest, settings: Settings)
     async with loaded_engine(settings, FILES_AT_ONCE) as engine:
         try:
             engine.check(request.task)
+            if engine.info:
+                engine.info.config.check_options(request.options)
         except TaskError as error:
             raise typer.BadParameter(str(error)) from None
         return await _transcribe_all(engine, jobs, request, settings)

@@ -88,10 +88,10 @@ async def run_live(engine: Engine, wanted: Pass) -> PassResult:
 def token_texts(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> list[str]:
     """What each token adds to the text; "" for a token whose character only the next one completes."""
     ids, texts = list(before), []
-    text = tokenizer.decode(ids)
+    text = tokenizer.text(ids)
     for token in tokens:
         ids.append(token)
-        longer = tokenizer.decode(ids)
+        longer = tokenizer.text(ids)
         whole = not longer.endswith("�") and longer.startswith(text)
         texts.append(longer[len(text) :] if whole else "")
         text = longer if whole else text

@@ -9,7 +9,7 @@ Time is counted in samples, so a session gives the same text however fast the au
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -143,7 +143,8 @@ class OpenSegment:
     """The segment that is being transcribed.
 
     looked_at: the sample that its last window ended at; look: see `Heard`; of a decoder that carries state, settled_s:
-    audio from the segment's start that is decoded for good, and followed: what the decoder goes on from.
+    audio from the segment's start that is decoded for good, followed: what the decoder goes on from, and carried: what
+    it goes on from in the turn's next segment.
     """
 
     id: int
@@ -154,6 +155,7 @@ class OpenSegment:
     look: Any = None
     settled_s: float = 0.0
     followed: Any = None
+    carried: Any = None
 
 
 @dataclass
@@ -181,7 +183,12 @@ class _Sound:
 
 
 class LiveSession:
-    """Call `hear` at any time, and `step` as long as one is `due`, one step at a time."""
+    """Call `hear` at any time, and `step` as long as one is `due`, one step at a time.
+
+    right_s: audio after a cut inside a turn that the decoder needs for the text before it.
+    """
+
+    right_s = 0.0
 
     def __init__(self, decode: Decode, options: LiveOptions, check: Callable[[Task], None] = lambda task: None):
         """check: raises TaskError for a task that the decoder does not support."""
@@ -193,6 +200,9 @@ class LiveSession:
         self._queue: deque[SpeechSpan | Finalized] = deque()
         self._current: OpenSegment | None = None
         self._segments = 0
+        # The sample that the last window ended at; what the turn's next segment goes on from.
+        self._looked_at = 0
+        self._carried: Any = None
         self._language: str | None = None
         self._reported_lag_s = 0.0
 
@@ -208,8 +218,7 @@ class LiveSession:
         first = self._queue[0]
         if isinstance(first, Finalized):
             return 0.0
-        looked_at = max(first.start, self._current.looked_at if self._current else 0)
-        return (self._sound.end - looked_at) / SAMPLE_RATE
+        return (self._sound.end - max(first.start, self._looked_at)) / SAMPLE_RATE
 
     @property
     def waiting(self) -> int:
@@ -222,7 +231,7 @@ class LiveSession:
         if not self._queue:
             return False
         first = self._queue[0]
-        if isinstance(first, Finalized) or first.end is not None:
+        if isinstance(first, Finalized) or self._is_complete(first):
             return True
         looked_at = max(first.start, self._current.looked_at if self._current else 0)
         return self._sound.end - looked_at >= self.options.step_s * SAMPLE_RATE
@@ -263,12 +272,39 @@ class LiveSession:
             return [first]
         if first.dropped:
             self._queue.popleft()
-            self._current = None
+            self._current = self._carried = None
             return []
         if self._current is None:
             self._segments += 1
-            self._current = OpenSegment(self._segments, [], looked_at=first.start)
-        return await self._look(first, self._current)
+            self._current = OpenSegment(self._segments, [], looked_at=first.start, followed=self._carried)
+        return await self._look(self._not_too_long(first, self._current), self._current)
+
+    def _is_complete(self, segment: SpeechSpan) -> bool:
+        """Whether all the audio that the segment's text is decoded from is there."""
+        if segment.end is None or segment.ends_turn:
+            return segment.end is not None
+        return self._after(segment).end is not None or self._sound.end >= segment.end + self._right
+
+    def _after(self, segment: SpeechSpan) -> SpeechSpan:
+        """The turn's next segment."""
+        after = self._queue[self._queue.index(segment) + 1]
+        assert isinstance(after, SpeechSpan)
+        return after
+
+    @property
+    def _right(self) -> int:
+        return round(self.right_s * SAMPLE_RATE)
+
+    def _not_too_long(self, segment: SpeechSpan, current: OpenSegment) -> SpeechSpan:
+        """The first segment, up to a cut if it is longer than a window."""
+        longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
+        if (self._sound.end if segment.end is None else segment.end) <= longest:
+            return segment
+        at = self._quiet_place(segment.start, longest, current)
+        first = replace(segment, end=at, ends_turn=False)
+        segment.start = at
+        self._queue.appendleft(first)
+        return first
 
     def _take_segments(self) -> None:
         self._queue.extend(self._endpointer.segments)
@@ -279,29 +315,35 @@ class LiveSession:
         self._sound.drop_before(min([self._endpointer.needed_from, *needed]))
 
     async def _look(self, segment: SpeechSpan, current: OpenSegment) -> list[Event]:
-        longest = segment.start + round(self.options.window_s * SAMPLE_RATE)
-        end = self._sound.end if segment.end is None else segment.end
-        if end > longest:
-            end, last = self._quiet_place(segment.start, longest, current), True
-        else:
-            last = segment.end is not None
-        complete = last and end == segment.end
-        window = self._sound.read(segment.start, end)
+        last = self._is_complete(segment)
+        end = segment.end if last and segment.end is not None else self._sound.end
         events = self._new_lines(current) if not current.lines else []
         words: tuple[Word, ...] = ()
         if segment.spoken:
-            more, words = await self._hear_window(window, current, last)
+            window, cut = self._window(segment, end, last)
+            more, words = await self._hear_window(window, current, last, cut)
             events += more
         if segment.dropped:
             return []
         current.looked_at = end
-        events += self._shown(segment, current, end, last, complete and segment.ends_turn, words)
-        if complete:
-            self._queue.popleft()
+        self._looked_at = max(self._looked_at, end)
+        events += self._shown(segment, current, end, last, last and segment.ends_turn, words)
         if last:
-            self._current, segment.start = None, end
+            self._queue.popleft()
+            self._current, self._carried = None, current.carried
             self._forget()
         return events + self._lag()
+
+    def _window(self, segment: SpeechSpan, end: int, last: bool) -> tuple[np.ndarray, int | None]:
+        """The audio to decode, and the sample of it where the text ends if the turn goes on after it."""
+        if segment.end is None or segment.ends_turn:
+            return self._sound.read(segment.start, end), None
+        after = self._after(segment)
+        if last:
+            end = min(end + self._right, self._sound.end if after.end is None else after.end)
+        # If nothing more is said, the turn's text ends here.
+        goes_on = after.spoken or not after.ends_turn
+        return self._sound.read(segment.start, end), segment.end - segment.start if goes_on else None
 
     def _quiet_place(self, start: int, longest: int, current: OpenSegment) -> int:
         """Where to cut speech without pauses: the quietest 60 ms of the part that has no certain text yet."""
@@ -315,9 +357,12 @@ class LiveSession:
         return longest - len(window) + quietest * size + size // 2
 
     async def _hear_window(
-        self, window: np.ndarray, current: OpenSegment, last: bool
+        self, window: np.ndarray, current: OpenSegment, last: bool, cut: int | None
     ) -> tuple[list[Event], tuple[Word, ...]]:
-        """Decode the window for every line; returns events, and the timed words of the first line if there are any."""
+        """Decode the window for every line; returns events, and the timed words of the first line if there are any.
+
+        cut: the sample where the text ends if it is inside a turn; the audio after it is context, `right_s` of it.
+        """
         events: list[Event] = []
         words: tuple[Word, ...] = ()
         lines = current.lines

@@ -16,7 +16,7 @@ import numpy as np
 
 from model.decoding import DecodingOptions, Detection
 from model.family import ModelConfig
-from model.task import AUTO, Task
+from model.task import AUTO, Task, TaskError
 from model.transcript import Segment, Transcript, Word
 from server.audio.vad import SpeechDetector
 from server.engine.batching import Pass, PassResult, Timing
@@ -129,9 +129,8 @@ class PieceTranscriber:
     async def _without_loop(self, piece: Piece, task: Task, looped: PieceOutcome) -> PieceOutcome:
         """The piece decoded again with a wider beam or, if that loops as well, in two halves."""
         log.warning("the text from %.1f to %.1f s loops: decoding it again", piece.start_s, piece.end_s)
-        searches_beams = self.engine.info is None or self.engine.info.config.searches_beams
-        if self.options.beam_size in (None, 1) and searches_beams:
-            wider = replace(self.options, beam_size=LOOP_BEAM)
+        wider = replace(self.options, beam_size=LOOP_BEAM)
+        if self.options.beam_size in (None, 1) and self._takes(wider):
             again = await self._pass(piece, task, wider)
             if not is_loop(again.text):
                 return replace(again, detection=looped.detection)
@@ -146,6 +145,15 @@ class PieceTranscriber:
             outcome = await self._pass(part, task, self.options)
             segments += joiner.add(outcome.segments, part.start_s, part.end_s, part.overlap_s)
         return replace(looped, segments=segments + joiner.finish(), attention=None)
+
+    def _takes(self, options: DecodingOptions) -> bool:
+        """Whether the model can decode as `options` ask."""
+        try:
+            if self.engine.info:
+                self.engine.info.config.check_options(options)
+        except TaskError:
+            return False
+        return True
 
     async def _pass(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 
 from model.decoding import DecodingOptions, Detection
 from model.family import ModelConfig
-from model.task import AUTO, Task, TaskError
+from model.task import AUTO, Task
 from model.transcript import Segment
 from server.audio.decode import Blocks
 from server.engine.admission import PIECES, Admission, Turn
@@ -82,8 +82,8 @@ async def transcribe_recording(
     task = with_fitting_context(task, engine, shorten_context)
     engine.check(task)
     config = engine.info.config if engine.info else None
-    if options and options.one_pass and config and not config.takes_any_length:
-        raise TaskError(f"{config.name} takes long audio in pieces only; a Parakeet model takes it whole", "one_pass")
+    if options and config:
+        config.check_options(options)
     given, task = task, settled(task, config) if config else task
     async with admission.turn(charged_s, start_by) if admission else nullcontext() as turn:
         waited_s = time.monotonic() - began

@@ -214,6 +214,45 @@ def test_a_canary_refuses_long_audio_in_one_pass(both, samples):
     assert error["message"] == "toy takes long audio in pieces only; a Parakeet model takes it whole."
 
 
+def test_each_head_writes_with_its_own_times(both, python, samples):
+    """The times show which head wrote: CTC tells how long a token is, and a duration of TDT ends at four frames."""
+    words = {}
+    for head in ("tdt", "ctc"):
+        body = both.post("/transcribe", params={"head": head, "timestamps": "word"}, content=samples["en"].audio).json()
+        assert body["text"] == samples["en"].text
+        done = python.transcribe(samples["en"].path, timestamps="word", head=head)
+        words[head] = spoken(body)
+        assert words[head] == spoken(done.to_dict("text"))
+        assert next(python.segments(samples["en"].path, timestamps="word", head=head)).words == done.segments[0].words
+    default = both.post("/transcribe?timestamps=word", content=samples["en"].audio).json()
+    assert spoken(default) == words["tdt"] != words["ctc"]
+
+
+def test_the_command_line_writes_with_the_head_that_is_asked_for(cache, samples, both):
+    command = [sys.executable, "-m", "server", "transcribe", str(samples["en"].path), "--format", "json", "--head"]
+    run = subprocess.run([*command, "ctc", "--model", "toy-parakeet"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    body = both.post("/transcribe?head=ctc", content=samples["en"].audio).json()
+    assert json.loads(run.stdout)["segments"] == body["segments"]
+    refused = subprocess.run([*command, "ctc", "--model", "toy"], capture_output=True, text=True)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "head 'ctc' is not supported by toy" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"head": "rnnt"}, "head 'rnnt' is not supported by toy-parakeet; must be one of tdt, ctc."),
+        ({"head": "ctc", "model": "toy"}, "head 'ctc' is not supported by toy, which has only one."),
+    ],
+)
+def test_a_head_that_a_model_lacks_is_refused_by_name(both, samples, query, message):
+    response = both.post("/transcribe", params=query, content=samples["en"].audio)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (400, "unsupported_task", "head")
+    assert error["message"] == message
+
+
 def test_silence_has_no_text_and_an_assumed_language(both):
     body = both.post("/transcribe", content=wav(np.zeros(3 * RATE, np.float32))).json()
     assert (body["text"], body["language"], body["language_source"]) == ("", "en", "default")

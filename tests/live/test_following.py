@@ -4,9 +4,10 @@ import asyncio
 import gc
 import json
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,17 +18,22 @@ from websockets.asyncio.client import connect
 
 from convert.hub import resolve
 from model import loading
-from model.decoding import DecodingOptions, Encoded
+from model.config import TokenizerConfig
+from model.decoding import DecodingOptions, Encoded, Generated
 from model.family import Model
 from model.parakeet.model import ParakeetModel
+from model.parakeet.words import ParakeetTokenizer, Spelling
 from model.task import Task
+from model.tokenizer import load_tokenizer
 from server.audio.vad import FRAME, SpeechDetector
 from server.cli.doctor.sounds import sound
 from server.engine.batching import Batcher, Pass, PassResult, Piece
 from server.engine.thread import Engine
 from server.errors import EngineStopped
 from server.live.endpointing import SAMPLE_RATE, Endpointing
+from server.live.events import Lag
 from server.live.following import Followed, Follower, FollowingSession
+from server.live.policy import Token, words
 from server.live.session import LiveOptions
 from tests.libraries import LIBRARIES, computing_with
 from tests.live.scripted import Reader, hear_all, step_all
@@ -37,6 +43,7 @@ from tests.live.test_realtime import BY_SERVER, COMPLETED, opened, speak, texts,
 from tests.parakeet_archives import converted_in
 
 STEP = 1280
+PIECES = TokenizerConfig("bpe", {"": "tokenizer.model"})
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +139,7 @@ def test_pieces_of_given_vectors_have_the_tokens_of_the_whole_at_once(folder, mo
         assert (before.tokens, before.frames) == (whole.tokens, whole.frames)
         # The limit on tokens at a step starts anew with each piece; probabilities and times do not.
         assert before.log_probs == pytest.approx(whole.log_probs, abs=1e-4)
-        if archive != "ctc":
-            assert before.durations == whole.durations  # type: ignore[attr-defined]
+        assert before.durations == whole.durations  # type: ignore[attr-defined]
 
 
 @given(data=st.data())
@@ -206,6 +212,70 @@ async def test_each_step_is_decoded_once_and_no_look_encodes_more_than_the_conte
         assert following.begin == max(piece.end, piece.begin)
     for wanted in passes[:-1]:
         assert wanted.length_s - wanted.piece.context * 0.08 <= 4.0 + 0.4 + 1.0 + 0.16
+
+
+LONG_TURNS = {
+    "at pauses": {"endpointing": Endpointing(silence_s=5.0, long_s=2.0)},
+    "at quiet places": {"endpointing": Endpointing(silence_s=5.0, long_s=100.0), "window_s": 5.0},
+}
+
+
+@pytest.mark.parametrize("piece", [6400, 10**7])
+@pytest.mark.parametrize("cuts", LONG_TURNS)
+async def test_a_long_turn_loses_nothing_where_it_is_cut(toy, samples, cuts, piece):
+    waveform = np.tile(soundfile.read(samples["de"].path, dtype="float32")[0], 2)
+    reader = await spoken(toy, waveform, piece, language="de", **LONG_TURNS[cuts])
+    assert reader.text == " ".join([samples["de"].text] * 2)
+    assert len(reader.finals) > 2
+    assert {result.turn for result in reader.finals} == {1}
+    if piece == 6400:
+        assert reader.of(Lag) == []
+
+
+async def followed_in_two(follow: Follower, waveform: np.ndarray, cut: int) -> list[str]:
+    """The texts before and after a cut at a sample, with the words of each."""
+    first = await follow(waveform[: cut + 2 * SAMPLE_RATE], Task("en"), None, True, cut)
+    assert first.next
+    assert len(first.next.lead) <= 4.08 * SAMPLE_RATE
+    second = await follow(waveform[cut:], Task("en"), first.next, True)
+    assert [word.start for word in second.words] == sorted(word.start for word in second.words)
+    assert max(word.end for word in second.words) <= (len(waveform) - cut) / SAMPLE_RATE + 0.001
+    for followed in (first, second):
+        assert [word.word for word in followed.words] == shown(followed.certain).split()
+    return [shown(first.certain), shown(second.certain)]
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+async def test_no_word_is_lost_or_split_wherever_a_turn_is_cut(toy, samples, language):
+    waveform = np.tile(soundfile.read(samples[language].path, dtype="float32")[0], 2)
+    # Later cuts have all of the left context, and drop what is before it.
+    for at in range(SAMPLE_RATE // 2, len(waveform) - SAMPLE_RATE, 11 * SAMPLE_RATE // 10):
+        texts = await followed_in_two(Follower(toy, word_times=True, left_s=4.0), waveform, at)
+        assert " ".join(texts).split() == samples[language].text.split() * 2, at / SAMPLE_RATE
+
+
+@given(data=st.data())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_live_text_is_spelled_as_a_transcript_and_only_grows(folder, data):
+    """Without a space before a mark, also if the vocabulary has one there."""
+    tokenizer = load_tokenizer(folder("tdt_ctc"), PIECES, single=ParakeetTokenizer)
+    info = SimpleNamespace(tokenizer=tokenizer, config=SimpleNamespace(languages=(), step_s=0.08))
+    follower = Follower(SimpleNamespace(info=info), word_times=False)  # type: ignore[arg-type]
+    marks = [i for i in range(tokenizer.vocab_size) if not any(c.isalnum() for c in tokenizer.piece(i))]
+    written = data.draw(st.lists(st.sampled_from(marks) | st.integers(0, tokenizer.vocab_size - 1), max_size=12))
+    heard: tuple[Token, ...] = ()
+    while len(heard) < len(written):
+        end = data.draw(st.integers(len(heard) + 1, len(written)))
+        so_far = Generated(0, written[:end], [0.0] * end, frames=list(range(end)))
+        heard += follower._tokens(heard, so_far, 0.0, len(heard))
+        assert shown(heard) == Spelling(tokenizer).text(written[:end])
+        assert [word.strip() for word in ("".join(t.text for t in each) for each in words(heard)) if word.strip()] == (
+            shown(heard).split()
+        )
+
+
+def shown(tokens: Sequence[Token]) -> str:
+    return "".join(token.text for token in tokens).strip()
 
 
 async def test_a_pause_longer_than_the_right_context_loses_nothing(toy, samples):

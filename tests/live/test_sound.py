@@ -191,7 +191,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
 
     class Engine:
         info = SimpleNamespace(
-            tokenizer=SimpleNamespace(decode=lambda ids: "", is_special=lambda i: False),
+            tokenizer=SimpleNamespace(text=lambda ids: "", is_special=lambda i: False),
             config=SimpleNamespace(step_s=0.08),
         )
 
@@ -217,7 +217,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
 
 def test_a_letter_in_two_tokens_belongs_to_the_second():
     class Bytes:
-        def decode(self, ids: list[int]) -> str:
+        def text(self, ids: list[int]) -> str:
             return bytes(ids).decode(errors="replace")
 
     assert token_texts(Bytes(), [], list("aé.".encode())) == ["a", "", "é", "."]  # type: ignore[arg-type]

@@ -342,19 +342,31 @@ def test_ctc_drops_repeats_and_blanks_and_tells_the_frames_of_each_token(library
 
 @pytest.mark.parametrize("cuts", [(3,), (1, 2, 40), (12, 12, 30)])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_ctc_in_pieces_writes_no_token_twice(library, cuts):
+def test_ctc_in_pieces_writes_each_token_once_with_all_its_frames(library, cuts):
     search, xp = ctc(library, randomised(Linear(D, PIECES + 1), np.random.default_rng(3)))
     # Neighbouring frames are alike, so that tokens last.
     vectors = np.repeat(recordings()[3][:20], 3, axis=0)
     whole = search.written(0, xp.asarray(vectors))
-    state, found = State(), []
-    for begin, end in zip((0, *cuts), (*cuts, 60), strict=True):
-        piece = search.written(0, xp.asarray(vectors[begin:end]), state)
-        state = carried(piece)
-        found += list(zip(piece.tokens, piece.frames, strict=True))
-    assert found == list(zip(whole.tokens, whole.frames, strict=True))
-    assert state.frames == 60
+    written = search.written(0, xp.asarray(vectors[: cuts[0]]), State())
+    for begin, end in zip(cuts, (*cuts[1:], 60), strict=True):
+        written = written.followed_by(search.written(0, xp.asarray(vectors[begin:end]), carried(written)))
+    assert events(written) == events(whole)
+    assert written.log_probs == pytest.approx(whole.log_probs, abs=1e-5)
+    assert written.confidences == pytest.approx(whole.confidences, abs=1e-5)
+    assert carried(written).frames == 60
     assert max(whole.durations) >= 3
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_ctc_token_across_several_pieces_is_one(library):
+    head = Linear(4, 4)
+    head.update({"weight": mx.eye(4) * 9, "bias": mx.zeros((4,))})
+    search, xp = ctc(library, head)
+    labels = np.eye(4, dtype=np.float32)[[1, 1, 1, 1, 1, 1, 3, 1]]
+    written = search.written(0, xp.asarray(labels[:2]), State())
+    for begin, end in ((2, 3), (3, 5), (5, 8)):
+        written = written.followed_by(search.written(0, xp.asarray(labels[begin:end]), carried(written)))
+    assert events(written) == [(1, 0, 6), (1, 7, 1)]
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -1,6 +1,7 @@
 """The text and the words of a Parakeet's tokens, and their times in frames."""
 
 import unicodedata
+from itertools import pairwise
 
 import pytest
 
@@ -102,6 +103,24 @@ def test_a_space_alone_is_no_word_and_the_rest_of_its_word_may_follow():
 def test_the_bytes_of_a_character_stay_in_one_word():
     written = Written("▁na <0xC3> <0xAF> ve ▁art")
     assert written.spoken == ["naïve", "art"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "▁one ▁. ▁two ▁ ! ▁",
+        '▁he ▁said ▁" hi ▁" .',
+        "▁hola ▁¿ qué ▁? ▁",
+        "▁ ▁ a ▁ , b",
+        f"▁one {SPECIAL} ▁ . {SPECIAL} ▁two",
+    ],
+)
+def test_the_beginnings_of_a_text_are_spelled_as_the_whole_and_only_grow(text):
+    written = Written(text, ".", ",", "!", "?", "¿", '"')
+    beginnings = [written.spelling.beginning(written.tokens[:n]) for n in range(len(written.tokens) + 1)]
+    assert beginnings[-1].strip() == written.text
+    for shorter, longer in pairwise(beginnings):
+        assert longer.startswith(shorter)
 
 
 def test_no_tokens_are_no_words():

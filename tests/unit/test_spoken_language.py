@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from model.decoding import DecodingOptions
 from model.parakeet.config import ParakeetConfig
 from model.task import AUTO, CanaryOnlyError, Task, TaskError
 from server.longform.spoken import assumed, guessed, settled
@@ -81,4 +82,22 @@ def test_without_text_a_language_is_assumed(languages, language):
 
 
 def test_only_a_transducer_searches_beams():
-    assert [replace(parakeet(), kind=kind).searches_beams for kind in ("ctc", "rnnt", "tdt")] == [False, True, True]
+    beams = DecodingOptions(beam_size=4)
+    for kind in ("rnnt", "tdt"):
+        replace(parakeet(), kind=kind).check_options(beams)
+    hybrid = replace(parakeet(), kind="tdt", auxiliary_ctc=True)
+    for config, options in ((parakeet(), beams), (hybrid, replace(beams, head="ctc"))):
+        with pytest.raises(TaskError, match="beam_size 4 is not supported by the ctc head of mock; must be 1"):
+            config.check_options(options)
+
+
+def test_a_head_is_one_that_the_model_has():
+    hybrid = replace(parakeet(), kind="tdt", auxiliary_ctc=True)
+    assert [hybrid.head(DecodingOptions(head=head)) for head in (None, "tdt", "ctc")] == ["tdt", "tdt", "ctc"]
+    for config, head, message in (
+        (hybrid, "rnnt", "head 'rnnt' is not supported by mock; must be one of tdt, ctc"),
+        (parakeet(), "tdt", "head 'tdt' is not supported by mock; must be ctc"),
+        (CANARY, "ctc", f"head 'ctc' is not supported by {CANARY.name}, which has only one"),
+    ):
+        with pytest.raises(TaskError, match=f"^{message}$"):
+            config.check_options(DecodingOptions(head=head))

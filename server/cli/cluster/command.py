@@ -48,12 +48,20 @@ def transcribe_archive(
     beam_size: int | None,
     detect_each: bool,
     one_pass: bool,
+    head: str | None,
 ) -> int:
     """Write a record for each recording and return how many failed. For the arguments see `Request`."""
     if not all(map(find_spec, MODULES)):
         fail("--ray needs Ray Data: install the extra ray, or run: pip install 'ray[data]'")
     request = Request(
-        _everywhere(settings.model[0]), _passed_on(settings), task, names_language, beam_size, detect_each, one_pass
+        _everywhere(settings.model[0]),
+        _passed_on(settings),
+        task,
+        names_language,
+        beam_size,
+        detect_each,
+        one_pass,
+        head,
     )
     log_to_stderr()
     with one_line_failures():
@@ -122,6 +130,7 @@ def _made_with(request: Request, format: str) -> dict[str, Any]:
         "beam_size": request.beam_size,
         "detect_each": request.detect_each,
         "one_pass": request.one_pass,
+        "head": request.head,
         "pass_s": request.settings.get("pass_s"),
         "loop_guard": request.settings.get("loop_guard"),
     }

@@ -23,7 +23,7 @@ from server.cli.cluster.attempts import MOST_ATTEMPTS, Turns
 from server.cli.cluster.listing import Recording, is_local, storage
 from server.cli.failures import expected_errors
 from server.errors import ModelFailed, ServiceError, task_code
-from server.longform.transcribe import Transcription, language_source
+from server.longform.transcription import Transcription, language_source
 
 # The column of an answer, and the key that it has instead of a record when the model cannot be used.
 RECORD, REFUSAL = "record", "refusal"
@@ -42,6 +42,7 @@ class Request:
     beam_size: int | None
     detect_each: bool
     one_pass: bool
+    head: str | None
 
 
 class Transcriber:
@@ -121,6 +122,7 @@ class Transcriber:
             beam_size=request.beam_size,
             detect_each=request.detect_each,
             one_pass=request.one_pass,
+            head=request.head,
         )
 
 

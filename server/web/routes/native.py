@@ -78,6 +78,9 @@ class Fields(BaseModel):
     one_pass: bool = Field(
         False, description="For Parakeets: transcribe long audio in one pass with local attention, not in pieces."
     )
+    head: Literal["tdt", "rnnt", "ctc"] | None = Field(
+        None, description="For Parakeets with two heads: the one to write with. By default the transducer."
+    )
 
     @classmethod
     def read(cls, request: Request, upload: Upload) -> Self:
@@ -190,7 +193,7 @@ async def _respond(
 def _transcribed(
     request: Request, upload: Upload, fields: Fields, task: Task, model: Served, tell: OnProgress | None = None
 ) -> Coroutine[Any, Any, Transcription]:
-    options = DecodingOptions(one_pass=fields.one_pass)
+    options = DecodingOptions(head=fields.head, one_pass=fields.one_pass)
     return transcribe_upload(
         request, upload.file, task, model.id, tell, detect_each=fields.detect_each, options=options
     )
