@@ -26,9 +26,9 @@ def use(name: str) -> None:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         raise SystemExit(f"BLAS {name!r} cannot be loaded: {error}; on Debian: apt install libopenblas0") from None
-    used = provider("cblas_sgemm")
+    used = provider("sgemm_")
     if {"mkl": "torch", "openblas": "openblas"}[name] not in used:
-        raise SystemExit(f"BLAS {name!r} was asked for, but cblas_sgemm comes from {used or 'no library'}")
+        raise SystemExit(f"BLAS {name!r} was asked for, but sgemm_ comes from {used or 'no library'}")
 
 
 def provider(symbol: str) -> str:

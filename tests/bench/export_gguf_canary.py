@@ -42,6 +42,8 @@ def main() -> None:
     archive, out, kind = Path(sys.argv[1]), Path(sys.argv[2]), gguf.GGMLQuantizationType[sys.argv[3]]
     nemo, weights = configuration(archive), checkpoint(archive)
     pieces = [p for each in nemo["tokenizer"]["langs"].values() for p in pieces_of(archive, each["model_path"])]
+    # The head's rows are a multiple of eight.
+    pieces += [f"<unused{i}>" for i in range(len(weights["log_softmax.mlp.layer0.bias"]) - len(pieces))]
     weights["log_softmax.mlp.layer0.bias"][[pieces.index("<|endoftext|>"), pieces.index("<pad>")]] = NEVER
     writer = gguf.GGUFWriter(str(out), "canary")
     describe(writer, nemo, pieces)

@@ -15,8 +15,8 @@ STAGES = ("features", "encode", "decode")
 ROUNDS = 3
 # That a side works on a case, in all rounds together.
 ENOUGH_S = 20.0
-# By which the counts of tokens that models with random weights end by themselves may differ.
-TOLERANCE = 0.1
+# By which counts may differ where texts end by themselves: one other token changes all that come after it.
+TOLERANCE = 0.2
 
 Answer = dict[str, Any]
 
@@ -106,7 +106,7 @@ def wrong_counts(counts: list[int], ours: list[int], wanted: list[int]) -> str |
     """What is wrong with the numbers of tokens that a side has written; None if nothing is.
 
     wanted: how many it was asked to write for each audio, or for all of them as many as for the longest. Empty if the
-    model ends its texts by itself: then the sum must be that of ours, give or take a tenth.
+    model ends its texts by itself: then the sum must be that of ours, give or take a fifth.
     """
     if wanted:
         if counts in (wanted, [max(wanted)] * len(wanted)):

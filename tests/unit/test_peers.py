@@ -92,9 +92,9 @@ def test_a_side_may_write_as_many_tokens_for_each_audio_as_for_the_longest():
     assert rounds.wrong_counts([3, 2], [2, 3], [2, 3]) == "wrote 3, 2 tokens instead of 2, 3"
 
 
-def test_where_texts_end_by_themselves_counts_may_differ_by_a_tenth():
-    assert rounds.wrong_counts([38, 52], [40, 40], []) == "wrote 38, 52 tokens where canary-server writes 40, 40"
-    assert rounds.wrong_counts([38, 50], [40, 40], []) is None
+def test_where_texts_end_by_themselves_counts_may_differ_by_a_fifth():
+    assert rounds.wrong_counts([38, 59], [40, 40], []) == "wrote 38, 59 tokens where canary-server writes 40, 40"
+    assert rounds.wrong_counts([38, 58], [40, 40], []) is None
     assert rounds.wrong_counts([80], [40, 40], []) == "wrote 80 tokens where canary-server writes 40, 40"
 
 
@@ -128,7 +128,7 @@ def test_a_blas_that_another_library_wins_over_is_an_error(monkeypatch):
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr("ctypes.CDLL", lambda *arguments, **options: None)
     monkeypatch.setattr(blas, "provider", lambda symbol: "/site-packages/torch/lib/libtorch_cpu.so")
-    with pytest.raises(SystemExit, match=r"'openblas' was asked for, but cblas_sgemm comes from .*libtorch_cpu\.so"):
+    with pytest.raises(SystemExit, match=r"'openblas' was asked for, but sgemm_ comes from .*libtorch_cpu\.so"):
         blas.use("openblas")
 
 
