@@ -1,15 +1,13 @@
 """canary-mlx's side of the comparison: its Canary and its greedy search, with NeMo's weights under its names.
 
 It does one audio at a time, and has no projection between an encoder and a decoder of different widths: that is one
-linear layer, put between them here. Its features are its own, and not quite NeMo's, so its tokens are others. Its wheel
-of MLX gets MKL.
+linear layer, put between them here. Its features are its own, and not quite NeMo's, so its tokens are others.
+`blas.py` gives its wheel of MLX a fast BLAS.
 """
 
 import re
 from pathlib import Path
 from types import SimpleNamespace
-
-import mkl  # noqa: F401  isort: skip  before MLX
 
 import canary_mlx.model
 import mlx.core as mx

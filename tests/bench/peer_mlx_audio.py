@@ -1,11 +1,9 @@
 """mlx-audio's side of the comparison: its Canary and its `generate`, with NeMo's weights under its names.
 
-It does one audio at a time. Its wheel of MLX gets MKL.
+It does one audio at a time. `blas.py` gives its wheel of MLX a fast BLAS.
 """
 
 from pathlib import Path
-
-import mkl  # noqa: F401  isort: skip  before MLX
 
 import mlx.core as mx
 from mlx_audio.stt.models.canary import Model, ModelConfig

@@ -1,42 +1,39 @@
-"""onnxruntime's side of the comparison: NeMo's modules by `export_onnx.py`, in float32 or 8 bits."""
+"""onnxruntime's side of the comparison: a Canary's modules by `export_onnx_canary.py`, in float32 or 8 bits.
+
+The option says which decoder: "cached" has a KV cache; "nemo" is NeMo's own export, which has none.
+"""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
-from worker import NEVER, Job, Run, Stages, work
+from onnxruntime import InferenceSession, OrtValue, SessionOptions
+from worker import HOP, NEVER, Job, Run, Stages, log_mel, work
 
-HOP, N_FFT, PREEMPHASIS = 160, 512, 0.97
+# Encoder vectors (B, D, T) and their mask (B, T) → a function of the next tokens (B, S): the scores (B, V) after them.
+Decoder = Callable[[np.ndarray, np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
 
-def load(folder: Path) -> Run:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
-    options.inter_op_num_threads = 1
-    encoder = onnxruntime.InferenceSession(folder / "encoder.onnx", options)
-    decoder = onnxruntime.InferenceSession(folder / "decoder.onnx", options)
+def load(folder: Path, decoder: str) -> Run:
+    encoder = session(folder / "encoder.onnx")
     constants = dict(np.load(folder / "features.npz"))
-    memory_shape = next(each.shape for each in decoder.get_inputs() if each.name == "memory")
     mel_name, length_name = (each.name for each in encoder.get_inputs())
+    started = {"cached": cached, "nemo": recomputing}[decoder](folder, constants)
 
     def run(job: Job, stages: Stages) -> list[list[int]]:
-        rows = len(job.waveforms)
         with stages("features"):
             mels = [log_mel(waveform, constants) for waveform in job.waveforms]
-            most = max(mel.shape[1] for mel in mels)
-            mel = np.stack([np.pad(mel, [(0, 0), (0, most - mel.shape[1])]) for mel in mels])
         with stages("encode"):
-            frames = np.array([len(waveform) // HOP for waveform in job.waveforms])
-            vectors, steps = encoder.run(None, {mel_name: mel, length_name: frames})
-            states = vectors.transpose(0, 2, 1) @ constants["weight"].T + constants["bias"]
-            mask = (np.arange(states.shape[1]) < steps[:, None]).astype(np.float32)
+            # In turn: on a CPU that is faster than together.
+            frames = [np.array([len(waveform) // HOP]) for waveform in job.waveforms]
+            asked = [{mel_name: mel[None], length_name: n} for mel, n in zip(mels, frames, strict=True)]
+            encoded = [vectors[0, :, : steps[0]] for vectors, steps in (encoder.run(None, each) for each in asked)]
+            vectors, mask = padded(encoded)
         with stages("decode"):
-            memory = np.zeros((memory_shape[0], rows, 0, memory_shape[3]), np.float32)
-            tokens, written = np.array([job.prompt] * rows), []
+            step, tokens, written = started(vectors, mask), np.array([job.prompt] * len(encoded)), []
             for _ in range(max(job.tokens)):
-                asked = {"tokens": tokens, "states": states, "mask": mask, "memory": memory}
-                scores, memory = decoder.run(None, asked)
+                scores = step(tokens)
                 scores[:, job.banned] = NEVER
                 tokens = scores.argmax(-1)[:, None]
                 written.append(tokens)
@@ -45,18 +42,60 @@ def load(folder: Path) -> Run:
     return run
 
 
-def log_mel(waveform: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
-    """(N,) → (bands, N // 160 + 1), the last frame zero, as NeMo's preprocessor gives it."""
-    sound = np.append(waveform[:1], waveform[1:] - PREEMPHASIS * waveform[:-1])
-    padded = np.pad(sound, N_FFT // 2)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
-    missing = N_FFT - len(constants["window"])
-    window = np.pad(constants["window"], (missing // 2, missing - missing // 2))
-    power = np.abs(np.fft.rfft(frames * window)) ** 2
-    mel = np.log(constants["fb"] @ power.T + 2.0**-24)
-    valid = mel[:, : len(waveform) // HOP]
-    normal = (valid - valid.mean(1, keepdims=True)) / (valid.std(1, ddof=1, keepdims=True) + 1e-5)
-    return np.pad(normal, [(0, 0), (0, mel.shape[1] - valid.shape[1])]).astype(np.float32)
+def session(path: Path) -> InferenceSession:
+    options = SessionOptions()
+    options.intra_op_num_threads = int(os.environ["OMP_NUM_THREADS"])
+    options.inter_op_num_threads = 1
+    return InferenceSession(path, options)
+
+
+def padded(encoded: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Each (D, T) → (B, D, T) with zeros on the right, and a mask (B, T) of what is not padding."""
+    most = max(each.shape[1] for each in encoded)
+    vectors = np.stack([np.pad(each, [(0, 0), (0, most - each.shape[1])]) for each in encoded])
+    return vectors, np.array([[t < each.shape[1] for t in range(most)] for each in encoded], np.float32)
+
+
+def cached(folder: Path, _: dict[str, np.ndarray]) -> Decoder:
+    cross, decoder = session(folder / "cross.onnx"), session(folder / "cached.onnx")
+    past = {each.name: each.shape for each in decoder.get_inputs() if each.name.startswith(("keys", "values"))}
+
+    def started(vectors: np.ndarray, mask: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        heard = cross.run_with_ort_values(None, {"vectors": OrtValue.ortvalue_from_numpy(vectors)})
+        names = [each.name for each in cross.get_outputs()]
+        kept = {**dict(zip(names, heard, strict=True)), "mask": OrtValue.ortvalue_from_numpy(mask)}
+        memory = {
+            name: OrtValue.ortvalue_from_numpy(np.zeros((len(vectors), shape[1], 0, shape[3]), np.float32))
+            for name, shape in past.items()
+        }
+
+        def step(tokens: np.ndarray) -> np.ndarray:
+            asked = {"tokens": OrtValue.ortvalue_from_numpy(tokens), **kept, **memory}
+            scores, *present = decoder.run_with_ort_values(None, asked)
+            memory.update(zip(memory, present, strict=True))
+            return scores.numpy()
+
+        return step
+
+    return started
+
+
+def recomputing(folder: Path, constants: dict[str, np.ndarray]) -> Decoder:
+    decoder = session(folder / "decoder.onnx")
+    shape = next(each.shape for each in decoder.get_inputs() if each.name == "memory")
+
+    def started(vectors: np.ndarray, mask: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        states = vectors.transpose(0, 2, 1) @ constants["weight"].T + constants["bias"]
+        memory = np.zeros((shape[0], len(vectors), 0, shape[3]), np.float32)
+
+        def step(tokens: np.ndarray) -> np.ndarray:
+            nonlocal memory
+            scores, memory = decoder.run(None, {"tokens": tokens, "states": states, "mask": mask, "memory": memory})
+            return scores
+
+        return step
+
+    return started
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""transcribe.cpp's side of the comparison: what `export_gguf.py` writes, run by its Python package.
+"""transcribe.cpp's side of the comparison: what `export_gguf_canary.py` writes, run by its Python package.
 
 A decoder context that is full ends a text: its size is how it is told how many tokens to write. It keeps keys and
-values in 16 bits, as it does by default; in 32 it writes what the others write.
+values in 16 bits, as it does by default; in 32 it writes what the others write. Of a Canary it returns only the text,
+in which that export has each token write its id.
 """
 
 import os
+import re
 import time
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def load(weights: Path) -> Run:
         stages.seconds["features"] = sum(each.timings.mel_ms for each in written) / 1000
         stages.seconds["encode"] = sum(each.timings.encode_ms for each in written) / 1000
         stages.seconds["decode"] = seconds - stages.seconds["features"] - stages.seconds["encode"]
-        return [[token.id for token in each.tokens] for each in written]
+        return [tokens(each.raw_text) for each in written]
 
     return run
 
@@ -39,6 +41,11 @@ def transcript(result: Result | TranscribeError) -> Result:
     if isinstance(result, TranscribeError):
         raise result
     return result
+
+
+def tokens(text: str) -> list[int]:
+    """The ids in a text; -1 for the only token that is written as it is."""
+    return [int(found.strip("[]")) if found[0] == "[" else -1 for found in re.findall(r"\[\d+\]|<.*?>", text)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """transformers' side of the comparison: its Canary and its `generate`, with NeMo's weights under its names.
 
-Its Canary has no projection between an encoder and a decoder of different widths, as canary-180m-flash has one; that is
-one linear layer, put between them here.
+The option is the type it computes in: "float32" or "bfloat16". Its Canary has no projection between an encoder and a
+decoder of different widths, as canary-180m-flash has one; that is one linear layer, put between them here.
 """
 
 import re
@@ -40,14 +40,14 @@ DECODER = [
 POSITIONS = "transf_decoder._embedding.position_embedding.pos_enc"
 
 
-def load(archive: Path) -> Run:
+def load(archive: Path, dtype: str) -> Run:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     nemo, weights = configuration(archive), checkpoint(archive)
     model = CanaryForConditionalGeneration(config(nemo, weights)).eval().to(device)
     positions = weights.pop(POSITIONS)
     projection = torch.nn.Linear(1, 1)
-    projection.weight.data = weights.pop("encoder_decoder_proj.weight").to(device)
-    projection.bias.data = weights.pop("encoder_decoder_proj.bias").to(device)
+    projection.weight.data = weights.pop("encoder_decoder_proj.weight")
+    projection.bias.data = weights.pop("encoder_decoder_proj.bias")
     named = {renamed(name): value for name, value in weights.items() if not name.startswith("preprocessor.")}
     missing, unexpected = model.load_state_dict(named, strict=False)
     assert not missing, missing
@@ -55,6 +55,7 @@ def load(archive: Path) -> Run:
     # NeMo's sinusoids; the module divides by the root of the width, which NeMo's table already is.
     table = model.model.decoder.pos_emb
     table.positional_embedding = positions.to(device) * positions.shape[1] ** 0.5
+    model, projection = (module.to(device, getattr(torch, dtype)) for module in (model, projection))
     extractor = ParakeetFeatureExtractor(feature_size=nemo["preprocessor"]["features"])
     own_bias = model.proj_out.bias.detach().clone()
 
@@ -65,7 +66,8 @@ def load(archive: Path) -> Run:
         prompts = torch.tensor([job.prompt] * len(job.waveforms), device=device)
         with torch.inference_mode():
             with stages("features"):
-                features = extractor(job.waveforms, sampling_rate=16000, return_tensors="pt").to(device)
+                features = extractor(job.waveforms, sampling_rate=16000, return_tensors="pt")
+                features = features.to(device, projection.weight.dtype)
             with stages("encode"):
                 encoded = model.model.encoder(features.input_features, attention_mask=features.attention_mask)
                 encoded.last_hidden_state = projection(encoded.last_hidden_state)

@@ -1,4 +1,4 @@
-"""What `export_onnx.py` wrote, with the matrices of all products in 8 bits: run in onnxruntime's environment.
+"""What an `export_onnx_*.py` wrote, its products and LSTMs in 8 bits: run in onnxruntime's environment.
 
     python tests/bench/quantize_onnx.py FOLDER OUT
 
@@ -16,10 +16,12 @@ from onnxruntime.quantization import quantize_dynamic
 def main() -> None:
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copy(folder / "features.npz", out)
-    for name in ("encoder.onnx", "decoder.onnx"):
-        model = untied(onnx.load(folder / name))
-        quantize_dynamic(model, out / name, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+    for file in folder.iterdir():
+        if file.suffix in (".npz", ".txt", ".json"):
+            shutil.copy(file, out)
+    for file in folder.glob("*.onnx"):
+        model = untied(onnx.load(file))
+        quantize_dynamic(model, out / file.name, op_types_to_quantize=["MatMul", "Gemm", "LSTM"], per_channel=True)
 
 
 def untied(model: onnx.ModelProto) -> onnx.ModelProto:

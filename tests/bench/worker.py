@@ -19,17 +19,19 @@ import numpy as np
 
 # Added to the scores of tokens that would end a text: every peer writes the count it is asked for.
 NEVER = -1e9
+HOP, N_FFT, PREEMPHASIS = 160, 512, 0.97
 
 
 @dataclass
 class Job:
-    """waveforms: each (N,) float32 at 16 kHz; tokens: how many to write for each; prompt: the decoder's first tokens;
-    banned: those that end a text. Who cannot end rows by themselves writes as many for all as the longest gets."""
+    """waveforms: each (N,) float32 at 16 kHz. Of Canaries also: tokens, how many to write for each; prompt, the
+    decoder's first tokens; banned, those that end a text. A peer that cannot end rows one by one writes as many tokens
+    for each as for the longest."""
 
     waveforms: list[np.ndarray]
-    tokens: list[int]
-    prompt: list[int]
-    banned: list[int]
+    tokens: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
+    banned: list[int] = field(default_factory=list)
 
     def padded(self) -> tuple[np.ndarray, np.ndarray]:
         """(rows, N) with zeros on the right, and the lengths (rows,)."""
@@ -57,25 +59,34 @@ class Stages:
 Run = Callable[[Job, Stages], list[list[int]]]
 
 
-def work(load: Callable[[Path], Run]) -> None:
-    """Load what the command line names, then do jobs until the input ends; a failed one's answer is its error."""
+def work(load: Callable[..., Run]) -> None:
+    """Load what the command line names, then do jobs until the input ends. The answer to a failed job is its error.
+
+    load: called with the path of the weights and the options after it.
+    """
     # What libraries print must not get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     began = time.monotonic()
-    run = load(Path(sys.argv[1]))
+    run = load(Path(sys.argv[1]), *sys.argv[2:])
     print(json.dumps({"load_s": time.monotonic() - began}), file=answers, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
         with np.load(asked.pop("waveforms")) as file:
             waveforms = [file[name] for name in file.files]
-        stages, began = Stages(), time.process_time()
-        try:
-            tokens = run(Job(waveforms, **asked), stages)
-            answer = {**stages.seconds, "cpu": time.process_time() - began, "tokens": tokens}
-        except Exception as error:
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+        job = Job(waveforms, **asked)
+        print(json.dumps(answer(run, job)), file=answers, flush=True)
+
+
+def answer(run: Run, job: Job) -> dict[str, Any]:
+    """The tokens, and what they took: seconds by the clock, each stage and all, and the CPU's, user and system."""
+    stages, began, cpu_began = Stages(), time.monotonic(), time.process_time()
+    try:
+        tokens = run(job, stages)
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+    total, cpu = time.monotonic() - began, time.process_time() - cpu_began
+    return {**stages.seconds, "total": total, "cpu": cpu, "tokens": tokens}
 
 
 def checkpoint(archive: Path) -> dict[str, Any]:
@@ -98,3 +109,23 @@ def configuration(archive: Path) -> dict[str, Any]:
         file = tar.extractfile(member)
         assert file is not None
         return yaml.safe_load(file.read())
+
+
+def featurizer(weights: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The window and the filterbank of NeMo's preprocessor, for `log_mel`."""
+    prefix = "preprocessor.featurizer"
+    return {"window": weights[f"{prefix}.window"].numpy(), "fb": weights[f"{prefix}.fb"][0].numpy()}
+
+
+def log_mel(waveform: np.ndarray, constants: dict[str, np.ndarray]) -> np.ndarray:
+    """(N,) → (bands, N // 160 + 1), the last frame zero, as NeMo's preprocessor gives it."""
+    sound = np.append(waveform[:1], waveform[1:] - PREEMPHASIS * waveform[:-1])
+    padded = np.pad(sound, N_FFT // 2)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, N_FFT)[::HOP]
+    missing = N_FFT - len(constants["window"])
+    window = np.pad(constants["window"], (missing // 2, missing - missing // 2))
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    mel = np.log(constants["fb"] @ power.T + 2.0**-24)
+    valid = mel[:, : len(waveform) // HOP]
+    normal = (valid - valid.mean(1, keepdims=True)) / (valid.std(1, ddof=1, keepdims=True) + 1e-5)
+    return np.pad(normal, [(0, 0), (0, mel.shape[1] - valid.shape[1])]).astype(np.float32)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from nemo.collections.asr.models import EncDecCTCModelBPE, EncDecHybridRNNTCTCBPEModel, EncDecRNNTBPEModel
 from nemo.utils.app_state import AppState
@@ -102,11 +103,17 @@ def encode(model: Any, waveforms: list[torch.Tensor]) -> dict[str, Any]:
     return {"mel": mel.transpose(1, 2), "mel_lengths": mel_lengths, "states": states, "lengths": state_lengths}
 
 
-def set_blank(model: Any, head: str, shape: ParakeetShape, count: Callable[[Any, str, dict[str, Any]], int]) -> None:
+def set_blank(
+    model: Any,
+    head: str,
+    shape: ParakeetShape,
+    count: Callable[[Any, str, dict[str, Any]], int],
+    waveforms: list[np.ndarray],
+) -> None:
     """Bisect the blank's bias until `head` writes `tokens_per_s`. count: tokens that it writes of one encoding."""
     layer, outputs = _last_layer(model, head)
-    encoded = [encode(model, [torch.from_numpy(sound(name))]) for name in LENGTHS]
-    wanted = shape.tokens_per_s * sum(LENGTHS.values()) / SAMPLE_RATE
+    encoded = [encode(model, [torch.from_numpy(waveform)]) for waveform in waveforms]
+    wanted = shape.tokens_per_s * sum(map(len, waveforms)) / SAMPLE_RATE
     low, high = -10.0, 40.0
     for _ in range(12):
         middle = (low + high) / 2

@@ -38,6 +38,9 @@ class EncoderShape:
     seed: int = 0
 
 
+# Pieces besides the special ones that a tokenizer can learn from `sentences`.
+LEARNABLE = 256
+
 _ALPHABETS = {
     "en": ("bcdfghjklmnprstvw", "aeiou"),
     "de": ("bcdfghjklmnprstwz", "aeiouäöü"),
@@ -64,12 +67,22 @@ def sentences(language: str, count: int, seed: int = 0) -> list[str]:
 def train_tokenizer(
     folder: Path, size: int, lines: list[str], special: list[str] | None = None, **options: Any
 ) -> None:
-    """A SentencePiece model of `size` pieces in `folder`. options: of NeMo's create_spt_model."""
+    """A SentencePiece model of `size` pieces in `folder`. options: of NeMo's create_spt_model.
+
+    Pieces that made-up sentences are too few to teach have made-up names.
+    """
     folder.mkdir(parents=True)
     text = folder / "text.txt"
     text.write_text("\n".join(lines), encoding="utf-8")
     options |= {"output_dir": str(folder), "user_defined_symbols": special}
-    create_spt_model(str(text), size, -1, False, tokenizer_type="bpe", **options)
+    learned = min(size, LEARNABLE + len(special or []))
+    create_spt_model(str(text), learned, -1, False, tokenizer_type="bpe", **options)
+    if size > learned:
+        path = folder / "tokenizer.model"
+        model = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+        for i in range(size - learned):
+            model.pieces.add(piece=f"▁x{i}", score=-1000.0 - i)
+        path.write_bytes(model.SerializeToString())
 
 
 def drop_normalisation_table(path: Path) -> None:

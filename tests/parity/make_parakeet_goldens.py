@@ -58,7 +58,7 @@ def make(shape: ParakeetShape, path: Path) -> None:
     with tempfile.TemporaryDirectory() as workdir:
         model = build(shape, path, Path(workdir))
         for head in heads(model):
-            set_blank(model, head, shape, count)
+            set_blank(model, head, shape, count, [sound(name) for name in LENGTHS])
         replace_weights(path, model, shape.gzipped)
     goldens, arrays = measured(ASRModel.restore_from(str(path), map_location="cpu").eval())
     write_goldens(path, {"nemo": nemo.__version__, "shape": vars(shape)} | goldens, arrays)

@@ -6,7 +6,6 @@ from typer.testing import CliRunner
 from server.__main__ import main
 from server.cli.bench import stages
 from server.cli.bench.report import tables
-from tests.bench import peers, summary
 
 from .conftest import tiny_canary
 
@@ -89,44 +88,3 @@ def test_plotting_without_matplotlib_is_refused_before_anything_is_measured(monk
     result = CliRunner().invoke(main, ["bench", "--plot", "bench.png"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
     assert "pip install matplotlib" in result.output
-
-
-@pytest.mark.parametrize(
-    ("text", "name", "lengths"),
-    [
-        ("10", "10 s", (10.0,)),
-        ("2x10", "2 of 10 s", (10.0, 10.0)),
-        ("3xmixed", "3 of 4 to 22 s", (4.0, 22.0, 9.0)),
-    ],
-)
-def test_a_case_of_the_comparison_is_named_by_its_audios(text, name, lengths):
-    case = peers.case_of(text)
-    assert (case.name, case.lengths) == (name, lengths)
-    assert case.tokens == [4 * length for length in lengths]
-
-
-def test_the_comparisons_table_has_each_sides_speed_and_its_ratio_to_ours():
-    ours, slow = {"rtfx": 8.0}, {"rtfx": 2.0}
-    results = [
-        {"case": "10 s", "sides": {"ours": ours, "nemo": slow, "broken": {"error": "MemoryError: "}}},
-        {"case": "8 of 10 s", "sides": {"ours": ours, "broken": slow}},
-    ]
-    assert summary.table(results).splitlines() == [
-        "| RTFx | 10 s | 8 of 10 s |",
-        "|---|---|---|",
-        "| ours | 8.0 | 8.0 |",
-        "| nemo | 2.0 (0.25) | one at a time |",
-        "| broken | failed | 2.0 (0.25) |",
-    ]
-
-
-def test_a_sides_time_is_the_median_of_its_rounds_and_a_batchs_speed_counts_all_its_audio():
-    answers = [
-        {"features": 0.0, "encode": seconds, "decode": 1.0, "cpu": seconds, "tokens": [[1, 2], [3, 9, 9]]}
-        for seconds in (1.0, 9.0, 3.0)
-    ]
-    ours = {"tokens": [[1, 2], [3, 4]]}
-    found = peers._median(answers, ours, audio_s=20.0)
-    assert (found["encode"], found["total"], found["rtfx"]) == (3.0, 4.0, 5.0)
-    # What a row wrote past our end, because a longer one went on, is nobody's fault.
-    assert found["same_tokens"] == 0.75
