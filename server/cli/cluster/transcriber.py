@@ -23,7 +23,7 @@ from server.cli.cluster.attempts import MOST_ATTEMPTS, Turns
 from server.cli.cluster.listing import Recording, is_local, storage
 from server.cli.failures import expected_errors
 from server.errors import ModelFailed, ServiceError, task_code
-from server.longform.transcribe import Transcription, language_source
+from server.longform.transcription import Transcription, language_source
 
 # The column of an answer, and the key that it has instead of a record when the model cannot be used.
 RECORD, REFUSAL = "record", "refusal"
