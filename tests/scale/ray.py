@@ -57,7 +57,7 @@ def write_archive(folder: Path, files: int, seed: int = 0) -> float:
 
 
 def records(results: Path) -> list[dict]:
-    files = sorted(results.glob("part-*.jsonl")) or sorted(results.rglob("*.json"))
+    files = sorted(results.glob("part-*.jsonl")) or sorted(results.glob("*/*.json"))
     return [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
 
 
@@ -107,7 +107,9 @@ def transcribe(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=500)
-    files = parser.parse_args().files
+    parser.add_argument("--runs", default="one,two,killed,lost", help="which of these, in this order")
+    given = parser.parse_args()
+    files = given.files
     requirements = ROOT / "tests" / "process" / "cluster" / "requirements.txt"
     python = python_with(requirements, "ray", and_ours=True)
     with tempfile.TemporaryDirectory() as name:
@@ -130,22 +132,32 @@ def main() -> None:
             assert max(Counter(record["file"] for record in found).values()) == 1
             shutil.rmtree(results)
 
-        row("one process", sys.executable, ["--format", "json"])
         on_two = ["--ray", "--workers", "2"]
-        row("two workers", python, on_two)
-        row("two workers, one killed in the middle", python, on_two, kill_one)
-        machines = [python, "-m", "tests.process.cluster.machines"]
-        with subprocess.Popen(machines, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as cluster:
-            assert cluster.stdin
-            assert cluster.stdout
-            stdin = cluster.stdin
 
-            def take_one_away() -> None:
-                stdin.write("\n")
-                stdin.flush()
+        def on_machines() -> None:
+            machines = [python, "-m", "tests.process.cluster.machines"]
+            with subprocess.Popen(
+                machines, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            ) as cluster:
+                assert cluster.stdin
+                assert cluster.stdout
+                stdin = cluster.stdin
 
-            address = cluster.stdout.readline().strip()
-            row("two machines, one lost in the middle", python, ["--ray", "--address", address], take_one_away)
+                def take_one_away() -> None:
+                    stdin.write("\n")
+                    stdin.flush()
+
+                address = cluster.stdout.readline().strip()
+                row("two machines, one lost in the middle", python, ["--ray", "--address", address], take_one_away)
+
+        runs = {
+            "one": lambda: row("one process", sys.executable, ["--format", "json"]),
+            "two": lambda: row("two workers", python, on_two),
+            "killed": lambda: row("two workers, one killed in the middle", python, on_two, kill_one),
+            "lost": on_machines,
+        }
+        for name in given.runs.split(","):
+            runs[name]()
 
 
 if __name__ == "__main__":
