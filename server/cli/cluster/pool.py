@@ -48,7 +48,7 @@ def connected(address: str | None) -> Iterator[None]:
     only_here = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **only_here)
-    # No cluster, one of another version of Ray or Python, or one that does not start in time, which is a bare Exception.
+    # No cluster, or one of another version of Ray or Python. One that does not start in time is a bare Exception.
     except Exception as error:
         raise RequestError(f"cannot connect to a Ray cluster at {address!r}: {error}", "address") from None
     try:
