@@ -10,10 +10,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from model.decoding import Detection
+from model.transcript import Segment, Transcript, Word
+from server.text import formats
+from server.text.warnings import TRUNCATED, language_mismatch
 from tests.environments import ROOT, python_with
 
 from .conftest import SAMPLES
@@ -37,7 +42,6 @@ def ray_environment(cache, tmp_path_factory) -> dict[str, str]:
         "HOME": home,
         "NO_PROXY": "*",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_raylet_start_wait_time_s": "120",
     }
 
 
@@ -128,7 +132,9 @@ def address(ray_python, ray_environment) -> Iterator[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env=ray_environment, **pipes) as running:
         assert running.stdout
-        yield running.stdout.readline().strip()
+        found = running.stdout.readline().strip()
+        assert found, "the cluster did not start"
+        yield found
         # Closes its standard input, and waits for its end.
         running.communicate(timeout=TIMEOUT_S)
 
@@ -165,6 +171,39 @@ def test_a_model_that_cannot_do_the_task_ends_the_run_in_one_line(start_canary, 
     assert refused.returncode == 1
     assert "'it' is not supported by toy; must be one of en, de, es, fr" in error.splitlines()[-1]
     assert [path.name for path in results.iterdir()] == ["run.json"]
+
+
+def test_parquet_keeps_every_field_that_a_record_can_have(ray_python):
+    detection = Detection("es", 0.9, "en", {"es": 0.9, "en": 0.1})
+    word = Word("el", 0.5, 0.75, probability=0.5, confidence=0.25)
+    segment = Segment(0.5, 1.0, "el", (7, 8), (word,), avg_logprob=-0.5, no_speech_prob=0.125, language="es")
+    warnings = [TRUNCATED, language_mismatch("en", "es", 0.99)]
+    transcript = formats.to_dict(
+        Transcript("el\u2028 hombre", "es", "en", 2.0, (segment,), "model"),
+        "detected",
+        detection,
+        ((1.0, 1.5),),
+        truncated=True,
+        warnings=warnings,
+    )
+    named = {"file": "/a/é.wav", "size": 1 << 40, "version": "1"}
+    records = [named | transcript, named | {"error": {"code": "invalid_audio", "message": "The file is empty."}}]
+    script = """
+import json, sys
+from server.cli.cluster.parquet import from_parquet, to_parquet
+print(json.dumps(from_parquet(to_parquet(json.load(sys.stdin)))))
+"""
+    done = subprocess.run(
+        [ray_python, "-c", script], input=json.dumps(records), capture_output=True, text=True, check=True
+    )
+    # What a record does not have is null.
+    assert without_nulls(json.loads(done.stdout)) == records
+
+
+def without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def table(python: Path, results: Path) -> list[tuple[str, bool]]:

@@ -31,10 +31,20 @@ from tests.environments import ROOT, python_with
 SAMPLES = ROOT / "convert" / "toy" / "samples"
 
 
+def last_sentences() -> list[tuple[np.ndarray, int]]:
+    """Of the toy's samples, one to three seconds long."""
+    sounds = []
+    for name, sample in json.loads((SAMPLES / "samples.json").read_text(encoding="utf-8")).items():
+        waveform, rate = soundfile.read(SAMPLES / name, dtype="float32")
+        ends = [word["end"] for word in sample["words"][:-1] if word["word"].endswith(".")]
+        sounds.append((waveform[int(ends[-1] * rate) :], rate))
+    return sounds
+
+
 def write_archive(folder: Path, files: int, seed: int = 0) -> float:
-    """That many files in folders of a hundred, each of another loudness and length of silence; returns the seconds."""
+    """That many files in folders of a hundred, each with another loudness and silence; returns the seconds of audio."""
     draw = random.Random(seed)
-    sounds = [soundfile.read(path, dtype="float32") for path in sorted(SAMPLES.glob("*.flac"))]
+    sounds = last_sentences()
     total_s = 0.0
     for number in range(files):
         waveform, rate = sounds[number % len(sounds)]
@@ -47,7 +57,7 @@ def write_archive(folder: Path, files: int, seed: int = 0) -> float:
 
 
 def records(results: Path) -> list[dict]:
-    files = sorted(results.glob("part-*.jsonl")) or sorted(results.rglob("*.json"))
+    files = sorted(results.glob("part-*.jsonl")) or sorted(results.glob("*/*.json"))
     return [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
 
 
@@ -65,7 +75,8 @@ def workers() -> list[psutil.Process]:
 
 def when_half_done(results: Path, files: int, stopped: threading.Event, act: Callable[[], None]) -> None:
     while not stopped.wait(0.1):
-        if len(records(results)) >= files // 2:
+        # On Ray, each record is a part of its own here.
+        if len(list(results.glob("part-*.jsonl"))) >= files // 2:
             act()
             return
 
@@ -79,7 +90,7 @@ def transcribe(
 ) -> float:
     """Run `canary transcribe` to its end; returns the seconds. act: called when half of the files are done."""
     module = "tests.process.cluster.canary" if "--ray" in options else "server"
-    command = [python, "-m", module, "transcribe", archive, "--output-dir", results, "--language", "en", *options]
+    command = [python, "-m", module, "transcribe", archive, "--output-dir", results, *options]
     stopped, began = threading.Event(), time.monotonic()
     watcher = threading.Thread(target=when_half_done, args=(results, files, stopped, act)) if act else None
     if watcher:
@@ -97,7 +108,9 @@ def transcribe(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=500)
-    files = parser.parse_args().files
+    parser.add_argument("--runs", default="one,two,killed,lost", help="which of these, in this order")
+    given = parser.parse_args()
+    files = given.files
     requirements = ROOT / "tests" / "process" / "cluster" / "requirements.txt"
     python = python_with(requirements, "ray", and_ours=True)
     with tempfile.TemporaryDirectory() as name:
@@ -120,22 +133,32 @@ def main() -> None:
             assert max(Counter(record["file"] for record in found).values()) == 1
             shutil.rmtree(results)
 
-        row("one process", sys.executable, ["--format", "json"])
         on_two = ["--ray", "--workers", "2"]
-        row("two workers", python, on_two)
-        row("two workers, one killed in the middle", python, on_two, kill_one)
-        machines = [python, "-m", "tests.process.cluster.machines"]
-        with subprocess.Popen(machines, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as cluster:
-            assert cluster.stdin
-            assert cluster.stdout
-            stdin = cluster.stdin
 
-            def take_one_away() -> None:
-                stdin.write("\n")
-                stdin.flush()
+        def on_machines() -> None:
+            machines = [python, "-m", "tests.process.cluster.machines"]
+            with subprocess.Popen(
+                machines, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+            ) as cluster:
+                assert cluster.stdin
+                assert cluster.stdout
+                stdin = cluster.stdin
 
-            address = cluster.stdout.readline().strip()
-            row("two machines, one lost in the middle", python, ["--ray", "--address", address], take_one_away)
+                def take_one_away() -> None:
+                    stdin.write("\n")
+                    stdin.flush()
+
+                address = cluster.stdout.readline().strip()
+                row("two machines, one lost in the middle", python, ["--ray", "--address", address], take_one_away)
+
+        runs = {
+            "one": lambda: row("one process", sys.executable, ["--format", "json"]),
+            "two": lambda: row("two workers", python, on_two),
+            "killed": lambda: row("two workers, one killed in the middle", python, on_two, kill_one),
+            "lost": on_machines,
+        }
+        for name in given.runs.split(","):
+            runs[name]()
 
 
 if __name__ == "__main__":

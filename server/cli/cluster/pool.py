@@ -14,6 +14,7 @@ from typing import Any
 
 import ray.data  # pyright: ignore[reportMissingImports]
 from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # pyright: ignore[reportMissingImports]
 
 from server.cli.cluster.attempts import Attempts
 from server.cli.cluster.listing import Recording
@@ -47,8 +48,8 @@ def connected(address: str | None) -> Iterator[None]:
     only_here = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, logging_level="ERROR", **only_here)
-    # No cluster, or one of another version of Ray or Python.
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    # No cluster, or one of another version of Ray or Python. One that does not start in time is a bare Exception.
+    except Exception as error:
         raise RequestError(f"cannot connect to a Ray cluster at {address!r}: {error}", "address") from None
     try:
         yield
@@ -71,9 +72,12 @@ def transcribed(
     rows = ray.data.from_items(
         [asdict(recording) for recording in recordings], override_num_blocks=math.ceil(len(recordings) / block_size)
     )
+    # On the driver's machine, which is not lost before the run is.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    attempts = ray.remote(Attempts).options(num_cpus=0, scheduling_strategy=here).remote()
     answers = rows.map_batches(
         Transcriber,
-        fn_constructor_args=(request, ray.remote(Attempts).options(num_cpus=0).remote()),
+        fn_constructor_args=(request, attempts),
         batch_size=block_size,
         num_cpus=share.cpus,
         num_gpus=share.gpus,
