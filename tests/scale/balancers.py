@@ -70,7 +70,8 @@ class Server:
         """Start it, or start it again once it has ended, and wait until it is ready."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CANARY_")}
         environment["CANARY_CACHE"] = os.environ.get("CANARY_CACHE", str(self._folder.parent / "cache"))
-        command = [sys.executable, "-m", "server", "serve", "--port", str(self.port)]
+        # So that a busy computer has the time to finish all of a burst.
+        command = [sys.executable, "-m", "server", "serve", "--port", str(self.port), "--shutdown", "120"]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self._folder, env=environment, stdout=log, stderr=log)
         wait_until(lambda: is_ready(self.url) or not self.is_running)
@@ -96,7 +97,7 @@ class Server:
 
     def join(self) -> int | None:
         """Wait for its end; returns the exit code."""
-        return self._process.wait(60) if self._process else None
+        return self._process.wait(150) if self._process else None
 
     @property
     def probes(self) -> int:
