@@ -3,7 +3,7 @@
 # make install  install everything: also what the tests need and, on x86-64 Linux, 8-bit products
 # make quick    run the unit tests, which start no other processes, in less than a minute
 # make test     run every test
-# make lint     check style, formatting and types
+# make lint     check style, formatting, types and the Dockerfile
 # make audit    ask the advisory service about every version in constraints.txt
 #
 # Exact versions of all packages are in constraints.txt; make constraints renews it.
@@ -55,6 +55,7 @@ lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
+	$(VENV)/bin/hadolint docker/Dockerfile
 
 # For all platforms and Pythons at once. Without the label of a local build, such as torch's +cpu.
 constraints: $(VENV)/.dev

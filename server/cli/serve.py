@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import resource
 import socket
 import sys
 from typing import Any
@@ -22,6 +23,9 @@ from server.web.protocols import Http, WebSocket
 
 log = logging.getLogger("canary")
 
+# macOS accepts no higher limit on open files, even where it says that there is none.
+OPEN_MAX = 10_240
+
 
 def serve(**given: Any) -> None:
     """Serve until Ctrl-C. given: settings from the command line."""
@@ -33,6 +37,7 @@ def serve(**given: Any) -> None:
         command = [sys.executable, *sys.orig_argv[1:]]
         become_supervisor(command, _listening_sockets(settings), settings.log_level, settings.log_format)
     configure_logging(settings.log_level, settings.log_format)
+    _raise_open_files_limit()
     _warn_about_keys(settings, "api_keys" in given)
     try:
         with one_line_failures():
@@ -49,6 +54,15 @@ def check_access(settings: Settings) -> None:
             f"other machines can reach {settings.host}, and there is no API key: set one with CANARY_API_KEYS or "
             "--api-key-file, or allow it with --public-without-key"
         )
+
+
+def _raise_open_files_limit() -> None:
+    """Allow this process as many open files as the system lets it have: shells often allow 1024, macOS 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, OPEN_MAX), hard))
 
 
 def _warn_about_keys(settings: Settings, given_as_option: bool) -> None:

@@ -1,5 +1,6 @@
 """What every request passes through: an ID, a line in the log, and limits on concurrent requests."""
 
+import asyncio
 import logging
 import time
 import uuid
@@ -8,7 +9,7 @@ from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import TooManyRequests
+from server.errors import EngineStopped, TooManyRequests
 from server.logs import request_id
 from server.web.answers import answer, error_response
 from server.web.metrics import Metrics
@@ -68,6 +69,12 @@ class Requests:
             if refusal:
                 return await answer(refusal)(scope, receive, send_named)
             await self.app(scope, receive, send_named)
+        except asyncio.CancelledError:
+            # The server is stopping, and the time for running requests is over.
+            if status or scope["type"] != "http":
+                raise
+            stopped = EngineStopped("The server stopped before it could answer; send the request again.")
+            await answer(stopped)(scope, receive, send_named)
         except Exception:
             log.exception("request %s failed: %s", name, _path(scope))
             if status or scope["type"] != "http":

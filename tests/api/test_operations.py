@@ -11,7 +11,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.logs import JsonFormatter
@@ -279,7 +278,8 @@ def test_a_request_that_does_not_end_does_not_hold_up_the_stop(start_server, moc
     mock.gate.set()
     asking.join(30)
     assert not is_waiting
-    assert not answers or answers[0].status_code >= 500
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (503, "stopping")
+    assert answers[0].headers["retry-after"] == "5"
 
 
 def test_a_json_log_is_json_from_the_first_line(tmp_path):
@@ -289,20 +289,3 @@ def test_a_json_log_is_json_from_the_first_line(tmp_path):
     lines = run.stderr.splitlines()
     assert all(json.loads(line)["level"] for line in lines[:-1])
     assert lines[-1].startswith("canary: ")
-
-
-def test_the_image_and_the_compose_file_set_only_known_settings():
-    dockerfile = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
-    service = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]["canary"]
-    named = {*re.findall(r"CANARY_[A-Z_]+(?==)", dockerfile), *service["environment"]}
-    assert named <= {f"CANARY_{name.upper()}" for name in Settings.model_fields}
-    assert (ROOT / "docker" / service["build"]["context"]).resolve() == ROOT
-    assert (ROOT / service["build"]["dockerfile"]).is_file()
-    assert re.search(r"^USER canary$", dockerfile, re.MULTILINE)
-
-
-def test_the_containers_temporary_folder_is_bounded_and_holds_the_largest_upload():
-    service = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]["canary"]
-    (bound,) = (re.fullmatch(r"/tmp:size=(\d+)g", place) for place in service["tmpfs"])
-    assert bound
-    assert Settings.model_fields["max_upload_mb"].default * 1e6 < int(bound[1]) * 2**30 <= 4 * 2**30

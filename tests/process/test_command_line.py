@@ -4,6 +4,8 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 from .conftest import SAMPLES
 
 WEB = {"fastapi", "starlette", "uvicorn", "prometheus_client"}
@@ -53,3 +55,34 @@ def test_an_address_that_is_not_this_machines_is_one_line(run_canary):
     assert refused.returncode == 1
     (line,) = refused.stderr.splitlines()
     assert line.startswith("canary: cannot listen on 192.0.2.1 port 8000: ")
+
+
+# `canary serve` up to where it would listen, with few open files allowed; the system refuses limits above {highest}.
+FEW_FILES = """
+import resource
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (128, 20_000))
+set_limit = resource.setrlimit
+
+def set_limit_like_macos(kind, limits):
+    if limits[0] > {highest}:
+        raise ValueError("not allowed to raise maximum limit")
+    set_limit(kind, limits)
+
+resource.setrlimit = set_limit_like_macos
+import server.cli.serve as command
+from server.__main__ import main
+
+async def listen(settings, supervised):
+    print(*resource.getrlimit(resource.RLIMIT_NOFILE))
+
+command._serve = listen
+main()
+"""
+
+
+@pytest.mark.parametrize(("highest", "allowed"), [(20_000, "20000 20000"), (10_240, "10240 20000")])
+def test_serve_may_open_as_many_files_as_the_system_allows(environment, tmp_path, highest, allowed):
+    command = [sys.executable, "-c", FEW_FILES.format(highest=highest), "serve", "--port", "0"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=60)
+    assert (run.stdout, run.stderr) == (f"{allowed}\n", "")
