@@ -186,13 +186,18 @@ def main() -> None:
     print(
         "| window | | encoding | prefill | steps | attention | whole look | share |\n|---|---|---|---|---|---|---|---|"
     )
-    measured = [(f"{window_s:g} s", at(model, window_s, options.rounds)) for window_s in options.windows]
+    for window_s in options.windows:
+        show(f"{window_s:g} s", *at(model, window_s, options.rounds))
     if options.growing_to:
-        measured.append((f"0 to {options.growing_to:g} s", throughout(model, options.growing_to)))
-    for window, (anew, further) in measured:
-        for name, costs in (("anew", anew), ("further", further)):
-            parts = " | ".join(f"{1000 * costs[part]:.0f}" for part in PARTS)
-            print(f"| {window} | {name} | {parts} | {1000 * costs.total:.0f} | {costs.total / anew.total:.2f} |")
+        show(f"0 to {options.growing_to:g} s", *throughout(model, options.growing_to))
+
+
+def show(window: str, anew: Costs, further: Costs) -> None:
+    """Two rows of the table."""
+    for name, costs in (("anew", anew), ("further", further)):
+        parts = " | ".join(f"{1000 * costs[part]:.0f}" for part in PARTS)
+        row = f"| {window} | {name} | {parts} | {1000 * costs.total:.0f} | {costs.total / anew.total:.2f} |"
+        print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,98 @@
+"""What a session's decoder asks the engine for at each look at a window, and what it goes on from."""
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from model.task import AUTO, Task
+from server.engine.batching import Pass
+from server.live.decoder import EngineDecoder
+from server.live.endpointing import SAMPLE_RATE
+from server.live.session import LiveOptions, LiveSession
+from tests.live.scripted import ScriptedDecoder, hear_all, live, said, sound, speech_probabilities
+
+
+class Engine:
+    """Hears nothing, and leaves a numbered look of each pass whose audio grows."""
+
+    info = SimpleNamespace(
+        tokenizer=SimpleNamespace(decode=lambda ids: "", is_special=lambda i: False),
+        config=SimpleNamespace(step_s=0.08),
+    )
+
+    def __init__(self) -> None:
+        self.passes: list[Pass] = []
+
+    async def run(self, wanted: Pass, priority: int) -> SimpleNamespace:
+        self.passes.append(wanted)
+        texts = len(wanted.tasks)
+        return SimpleNamespace(
+            generated=(SimpleNamespace(tokens=[]),) * texts,
+            attention=(np.zeros((0, 5)),) * texts,
+            transcripts=(SimpleNamespace(language="en", segments=()),) * texts,
+            detection=None,
+            look=len(self.passes) if wanted.grows else None,
+        )
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def window(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
+
+
+async def test_a_window_that_grows_is_gone_on_with_and_a_complete_one_is_encoded_whole(engine):
+    decode, look = EngineDecoder(engine, word_times=True), None  # type: ignore[arg-type]
+    for seconds, last in ((1.2, False), (1.6, False), (2.0, True)):
+        heard = await decode(window(seconds), (Task("en"), Task("en", "de")), ((), ()), last, look)
+        look = heard.look
+    assert [(wanted.grows, wanted.look) for wanted in engine.passes] == [(True, None), (True, 1), (False, 2)]
+    assert [len(wanted.tasks) for wanted in engine.passes] == [2, 2, 3]
+    assert look is None
+
+
+async def test_a_window_that_is_padded_or_of_an_unknown_language_leaves_no_look(engine):
+    decode = EngineDecoder(engine, word_times=False)  # type: ignore[arg-type]
+    for seconds, language in ((0.6, "en"), (1.0, "en"), (3.0, AUTO)):
+        heard = await decode(window(seconds), (Task(language),), ((),), False)
+        assert heard.look is None
+    assert [wanted.grows for wanted in engine.passes] == [False] * 3
+    assert [len(wanted.waveform) for wanted in engine.passes] == [SAMPLE_RATE, SAMPLE_RATE, 3 * SAMPLE_RATE]
+
+
+@dataclass
+class Looking(ScriptedDecoder):
+    """Leaves a numbered look of each call, and notes where its window began and which look it was given."""
+
+    given: list[tuple[float, int | None]] = field(default_factory=list)
+
+    async def __call__(self, window, tasks, given, last, look=None):
+        self.given.append((float(window[0]), look))
+        heard = await super().__call__(window, tasks, given, last)
+        return replace(heard, look=len(self.given))
+
+
+async def test_a_look_is_of_one_segment_and_goes_from_each_call_to_the_next():
+    script = said("one two three | four five six")
+    decoder = Looking(script)
+    reader = await live(script, decoder)
+    assert reader.text == "one two three four five six"
+    starts = sorted({start for start, _ in decoder.given})
+    assert len(starts) == 2
+    assert len(decoder.given) > 6
+    for i, (start, look) in enumerate(decoder.given):
+        begins = i == 0 or decoder.given[i - 1][0] != start
+        assert look == (None if begins else i)
+
+
+async def test_a_session_keeps_no_look_between_segments():
+    script = said("one two three")
+    session = LiveSession(Looking(script), LiveOptions())
+    waveform = sound(script, tail_s=3.0)
+    await hear_all(session, waveform, speech_probabilities(script, len(waveform)))
+    assert session._current is None
