@@ -2,7 +2,8 @@
 
 Every look encodes only the end of the window: `left_s` of audio whose text is certain, then the audio after it. Steps
 with `right_s` of audio after them are decoded for good, from where decoding ended; the text of the last `right_s` is
-provisional. At the window's end, all that is left is decoded for good.
+provisional. At a turn's end, all that is left is decoded for good. At a cut inside a turn, the next window goes on from
+the state, with the audio before the cut.
 """
 
 import asyncio

@@ -159,10 +159,12 @@ def test_the_sdk_transcribes_in_every_way(sdk, samples):
         sdk.audio.translations.create(model="toy-parakeet", file=sample.path)
 
 
-def test_curl_gets_text_and_subtitles(both, samples):
+@pytest.mark.parametrize("model", ["toy-parakeet", "toy"])
+def test_curl_gets_text_and_subtitles_from_both_models(both, samples, model):
     sample = samples["es"]
     for format in ("text", "srt", "vtt"):
         command = [shutil.which("curl") or "curl", "-sS", "--noproxy", "*", "-F", f"file=@{sample.path}"]
+        command += ["-F", f"model={model}", "-F", "language=es"]
         run = subprocess.run([*command, f"{both.base_url}/transcribe?format={format}"], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
         if format == "text":

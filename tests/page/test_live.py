@@ -58,7 +58,7 @@ def test_the_page_detects_the_spoken_language(visit, microphone, samples):
 
 
 def test_the_page_captions_a_recording_with_a_parakeet(visit, serve, microphone, samples):
-    page = visit(microphone(samples["en"]["path"]), at=serve(models=("toy-parakeet",)))
+    page = visit(microphone(samples["en"]["path"]), at=serve(models=("toy-parakeet", "toy")))
     page.locator("#start:enabled").click()
     page.locator("#interim .text").first.wait_for()
     lines = page.locator("#log .line")
