@@ -8,6 +8,7 @@ import gzip
 import tarfile
 import tempfile
 import zlib
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NoReturn
 
@@ -75,9 +76,9 @@ class NemoArchive:
     def __contains__(self, name: str) -> bool:
         return name in self._members
 
-    @property
+    @cached_property
     def config(self) -> dict[str, Any]:
-        """`model_config.yaml`."""
+        """`model_config.yaml`. Parsing it takes longer than anything else but the weights, so it is done once."""
         return self.yaml(CONFIG)
 
     def yaml(self, name: str) -> dict[str, Any]:

@@ -134,7 +134,7 @@ def test_mp3_without_the_number_of_frames_declares_nothing():
     assert extent(written_by_av(tone(), 16000, "mp3", "libmp3lame", write_xing="0")) == Extent()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings.default.max_examples, deadline=None)
 @given(
     st.sampled_from(["wav", "aiff", "caf", "mov", "matroska", "ogg", "flac", "mp3", "aac"]),
     st.sampled_from(

@@ -25,11 +25,17 @@ def _fast_cpu(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr("model.cpu.int8._instructions", lambda: {"avx_vnni"})
 
 
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("converted")
+    config = ConversionConfig(source=archives.tiny_archive(folder), output=folder / "model", quantize=8, group_size=32)
+    return convert(config, folder / "cache")
+
+
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path, converted) -> Path:
     """A conversion quantized to 8 bits that has never been loaded."""
-    archive = archives.tiny_archive(tmp_path)
-    return convert(ConversionConfig(source=archive, output=tmp_path / "model", quantize=8, group_size=32))
+    return shutil.copytree(converted, tmp_path / "model")
 
 
 @pytest.fixture

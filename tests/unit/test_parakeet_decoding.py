@@ -72,7 +72,7 @@ def one_by_one(transducer: Transducer, vectors: np.ndarray) -> list[Event]:
     def predicted(token: int, memory):
         x, after = embedding[token], []
         for (weight, bias), (h, c) in zip(layers, memory, strict=True):
-            i, f, g, o = np.split(weight @ np.concatenate([x, h]) + bias, 4)
+            i, f, g, o = (weight @ np.concatenate([x, h]) + bias).reshape(4, P)
             c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
             x = sigmoid(o) * np.tanh(c)
             after.append((x, c))

@@ -54,7 +54,7 @@ def passed(batcher: Batcher, passes: list[Pass], together: int) -> list[PassResu
 
 
 def test_a_long_pass_is_encoded_by_attention_to_what_is_near_and_alone(hybrid):
-    noise = np.random.default_rng(1).normal(0, 0.1, 60 * SAMPLE_RATE).astype(np.float32)
+    noise = np.random.default_rng(1).normal(0, 0.1, 30 * SAMPLE_RATE).astype(np.float32)
     long = Pass(noise, (WORDS,), DecodingOptions(one_pass=True))
     batcher = Batcher(hybrid, 16)
     assert batcher.has_room_for(long)

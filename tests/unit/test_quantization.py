@@ -1,6 +1,7 @@
 """Packed weights: written as asked, read strictly, and close to what they stand for."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -36,9 +37,17 @@ def converted(folder: Path, **options) -> Path:
     return convert(ConversionConfig(source=archive, output=folder / "out", **options))
 
 
+@pytest.fixture(scope="module")
+def packed_once(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    config = ConversionConfig(source=archives.tiny_archive(folder), output=folder / "out", quantize=8, group_size=32)
+    return convert(config, folder / "cache")
+
+
 @pytest.fixture
-def packed(tmp_path) -> Path:
-    return converted(tmp_path / "packed", quantize=8, group_size=32)
+def packed(tmp_path, packed_once) -> Path:
+    """A copy, which the test may change."""
+    return shutil.copytree(packed_once, tmp_path / "packed" / "out")
 
 
 def mel() -> mx.array:

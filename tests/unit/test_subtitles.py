@@ -22,7 +22,7 @@ def timed(words: list[str], gaps: list[float], start: float = 0.0) -> Segment:
 
 
 @given(st.lists(st.tuples(WORDS, st.booleans()), min_size=1, max_size=4), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(deadline=None, derandomize=True)
 def test_cues_keep_to_the_limits_and_contain_every_word(parts, random):
     segments, at = [], 0.0
     for words, with_words in parts:
