@@ -1,6 +1,7 @@
 """What one look at a growing window costs, by part: with everything computed anew, and going on from the last look.
 
     OPENBLAS_NUM_THREADS=1 python -m tests.live.looks --shape canary-180m-flash --windows 2 5 10 20
+    OPENBLAS_NUM_THREADS=1 python -m tests.live.looks --errors
 
 Random weights in a published shape, CPU seconds, the median of pairs that take turns in one process. A speaker is
 assumed to have said 4 tokens a second: all but those of the last 1.5 s are certain, the others are the tail, and 2 are
@@ -8,6 +9,7 @@ new. The last look was 0.4 s earlier.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections import defaultdict
@@ -19,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map_with_path
 
+from model import listening
 from model.arrays import as_on_gpu
 from model.canary.config import DecoderConfig
 from model.canary.decoder import TextMemory
@@ -172,24 +175,59 @@ def throughout(model: CanaryModel, longest_s: float) -> tuple[Costs, Costs]:
     return anew, further
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shape", choices=SHAPES, default="canary-180m-flash")
-    parser.add_argument("--windows", type=float, nargs="*", default=[2, 5, 10, 20], help="in seconds")
-    parser.add_argument(
-        "--growing-to", type=float, help="also the mean of all looks at a window that grows to so many s"
-    )
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    model = random_model(SHAPES[options.shape])
-    print(f"{options.shape}, float32, CPU ms of a look")
+def errors(model: CanaryModel, waveforms: list[np.ndarray], settled_s: float, growth: float) -> tuple[float, ...]:
+    """How far encoder vectors of growing audio are from those of a whole window, and steps computed a look.
+
+    Means over looks after 4 s of the vectors' relative errors: of steps that were kept, and of later ones.
+    """
+    model._steps_to_settle, listening.GROWTH = round(settled_s / model.config.step_s), growth
+    found, computed = [], []
+    for waveform in waveforms:
+        encoded = None
+        for end in np.arange(1.2, len(waveform) / SAMPLE_RATE + 0.01, STEP_S):
+            window = waveform[: round(end * SAMPLE_RATE)]
+            encoded = model.growing_encoding(window, encoded)
+            computed.append(len(encoded.vectors) - encoded.reused)
+            if end > 4 and encoded.reused:
+                whole = model.xp.to_numpy(model.encodings([window])[0].vectors)
+                off = np.linalg.norm(model.xp.to_numpy(encoded.vectors) - whole, axis=1) / np.linalg.norm(whole, axis=1)
+                found.append((off[: encoded.reused].mean(), off[encoded.reused :].mean()))
+    return (*np.mean(found, axis=0), float(np.mean(computed)))
+
+
+def show_errors(model: CanaryModel, waveforms: list[np.ndarray]) -> None:
+    """A table over how long steps settle, and how far a window grows until it is encoded whole again."""
+    print("| settled after | whole again at | error of kept steps | of later ones | steps computed a look |")
+    print("|---|---|---|---|---|")
+    for settled_s in (1.0, 2.0):
+        for growth in (1.5, 2.0, math.inf):
+            kept, later, steps = errors(model, waveforms, settled_s, growth)
+            print(f"| {settled_s:g} s | × {growth:g} | {kept:.1%} | {later:.1%} | {steps:.0f} |", flush=True)
+
+
+def toy_speech() -> tuple[CanaryModel, list[np.ndarray]]:
+    """The toy, and speech that it never met, 20 s at a time."""
+    from convert.hub import resolve
+    from model import loading
+    from tests.live.measure import speech
+
+    toy = loading.load(resolve("toy", dtype="float32"), "float32")
+    assert isinstance(toy, CanaryModel)
+    said = [speech(language, 40, seed=3).waveform for language in ("en", "de")]
+    return toy, [each[at : at + 20 * SAMPLE_RATE] for each in said for at in (0, 8 * SAMPLE_RATE)]
+
+
+def show_costs(shape: str, windows: list[float], growing_to: float | None, rounds: int) -> None:
+    """A table of what looks at windows of these lengths cost, and of the mean while one grows."""
+    model = random_model(SHAPES[shape])
+    print(f"{shape}, float32, CPU ms of a look")
     print(
         "| window | | encoding | prefill | steps | attention | whole look | share |\n|---|---|---|---|---|---|---|---|"
     )
-    for window_s in options.windows:
-        show(f"{window_s:g} s", *at(model, window_s, options.rounds))
-    if options.growing_to:
-        show(f"0 to {options.growing_to:g} s", *throughout(model, options.growing_to))
+    for window_s in windows:
+        show(f"{window_s:g} s", *at(model, window_s, rounds))
+    if growing_to:
+        show(f"0 to {growing_to:g} s", *throughout(model, growing_to))
 
 
 def show(window: str, anew: Costs, further: Costs) -> None:
@@ -198,6 +236,25 @@ def show(window: str, anew: Costs, further: Costs) -> None:
         parts = " | ".join(f"{1000 * costs[part]:.0f}" for part in PARTS)
         row = f"| {window} | {name} | {parts} | {1000 * costs.total:.0f} | {costs.total / anew.total:.2f} |"
         print(row, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--errors", action="store_true", help="instead: how far off the vectors are, of toy and shape")
+    parser.add_argument("--shape", choices=SHAPES, default="canary-180m-flash")
+    parser.add_argument("--windows", type=float, nargs="*", default=[2, 5, 10, 20], help="in seconds")
+    parser.add_argument(
+        "--growing-to", type=float, help="also the mean of all looks at a window that grows to so many s"
+    )
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if options.errors:
+        print("the toy, on speech that it never met")
+        show_errors(*toy_speech())
+        print(f"{options.shape} with random weights, on noise")
+        show_errors(random_model(SHAPES[options.shape]), [sound(20.0)])
+    else:
+        show_costs(options.shape, options.windows, options.growing_to, options.rounds)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,24 @@ def test_a_layer_computes_new_steps_as_it_does_among_all_of_them(kernel, library
     assert (later.steps, later.layers[0].kv.shape[2], later.layers[0].gated.shape[1]) == (120, 120, reach)
 
 
+@pytest.mark.parametrize("library", ["numpy", "mlx"])
+def test_the_convolution_of_new_steps_begins_with_the_kept_ones(library, sound):
+    """Without attention, settled steps are final."""
+    canary = tiny_canary()
+    for layer in canary.encoder.layers:
+        layer.self_attn.linear_out.weight *= 0
+    if library == "numpy":
+        lay_out(canary)
+    mel, _ = canary.features([sound])
+    whole = canary.encoder(mel)
+    past, parts = None, []
+    for frames, settled in ((600, 60), (640, 64), (641, 64), (760, 80), (mel.shape[1], 120)):
+        steps, (vectors, past) = past.steps if past else 0, canary.encoder.grown(mel[:, :frames], past, settled)
+        parts.append(np.array(vectors[:, : settled - steps]))
+    parts.append(np.array(vectors[:, settled - steps :]))
+    assert difference(np.concatenate(parts, axis=1), whole) < 2e-5
+
+
 def test_the_same_past_can_be_gone_on_from_again(canary, sound):
     first = canary.growing_encoding(sound[: 3 * RATE])
     louder = np.concatenate([sound[: 3 * RATE], 0.5 * np.ones(RATE // 2, np.float32)])
