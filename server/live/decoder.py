@@ -10,7 +10,8 @@ from model.decoding import DecodingOptions
 from model.task import AUTO, Task
 from model.tokenizer import Tokenizer
 from server.engine.batching import Look, Pass, PassResult
-from server.engine.thread import LIVE, Engine
+from server.engine.thread import Engine
+from server.engine.waiting import LIVE
 from server.errors import QueueFull
 from server.live.endpointing import SAMPLE_RATE
 from server.live.policy import Token
