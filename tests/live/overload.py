@@ -108,7 +108,7 @@ class Seen:
     lags: list[float] = field(default_factory=list)
     words: int = 0
     ended: str = ""
-    """"done", or why it ended earlier."""
+    """"done", or why it ended earlier: the code of an error, or of the connection's end."""
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Outcome:
     short: list[float] = field(default_factory=list)
     """How long each answer to a short file took."""
     failed: list[str] = field(default_factory=list)
-    """Answers that are neither a text nor 503."""
+    """Answers to files that are neither a text nor 503."""
 
     @property
     def delays(self) -> np.ndarray:
@@ -215,7 +215,9 @@ class Load:
 
     async def _seat(self) -> ClientConnection | None:
         """A session that has started; None if it was refused."""
-        socket = await connect(f"{self._url.replace('http', 'ws', 1)}/stream", max_queue=None, proxy=None)
+        # Without pings: a machine that is too busy to answer them in time is none of the server's.
+        url = f"{self._url.replace('http', 'ws', 1)}/stream"
+        socket = await connect(url, max_queue=None, proxy=None, ping_interval=None, open_timeout=60)
         # Refused, it may be closed before the start is sent.
         with suppress(ConnectionClosed):
             await socket.send(json.dumps({"type": "start", "sample_rate": SAMPLE_RATE, "language": "en"}))
@@ -240,7 +242,7 @@ class Load:
         began = time.monotonic()
         speaking = asyncio.create_task(self._send_speech(socket, began))
         segment, covered_s, told_s = None, 0.0, 0.0
-        try:
+        with suppress(ConnectionClosed):
             async for text in socket:
                 message = json.loads(text)
                 match message["type"]:
@@ -257,9 +259,8 @@ class Load:
                         seen.ended = message["code"]
                     case "done":
                         seen.ended = "done"
-        finally:
-            speaking.cancel()
-            await socket.close()
+        seen.ended = seen.ended or f"closed with {socket.close_code}"
+        speaking.cancel()
 
     async def _send_speech(self, socket: ClientConnection, began: float) -> None:
         size = round(FRAME_S * SAMPLE_RATE)
@@ -337,6 +338,7 @@ def main() -> None:
         seen = outcomes[-1].seen
         early = [each.ended for each in seen if each.ended != "done"]
         print(f"{model}: {len(seen)} sessions, ended early: {early}, files: {outcomes[-1].failed}", file=sys.stderr)
+        print(table(outcomes[-1:]), file=sys.stderr)
     print(table(outcomes))
 
 
