@@ -23,7 +23,8 @@ from model.transcript import Segment
 from server.audio.decode import SAMPLE_RATE, AudioLimits, decode_blocks, header_length_s
 from server.audio.samples import sample_blocks
 from server.engine.registry import load_model
-from server.engine.thread import BULK, Engine, ModelInfo
+from server.engine.thread import Engine, ModelInfo
+from server.engine.waiting import BULK
 from server.errors import invalid_field
 from server.longform.transcribe import AT_ONCE, OnProgress, Progress, transcribe_recording
 from server.longform.transcription import Transcription

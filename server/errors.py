@@ -17,6 +17,7 @@
         │   └── ModelGivenUp     503  model_failed            retrying soon does not help
         ├── WaitedTooLong        503  waited_too_long         not started within `max_wait_s`
         ├── TooManyRequests      503  too_many_requests
+        ├── TooManySessions      503  too_many_sessions       of live sessions; their websocket is closed with 1013
         ├── QueueFull            503  queue_full
         ├── StorageFull          503  storage_full            no disk space for the upload
         └── EngineStopped        503  stopping
@@ -125,6 +126,10 @@ class WaitedTooLong(Unavailable):
 
 class TooManyRequests(Unavailable):
     code = "too_many_requests"
+
+
+class TooManySessions(Unavailable):
+    code = "too_many_sessions"
 
 
 class QueueFull(Unavailable):

@@ -158,10 +158,20 @@ class Settings(BaseSettings):
     live_policy: Literal["alignatt", "agreement"] = _live(
         "alignatt", description="Policy that decides when a Canary's caption is final: AlignAtt or LocalAgreement-2."
     )
-    live_step_s: float = _live(0.4, gt=0.05, description="Seconds of new audio before the model runs again.")
+    live_step_s: float = _live(
+        0.4, gt=0.05, description="Seconds of new audio before the model runs again, while it keeps up."
+    )
+    max_live_step_s: float = _live(
+        2.0,
+        gt=0.05,
+        description="Longest step, in seconds, while the model is busy. Further sessions are refused when the open "
+        "ones could no longer keep to it.",
+    )
     live_idle_s: float = _live(60.0, gt=0, description="Seconds without a message before a live session is closed.")
     max_live_sessions: int = _live(
-        16, ge=1, description="Maximum number of live sessions at a time; further ones are refused."
+        32,
+        ge=1,
+        description="Maximum number of live sessions at a time, however fast the model is; further ones are refused.",
     )
     max_live_rate: float = _live(
         8.0, ge=1, description="Fastest rate at which a session may send audio; 1 is real time."

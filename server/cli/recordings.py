@@ -8,7 +8,8 @@ import numpy as np
 from model.decoding import DecodingOptions
 from model.task import Task, TaskError
 from server.engine.registry import LoadProgress, load_model
-from server.engine.thread import BULK, Engine
+from server.engine.thread import Engine
+from server.engine.waiting import BULK
 from server.errors import ServiceError
 from server.longform.transcribe import AT_ONCE, OnProgress, transcribe_recording
 from server.longform.transcription import Transcription

@@ -95,12 +95,16 @@ class Pass:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that a pass spent in each stage. Stages shared with other passes count in full."""
+    """Seconds that a pass spent in each stage. Stages shared with other passes count in full.
+
+    model_s: the model's time for this pass: shared stages count in part.
+    """
 
     queue_s: float = 0.0
     features_s: float = 0.0
     encode_s: float = 0.0
     decode_s: float = 0.0
+    model_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ requests get an error, and no more are accepted. A failed engine is not used aga
 """
 
 import asyncio
-import bisect
 import logging
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from typing import Self
@@ -29,15 +28,12 @@ from model.tokenizer import Tokenizer
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass, PassResult
 from server.engine.failure import Failure, reason_for
-from server.engine.waiting import Waiting
+from server.engine.waiting import INTERACTIVE, PassQueue, Waiting
 from server.engine.watchdog import Heartbeat, Watchdog, Work
 from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed, WaitedTooLong
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-
-# Priorities, lowest number first; within a class, first come, first served.
-LIVE, INTERACTIVE, BULK = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,8 @@ class Engine:
 
     resolve_model: called once, in the engine's own thread; may take minutes (a download, a conversion).
     max_queue: passes that may wait; max_rows: decoder rows that run together, one for each text and beam hypothesis.
-    on_failure: called once when the engine fails, in any thread, before running and waiting requests get their error.
+    on_failure: called once when the engine fails, in any thread, before running and waiting requests get their error;
+    clock: measures the model's time, in seconds.
     """
 
     def __init__(
@@ -69,12 +66,14 @@ class Engine:
         max_queue: int = 32,
         max_rows: int = 16,
         on_failure: Callable[["Engine"], None] = lambda engine: None,
+        clock: Callable[[], float] = time.monotonic,
     ):
         self._resolve_model = resolve_model
         self._max_queue = max_queue
         self._max_rows = max_rows
         self._changed = threading.Condition()
-        self._queue: list[Waiting] = []
+        self._queue = PassQueue()
+        self._clock = clock
         self._accepted = 0
         self._running: dict[int, Waiting] = {}
         self._cancelled: set[int] = set()
@@ -190,6 +189,11 @@ class Engine:
         """Decoder rows in use."""
         return self._rows
 
+    @property
+    def spent_s(self) -> dict[str, float]:
+        """The model's time so far for passes of live sessions ("live") and of files ("files")."""
+        return {"live": self._queue.live.spent_s, "files": self._queue.files.spent_s}
+
     def _take_no_more(self) -> None:
         with self._changed:
             self._stopping = True
@@ -203,29 +207,28 @@ class Engine:
                 raise QueueFull(f"Queue full: {len(self._queue)} requests are waiting; try again in a moment.")
             self._accepted += 1
             request = Waiting(priority, self._accepted, wanted)
-            bisect.insort(self._queue, request)
+            self._queue.add(request)
             self._changed.notify()
             return request
 
     def _give_up(self, request: Waiting) -> None:
         with self._changed:
-            self._queue = [waiting for waiting in self._queue if waiting is not request]
+            self._queue.remove(request)
             if request.number in self._running:
                 self._cancelled.add(request.number)
 
     def _expire(self, request: Waiting) -> None:
         """Answer a request that did not start in time, if it still waits."""
         with self._changed:
-            if request not in self._queue:
+            if not self._queue.remove(request):
                 return
-            self._queue.remove(request)
         request.refuse(WaitedTooLong())
 
     def _refuse_line(self) -> None:
         """Accept no more passes, and fail those that wait."""
         with self._changed:
             self._stopping = True
-            refused, self._queue = self._queue, []
+            refused = self._queue.clear()
         for request in refused:
             request.refuse(self._refusal())
 
@@ -300,8 +303,14 @@ class Engine:
     def _turn(self, batcher: Batcher) -> None:
         # A method of its own, so that its outcomes are not kept while the engine waits for work.
         self._free_cancelled(batcher)
-        outcomes = batcher.join([(request.number, request.wanted) for request in self._admit(batcher)])
+        joining = self._admit(batcher)
+        began = self._clock()
+        outcomes = batcher.join([(request.number, request.wanted) for request in joining])
+        self._charge(joining, [len(request.wanted.waveform) + 1 for request in joining], began)
+        stepping = self._unfinished(outcomes)
+        began = self._clock()
         outcomes += batcher.step()
+        self._charge(stepping, [request.wanted.rows for request in stepping], began)
         self._heartbeat.rest()
         self._retire(outcomes)
         self._rows = batcher.rows
@@ -319,6 +328,8 @@ class Engine:
     def _wait_for_work(self) -> bool:
         """Wait until there is work; False means that the engine stops."""
         with self._changed:
+            if not (self._queue or self._running):
+                self._queue.level()
             self._changed.wait_for(lambda: self._queue or self._running or self._stopping)
             return bool(self._queue or self._running)
 
@@ -334,8 +345,10 @@ class Engine:
         """The next passes to join, in order: as many as have room and are encoded together. None overtakes another."""
         admitted: list[Waiting] = []
         with self._changed:
-            while self._queue and batcher.has_room_for(self._queue[0].wanted, [r.wanted for r in admitted]):
-                request = self._queue.pop(0)
+            while request := self._queue.next:
+                if not batcher.has_room_for(request.wanted, [other.wanted for other in admitted]):
+                    break
+                self._queue.take(request)
                 if request.is_late:
                     request.refuse(WaitedTooLong())
                 # False if it was cancelled while it waited.
@@ -344,6 +357,19 @@ class Engine:
                     self._running[request.number] = request
                     admitted.append(request)
         return admitted
+
+    def _unfinished(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> list[Waiting]:
+        """The passes in the batch that have no outcome yet."""
+        finished = {number for number, _ in outcomes}
+        with self._changed:
+            return [request for number, request in self._running.items() if number not in finished]
+
+    def _charge(self, requests: Sequence[Waiting], sizes: Sequence[int], since: float) -> None:
+        """Divide the model's time since `since` among passes, by size."""
+        spent_s = self._clock() - since
+        with self._changed:
+            for request, size in zip(requests, sizes, strict=True):
+                self._queue.charge(request, spent_s * size / sum(sizes))
 
     def _retire(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> None:
         for number, outcome in outcomes:
@@ -355,7 +381,7 @@ class Engine:
             if isinstance(outcome, Exception):
                 request.future.set_exception(_for_the_caller(outcome))
             else:
-                timing = replace(outcome.timing, queue_s=request.queue_s)
+                timing = replace(outcome.timing, queue_s=request.queue_s, model_s=request.model_s)
                 request.future.set_result(replace(outcome, timing=timing))
 
 

@@ -14,11 +14,14 @@ import numpy as np
 from model.task import Task
 from server.audio.vad import SpeechDetector
 from server.engine.thread import Engine
+from server.live.capacity import Seat
 from server.live.decoder import EngineDecoder
 from server.live.endpointing import SAMPLE_RATE, Endpointing
 from server.live.events import Event
-from server.live.following import Follower, FollowingSession
-from server.live.session import LiveOptions, LiveSession
+from server.live.following import Follower, FollowingTranscriber
+from server.live.segment import LiveOptions, Transcribe
+from server.live.session import LiveSession
+from server.live.windows import WindowTranscriber
 from server.settings import Settings
 
 # Samples that the VAD takes at a time: few enough that other connections get their turn.
@@ -42,10 +45,15 @@ class Bounds:
 
 
 class LiveConnection:
-    """Await `run` next to whatever calls `hear`, in the same event loop."""
+    """Await `run` next to whatever calls `hear`, in the same event loop.
 
-    def __init__(self, session: LiveSession, emit: Emit, bounds: Bounds):
+    seat: learns what looks cost and how long they take, and says how wide the session's steps are.
+    """
+
+    def __init__(self, session: LiveSession, emit: Emit, bounds: Bounds, seat: Seat):
+        session.step_s = seat.step_s
         self.session = session
+        self._seat = seat
         self._emit = emit
         self._bounds = bounds
         self._detector = SpeechDetector()
@@ -60,6 +68,7 @@ class LiveConnection:
         engine: Engine,
         settings: Settings,
         emit: Emit,
+        seat: Seat,
         *,
         language: str | None,
         target_language: str | None = None,
@@ -73,11 +82,12 @@ class LiveConnection:
         """
         options = LiveOptions.from_settings(settings, language, target_language, endpointing)
         engine.check(Task(options.language, options.target_language))
+        transcribe: Transcribe
         if engine.info and engine.info.config.carries_state:
-            session = FollowingSession(Follower(engine, word_times), options, engine.check)
+            transcribe = FollowingTranscriber(Follower(engine, word_times))
         else:
-            session = LiveSession(EngineDecoder(engine, word_times), options, engine.check)
-        return cls(session, emit, Bounds.from_settings(settings))
+            transcribe = WindowTranscriber(EngineDecoder(engine, word_times), options, engine.check)
+        return cls(LiveSession(transcribe, options), emit, Bounds.from_settings(settings), seat)
 
     async def hear(self, samples: np.ndarray) -> None:
         """Take samples, (N,) float32 at 16 kHz. Returns when there is room for more."""
@@ -112,10 +122,18 @@ class LiveConnection:
         while True:
             self._changed.clear()
             while self.session.due:
-                for event in await self.session.step():
-                    await self._emit(event)
+                await self._step()
                 self._progress.set()
             await self._changed.wait()
+
+    async def _step(self) -> None:
+        began = time.monotonic()
+        events = await self.session.step()
+        if look := self.session.looked:
+            self._seat.note(time.monotonic() - began, look)
+            self.session.step_s = self._seat.step_s
+        for event in events:
+            await self._emit(event)
 
     async def _keep_to_bounds(self) -> None:
         while self.session.behind_s > self._bounds.buffer_s or self.session.waiting > MAX_WAITING:

@@ -10,11 +10,12 @@ from model.decoding import DecodingOptions
 from model.task import AUTO, Task
 from model.tokenizer import Tokenizer
 from server.engine.batching import Look, Pass, PassResult
-from server.engine.thread import LIVE, Engine
+from server.engine.thread import Engine
+from server.engine.waiting import LIVE
 from server.errors import QueueFull
 from server.live.endpointing import SAMPLE_RATE
 from server.live.policy import Token
-from server.live.session import Heard
+from server.live.windows import Heard
 
 # Time between two attempts to enter a full queue.
 RETRY_S = 0.1
@@ -26,7 +27,7 @@ MIN_SAMPLES = SAMPLE_RATE
 
 
 class EngineDecoder:
-    """A `session.Decode`. word_times: also time the words of a finished segment, at the cost of one more row."""
+    """A `windows.Decode`. word_times: also time the words of a finished segment, at the cost of one more row."""
 
     def __init__(self, engine: Engine, word_times: bool):
         assert engine.info
@@ -66,6 +67,7 @@ class EngineDecoder:
             detection.probability if detection else 1.0,
             tuple(words),
             result.look,
+            result.timing.model_s,
         )
 
     def _tokens(self, before: Sequence[int], generated: Sequence[int], attention: np.ndarray) -> tuple[Token, ...]:

@@ -7,7 +7,6 @@ the state, with the audio before the cut.
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -20,9 +19,8 @@ from server.engine.batching import Pass, PassResult, Piece
 from server.engine.thread import Engine
 from server.live.decoder import run_live, token_texts
 from server.live.endpointing import SAMPLE_RATE
-from server.live.events import Event
 from server.live.policy import Token
-from server.live.session import Heard, LiveOptions, LiveSession, OpenSegment
+from server.live.segment import OpenSegment, Written
 from server.text.guessing import guessed_language
 
 # Audio before and after the steps that a look decodes for good.
@@ -36,7 +34,8 @@ class Followed:
 
     certain: will not change; tail: may change; settled_s: the audio that the certain text is of; words: the certain
     ones, if the window is complete and its words are timed; text: what the decoder goes on from; lead: audio before the
-    window, from the first step that `text` counts; next: what the turn's next window goes on from, after a cut.
+    window, from the first step that `text` counts; next: what the turn's next window goes on from, after a cut;
+    model_s: the model's time that the look took.
     """
 
     certain: tuple[Token, ...]
@@ -47,6 +46,7 @@ class Followed:
     text: Any = None
     lead: np.ndarray = field(default_factory=lambda: NO_SOUND)
     next: "Followed | None" = None
+    model_s: float = 0.0
 
 
 class Follow(Protocol):
@@ -64,36 +64,26 @@ class Follow(Protocol):
     ) -> Followed: ...
 
 
-class FollowingSession(LiveSession):
-    """A live session over a decoder that carries state. It transcribes; it detects no language.
+class FollowingTranscriber:
+    """A `segment.Transcribe` over a decoder that carries state. It does not translate.
 
     Where a turn is cut into segments, the decoder hears no cut: a segment is finished once the audio that its last
     steps need has come, and the next one goes on from its state.
     """
 
-    def __init__(self, follow: Follow, options: LiveOptions, check: Callable[[Task], None] = lambda task: None):
-        """check: raises TaskError for a task that the decoder does not support."""
-        super().__init__(_no_decode, options, check)
+    def __init__(self, follow: Follow):
         self._follow = follow
         self.right_s = follow.right_s
 
-    async def _hear_window(
-        self, window: np.ndarray, current: OpenSegment, last: bool, cut: int | None
-    ) -> tuple[list[Event], tuple[Word, ...]]:
-        line = current.lines[0]
-        followed = await self._follow(window, line.task, current.followed, last, cut)
+    async def __call__(self, window: np.ndarray, segment: OpenSegment, last: bool, cut: int | None) -> Written:
+        line = segment.lines[0]
+        followed = await self._follow(window, line.task, segment.followed, last, cut)
         line.keep(followed.certain[len(line.certain) :])
         line.tail = list(followed.tail)
         line.task = Task(followed.language)
-        current.followed, current.carried = followed, followed.next
-        current.settled_s = followed.settled_s
-        return [], followed.words
-
-
-async def _no_decode(
-    window: np.ndarray, tasks: tuple[Task, ...], given: tuple[tuple[int, ...], ...], last: bool, look: Any = None
-) -> Heard:
-    raise AssertionError("a session that follows does not decode windows anew")
+        segment.followed, segment.carried = followed, followed.next
+        segment.settled_s = followed.settled_s
+        return Written((), followed.words, followed.model_s)
 
 
 class Follower:
@@ -127,8 +117,10 @@ class Follower:
         wants_words = last and self._word_times
         asked = replace(task, timestamps="word" if wants_words else "none")
         result = await self._decoded(sound, asked, written, None if end is None else max(begin, end))
+        model_s = result.timing.model_s
         while last and (end := self._end_of_word(result)) is not None:
             result = await self._decoded(sound, asked, result.generated[0], end)
+            model_s += result.timing.model_s
         so_far, *provisional = result.generated
         certain = before.certain if before else ()
         certain += self._tokens(certain, so_far, lead_s, len(written.tokens) if written else 0)
@@ -146,7 +138,7 @@ class Follower:
             guess = await asyncio.to_thread(guessed_language, transcript.text, self._languages)
             language = guess.language if guess else AUTO
         after = None if cut is None or not last else self._after(so_far, sound[: len(lead) + cut])
-        return Followed(certain, tail, language, settled_s, tuple(words), so_far, lead, after)
+        return Followed(certain, tail, language, settled_s, tuple(words), so_far, lead, after, model_s)
 
     async def _decoded(self, sound: np.ndarray, task: Task, before: Generated | None, end: int | None) -> PassResult:
         """The text of the sound up to the step `end`, None for all, and of the steps after it, provisionally."""

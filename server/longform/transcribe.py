@@ -19,7 +19,8 @@ from model.task import AUTO, Task
 from model.transcript import Segment
 from server.audio.decode import Blocks
 from server.engine.admission import PIECES, Admission, Turn
-from server.engine.thread import INTERACTIVE, Engine
+from server.engine.thread import Engine
+from server.engine.waiting import INTERACTIVE
 from server.errors import RequestError, WaitedTooLong
 from server.longform.cutting import SAMPLE_RATE, Cutting, Piece, cut, whole
 from server.longform.joining import Joiner

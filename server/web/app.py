@@ -10,6 +10,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server.engine.admission import AHEAD
 from server.engine.registry import Engines
+from server.live.capacity import LiveCapacity
 from server.settings import VERSION, Settings
 from server.web.answers import install_error_handlers
 from server.web.docs import install_docs
@@ -23,7 +24,8 @@ from server.web.uploads import BodyLimit, Uploads
 def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
     """The application. It begins to load its default model on start-up, and answers 503 until the model is loaded."""
     engines = engines or Engines(settings)
-    metrics = Metrics(engines)
+    live = LiveCapacity.from_settings(settings)
+    metrics = Metrics(engines, live)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -43,7 +45,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
         # A redirect would make many clients drop the body; the 404 names the right path.
         redirect_slashes=False,
     )
-    app.state.engines, app.state.settings, app.state.metrics = engines, settings, metrics
+    app.state.engines, app.state.settings, app.state.metrics, app.state.live = engines, settings, metrics, live
     # The middleware added last is the outermost.
     app.add_middleware(Guard, settings=settings)
     if settings.allowed_origins:

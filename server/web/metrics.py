@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 from server.engine.batching import Timing
 from server.engine.failure import MESSAGES
 from server.engine.registry import Engines
+from server.live.capacity import LiveCapacity
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -18,7 +19,7 @@ _FACTORS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 class Metrics:
     """The metrics of one application. `text()` renders them in Prometheus' text format."""
 
-    def __init__(self, engines: Engines):
+    def __init__(self, engines: Engines, live: LiveCapacity):
         registry = self._registry = CollectorRegistry()
         registry.register(_EngineStates(engines))
         self._requests = Counter(
@@ -29,6 +30,18 @@ class Metrics:
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
         self.live_sessions = Gauge("canary_live_sessions", "Open live sessions.", registry=registry)
+        load = Gauge(
+            "canary_live_load",
+            "Share of the model's time that the open live sessions need at the widest step, 0 to 1.",
+            registry=registry,
+        )
+        load.set_function(lambda: live.load)
+        load_of_one = Gauge(
+            "canary_live_load_of_one",
+            "Share that one live session needs while somebody speaks; 0 until it was measured.",
+            registry=registry,
+        )
+        load_of_one.set_function(lambda: live.load_of_one)
         self._audio_s = Counter("canary_audio_seconds", "Seconds of audio transcribed.", registry=registry)
         self._factor = Histogram(
             "canary_real_time_factor", "Processing time per second of audio.", buckets=_FACTORS, registry=registry
@@ -89,6 +102,9 @@ class _EngineStates(Collector):
         reloads = CounterMetricFamily(
             "canary_model_reloads", "Times the model was loaded again after it failed.", labels=["model"]
         )
+        spent = CounterMetricFamily(
+            "canary_model_seconds", "The model's time spent on live sessions and on files.", labels=["model", "work"]
+        )
         recordings = GaugeMetricFamily(
             "canary_waiting_recordings", "Recordings waiting for a turn, not decoded yet.", labels=["model"]
         )
@@ -99,10 +115,12 @@ class _EngineStates(Collector):
             for reason in MESSAGES:
                 failures.add_metric([model.id, reason], model.failures[reason])
             reloads.add_metric([model.id], model.reloads)
+            for work, spent_s in model.engine.spent_s.items():
+                spent.add_metric([model.id, work], spent_s)
             recordings.add_metric([model.id], model.admission.waiting)
             seconds.add_metric([model.id], model.admission.waiting_s)
             waiting.add_metric([model.id], model.engine.waiting)
             running.add_metric([model.id], model.engine.running)
             fill.add_metric([model.id], model.engine.rows / self._engines.max_rows)
             loaded.add_metric([model.id], float(model.state == "ready"))
-        yield from (waiting, recordings, seconds, running, fill, loaded, failures, reloads)
+        yield from (waiting, recordings, seconds, running, fill, loaded, failures, reloads, spent)

@@ -46,7 +46,9 @@ def start_server() -> Iterator[Callable[..., httpx.Client]]:
     running = []
 
     def start(resolve: Resolve | None = None, wait: bool = True, **settings) -> httpx.Client:
-        all_settings = Settings(_env_file=None, **{"port": 0, "shutdown_s": 5, **settings})
+        # However busy this machine is with other tests, no live session is refused for that.
+        usual = {"port": 0, "shutdown_s": 5, "max_live_step_s": 30.0}
+        all_settings = Settings(_env_file=None, **(usual | settings))
         app = create_app(all_settings, Engines(all_settings, resolve))
         server = uvicorn.Server(uvicorn_config(app, all_settings))
         started_or_failed = threading.Event()

@@ -235,6 +235,8 @@ def served(fault: str, supervised: bool, folder: Path, port: int) -> Iterator[Pa
     command = [sys.executable, "-c", SCRIPT, str(flag), fault, str(floor_s), "serve", "--port", str(port)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CANARY_")}
     environment["CANARY_CACHE"] = os.environ.get("CANARY_CACHE", str(folder / "cache"))
+    # However busy this machine is, no live session is refused for that.
+    environment["CANARY_MAX_LIVE_STEP_S"] = "30"
     with (
         (folder / "log").open("wb") as log,
         subprocess.Popen(

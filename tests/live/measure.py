@@ -224,8 +224,10 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
     from server.engine.thread import Engine
     from server.live.decoder import EngineDecoder
     from server.live.events import LiveResult
-    from server.live.following import Follower, FollowingSession
-    from server.live.session import LiveOptions, LiveSession
+    from server.live.following import Follower, FollowingTranscriber
+    from server.live.segment import LiveOptions
+    from server.live.session import LiveSession
+    from server.live.windows import WindowTranscriber
     from server.longform.transcribe import transcribe_audio
 
     engine = Engine(lambda: loading.load(resolve(model, dtype="float32"), "float32"))
@@ -240,9 +242,10 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
         )
         if info.config.carries_state:
             follower = Follower(engine, word_times=False, left_s=options.left, right_s=options.right)
-            session = FollowingSession(follower, chosen)
+            session = LiveSession(FollowingTranscriber(follower), chosen)
         else:
-            session = LiveSession(EngineDecoder(engine, word_times=False), chosen)
+            decoder = EngineDecoder(engine, word_times=False)
+            session = LiveSession(WindowTranscriber(decoder, chosen), chosen)
         detector, shown, began = SpeechDetector(), Shown(), time.process_time()
         for frame in [*np.array_split(said.waveform, round(said.duration_s / FRAME_S)), None]:
             if frame is None:

@@ -10,7 +10,9 @@ from model.task import Task
 from server.audio.vad import FRAME
 from server.live.events import Event, Finalized, Lag, LiveResult, Problem, SpeechStarted, SpeechStopped
 from server.live.policy import Token
-from server.live.session import Heard, LiveOptions, LiveSession
+from server.live.segment import LiveOptions
+from server.live.session import LiveSession
+from server.live.windows import Decode, Heard, WindowTranscriber
 
 SAMPLE_RATE = 16_000
 WORD_S, GAP_S = 0.3, 0.1
@@ -151,6 +153,13 @@ def speech_probabilities(script: list[Said], samples: int) -> list[float]:
     return [float(any(word.start <= at < word.end for word in script)) for at in middles]
 
 
+def session_over(
+    decode: Decode, options: LiveOptions = LiveOptions(), check: Callable[[Task], None] = lambda task: None
+) -> LiveSession:
+    """A session over a decoder of whole windows."""
+    return LiveSession(WindowTranscriber(decode, options, check), options)
+
+
 async def hear_all(
     session: LiveSession, waveform: np.ndarray, probabilities: list[float], piece: int = 1600, finalize: bool = True
 ) -> Reader:
@@ -176,6 +185,6 @@ async def step_all(session: LiveSession, reader: Reader) -> None:
 
 async def live(script: list[Said], decoder: ScriptedDecoder | None = None, **options) -> Reader:
     """A session over `script` with these options."""
-    session = LiveSession(decoder or ScriptedDecoder(script), LiveOptions(**options))
+    session = session_over(decoder or ScriptedDecoder(script), LiveOptions(**options))
     waveform = sound(script)
     return await hear_all(session, waveform, speech_probabilities(script, len(waveform)))

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import socket
 import struct
 import time
@@ -13,6 +14,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
+from server.live.capacity import LOOKS, WARM_UP, LookCost
 from tests.live.measure import Shown
 from tests.live.recorded import contained
 
@@ -298,6 +300,34 @@ async def test_one_session_more_than_there_may_be_is_refused_until_one_ends(narr
         await first.send('{"type": "stop"}')
         await until(first, "done")
     async with seated(narrow):
+        pass
+
+
+async def test_a_session_that_the_model_has_no_time_for_is_refused_until_one_ends(start_server, cache):
+    client = start_server(model="toy", max_live_step_s=2.0)
+    url, app = str(client.base_url).replace("http", "ws", 1).rstrip("/"), client.server.config.app
+    async with seated(url) as first:
+        # As if the model were so slow: a third of its time for one session.
+        for _ in range(WARM_UP + LOOKS):
+            app.state.live.note(LookCost(0.7, 0.4, last=False))
+        async with seated(url) as second:
+            for refused in (f"{url}/stream", f"{url}/v1/realtime"):
+                async with connect(refused, proxy=None) as third:
+                    error = await told(third)
+                    assert (error.get("code") or error["error"]["code"]) == "too_many_sessions"
+                    with pytest.raises(ConnectionClosed):
+                        await told(third)
+                    assert third.close_code == 1013
+                    assert "too busy for another live session" in (third.close_reason or "")
+            shown = dict(re.findall(r"^(canary_live_\w+) (\S+)$", client.get("/metrics").text, re.MULTILINE))
+            assert float(shown["canary_live_load_of_one"]) == pytest.approx(0.35)
+            assert float(shown["canary_live_load"]) == pytest.approx(0.7)
+            assert float(shown["canary_live_sessions"]) == 2.0
+            await second.send('{"type": "stop"}')
+            await until(second, "done")
+        await first.send('{"type": "stop"}')
+        await until(first, "done")
+    async with seated(url):
         pass
 
 

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import Gauge
 
-from server.errors import EngineStopped, TranscriptionFailed
+from server.errors import EngineStopped, ModelFailed, TranscriptionFailed
 from server.live import connection
-from server.live.session import Heard
+from server.live.capacity import LiveCapacity, Seat
+from server.live.windows import Heard
 from server.settings import Settings
 from server.web.routes import realtime
 from server.web.routes.realtime import Conversation
@@ -32,7 +33,9 @@ class Client:
         self.scope, self.query_params = {}, {}
         settings = Settings(_env_file=None, default_language="en", max_live_rate=1000.0)
         metrics = SimpleNamespace(live_sessions=Gauge("live_sessions", "", registry=None))
-        self.app = SimpleNamespace(state=SimpleNamespace(settings=settings, engines=self, metrics=metrics))
+        self.live = LiveCapacity()
+        state = SimpleNamespace(settings=settings, engines=self, metrics=metrics, live=self.live)
+        self.app = SimpleNamespace(state=state)
 
     def send(self, kind: str, **fields) -> None:
         self.messages.put_nowait({"type": "websocket.receive", "text": json.dumps({"type": kind, **fields})})
@@ -71,9 +74,9 @@ class Client:
             self.users -= 1
 
     def conversation(self) -> asyncio.Task[None]:
-        return asyncio.create_task(Conversation(self, self).run())
+        return asyncio.create_task(Conversation(self, self, Seat(self.live)).run())
 
-    async def decode(self, window, tasks, given, last) -> Heard:
+    async def decode(self, window, tasks, given, last, look=None) -> Heard:
         if last:
             self.ending.set()
             await self.may_end
@@ -155,7 +158,11 @@ async def test_no_time_is_lost_when_settings_change(client, pcm):
 
 @pytest.mark.parametrize(
     ("failure", "code", "close"),
-    [(EngineStopped, "stopping", 1001), (TranscriptionFailed, "transcription_failed", 1008)],
+    [
+        (EngineStopped, "stopping", 1001),
+        (ModelFailed, "model_failed", 1013),
+        (TranscriptionFailed, "transcription_failed", 1013),
+    ],
 )
 async def test_what_ends_a_session_is_told_as_what_it_is(client, pcm, failure, code, close):
     client.may_end.set_exception(failure("The reason."))

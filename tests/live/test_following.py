@@ -32,9 +32,10 @@ from server.engine.thread import Engine
 from server.errors import EngineStopped
 from server.live.endpointing import SAMPLE_RATE, Endpointing
 from server.live.events import Lag
-from server.live.following import Followed, Follower, FollowingSession
+from server.live.following import Followed, Follower, FollowingTranscriber
 from server.live.policy import Token, words
-from server.live.session import LiveOptions
+from server.live.segment import LiveOptions
+from server.live.session import LiveSession
 from tests.libraries import LIBRARIES, computing_with
 from tests.live.scripted import Reader, hear_all, step_all
 from tests.live.test_captions import START, captioned, cut
@@ -86,8 +87,8 @@ def toy(request, toy_folder) -> Iterator[Engine]:
         yield engine
 
 
-def session_on(engine: Engine, word_times: bool = True, **options) -> FollowingSession:
-    return FollowingSession(Follower(engine, word_times), LiveOptions(**options))
+def session_on(engine: Engine, word_times: bool = True, **options) -> LiveSession:
+    return LiveSession(FollowingTranscriber(Follower(engine, word_times)), LiveOptions(**options))
 
 
 def outcome(batcher: Batcher, wanted: Pass) -> PassResult:
@@ -201,9 +202,9 @@ async def test_each_step_is_decoded_once_and_no_look_encodes_more_than_the_conte
         return await run(wanted, priority)
 
     monkeypatch.setattr(toy, "run", watched)
-    session = FollowingSession(
-        Follower(toy, False, left_s=4.0, right_s=1.0), LiveOptions(endpointing=Endpointing(silence_s=30, long_s=30))
-    )
+    follower = Follower(toy, False, left_s=4.0, right_s=1.0)
+    options = LiveOptions(endpointing=Endpointing(silence_s=30, long_s=30))
+    session = LiveSession(FollowingTranscriber(follower), options)
     await hear_all(session, waveform, [1.0] * (len(waveform) // FRAME))
     pieces = [wanted.piece for wanted in passes]
     assert len(pieces) > 40

@@ -10,7 +10,8 @@ from server.audio.vad import FRAME
 from server.live.endpointing import Endpointing
 from server.live.events import Lag, Problem, SpeechStarted, SpeechStopped
 from server.live.policy import Token, without_loop, words
-from server.live.session import Heard, LiveOptions, LiveSession
+from server.live.segment import LiveOptions
+from server.live.windows import Heard
 from tests.live.scripted import (
     SAMPLE_RATE,
     Reader,
@@ -18,6 +19,7 @@ from tests.live.scripted import (
     hear_all,
     live,
     said,
+    session_over,
     sound,
     speech_probabilities,
     step_all,
@@ -113,7 +115,7 @@ async def test_finalize_writes_out_what_is_being_said_and_what_follows_is_a_new_
     script = said("one two three four five six seven eight")
     waveform, middle = sound(script), round(2.05 * SAMPLE_RATE) // FRAME * FRAME
     chances = speech_probabilities(script, len(waveform))
-    session = LiveSession(ScriptedDecoder(script), LiveOptions())
+    session = session_over(ScriptedDecoder(script))
     reader = await hear_all(session, waveform[:middle], chances[: middle // FRAME])
     assert (reader.finals[0].text, reader.finalized) == ("one two three four", 1)
     reader.read(session.hear(waveform[middle:], chances[middle // FRAME :]))
@@ -127,7 +129,7 @@ async def test_what_is_cleared_is_not_written():
     script = said("one two three | four")
     waveform, middle = sound(script), FRAME * 45
     chances = speech_probabilities(script, len(waveform))
-    session, reader = LiveSession(ScriptedDecoder(script), LiveOptions()), Reader()
+    session, reader = session_over(ScriptedDecoder(script)), Reader()
     reader.read(session.hear(waveform[:middle], chances[:45]))
     await session.step()
     session.clear()
@@ -148,7 +150,7 @@ async def test_clearing_goes_back_as_far_as_it_is_asked_to(ended_turns, kept):
     script = said("one two | three four | five six seven eight | ten")
     waveform, chances = sound(script), speech_probabilities(script, len(sound(script)))
     options = LiveOptions(endpointing=Endpointing(long_s=1.5, pause_s=0.08))
-    session, reader = LiveSession(ScriptedDecoder(script), options), Reader()
+    session, reader = session_over(ScriptedDecoder(script), options), Reader()
     reader.read(session.hear(waveform[: 50 * FRAME], chances[:50]))
     reader.read(session.finalize())
     reader.read(session.hear(waveform[50 * FRAME : 178 * FRAME], chances[50:178]))
@@ -164,13 +166,12 @@ async def test_what_is_cleared_while_it_is_being_decoded_is_not_written():
     script = said("one two three four")
     waveform = sound(script)
     decoder = ScriptedDecoder(script)
-    session, reader = LiveSession(decoder, LiveOptions()), Reader()
 
     async def cleared(*asked):
         session.clear()
         return await decoder(*asked)
 
-    session._decode = cleared
+    session, reader = session_over(cleared), Reader()
     reader.read(session.hear(waveform, speech_probabilities(script, FRAME * 50)))
     await step_all(session, reader)
     assert len(decoder.windows) == 1
@@ -185,7 +186,7 @@ async def test_a_turn_soon_after_another_begins_after_its_end():
 
 async def test_silence_is_never_decoded_and_never_kept():
     decoder = ScriptedDecoder([])
-    session = LiveSession(decoder, LiveOptions())
+    session = session_over(decoder)
     reader = await hear_all(session, np.zeros(60 * SAMPLE_RATE, np.float32), [0.0] * (60 * SAMPLE_RATE // FRAME))
     assert (decoder.windows, reader.results) == ([], [])
     assert sum(map(len, session._sound.pieces)) < SAMPLE_RATE
@@ -222,7 +223,6 @@ async def test_when_decoding_is_slow_steps_are_skipped_the_client_is_told_and_no
     waveform = sound(script)
     chances = speech_probabilities(script, len(waveform))
     decoder = ScriptedDecoder(script)
-    session, reader = LiveSession(decoder, LiveOptions()), Reader()
 
     async def slow(*asked):
         heard = await decoder(*asked)
@@ -232,7 +232,7 @@ async def test_when_decoding_is_slow_steps_are_skipped_the_client_is_told_and_no
         reader.read(session.hear(more, chances[at // FRAME : (at + len(more)) // FRAME]))
         return heard
 
-    session._decode = slow
+    session, reader = session_over(slow), Reader()
     first = FRAME * 40
     reader.read(session.hear(waveform[:first], chances[:40]))
     await step_all(session, reader)
@@ -275,7 +275,7 @@ async def test_a_short_segment_of_an_uncertain_language_is_taken_for_the_one_bef
         return Heard(heard.tokens, "fr" if short else tasks[0].language.replace(AUTO, "de"), 0.4 if short else 1.0)
 
     waveform = sound(script)
-    session = LiveSession(unsure, LiveOptions(AUTO))
+    session = session_over(unsure, LiveOptions(AUTO))
     reader = await hear_all(session, waveform, speech_probabilities(script, len(waveform)))
     assert [result.language for result in reader.finals] == ["de", "de"]
 
@@ -286,7 +286,7 @@ async def test_a_translation_that_the_model_cannot_do_is_told_and_the_transcript
             raise TaskError("mock does not translate en to fr", "target_language")
 
     script = said("one two three")
-    session = LiveSession(ScriptedDecoder(script), LiveOptions(target_language="fr"), check)
+    session = session_over(ScriptedDecoder(script), LiveOptions(target_language="fr"), check)
     waveform = sound(script)
     reader = await hear_all(session, waveform, speech_probabilities(script, len(waveform)))
     assert [event.message for event in reader.of(Problem)] == ["mock does not translate en to fr."]
@@ -352,7 +352,7 @@ async def test_what_stays_never_changes_whatever_is_heard_and_however_it_is_deco
         data.draw(st.sampled_from([AUTO, "en"])), target, policy, window_s=4.0, settle_s=data.draw(st.floats(0, 2)),
         endpointing=Endpointing(silence_s=0.2, long_s=2.0),
     )  # fmt: skip
-    session, reader = LiveSession(anything, options), Reader()
+    session, reader = session_over(anything, options), Reader()
     finalized = 0
     for _ in range(data.draw(st.integers(1, 12))):
         frames = data.draw(st.integers(0, 60))

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 from model.task import Task
-from server.engine.thread import LIVE
+from server.engine.batching import Timing
+from server.engine.waiting import LIVE
 from server.errors import AudioError, QueueFull
 from server.live import connection
+from server.live.capacity import LiveCapacity, Seat
 from server.live.connection import Bounds, LiveConnection
 from server.live.decoder import token_texts
-from server.live.session import LiveOptions, LiveSession
 from server.live.sound import RawSound
 from server.web.routes import websockets
 from server.web.routes.websockets import NotReading, Outbox
-from tests.live.scripted import ScriptedDecoder, said, sound, speech_probabilities
+from tests.live.scripted import ScriptedDecoder, said, session_over, sound, speech_probabilities
 
 CODECS = {"audio/pcmu": "pcm_mulaw", "audio/pcma": "pcm_alaw"}
 
@@ -117,8 +118,8 @@ async def test_no_more_sound_is_taken_than_may_wait_for_the_model(monkeypatch):
     async def emit(event) -> None:
         events.append(event)
 
-    session = LiveSession(gated, LiveOptions())
-    live = LiveConnection(session, emit, Bounds(buffer_s=1.0, rate=1000.0))
+    session = session_over(gated)
+    live = LiveConnection(session, emit, Bounds(buffer_s=1.0, rate=1000.0), Seat(LiveCapacity()))
     stepping = asyncio.create_task(live.run())
     hearing = asyncio.create_task(live.hear(waveform))
     while session.behind_s <= 1.0:
@@ -147,7 +148,8 @@ async def test_sound_faster_than_its_bound_waits(monkeypatch):
     monkeypatch.setattr(connection, "asyncio", SimpleNamespace(**(vars(asyncio) | {"sleep": sleep})))
     monkeypatch.setattr(connection, "SpeechDetector", Deaf)
     monkeypatch.setattr(connection, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    live = LiveConnection(LiveSession(ScriptedDecoder([]), LiveOptions()), None, Bounds(buffer_s=2.0, rate=4.0))  # type: ignore[arg-type]
+    bounds, seat = Bounds(buffer_s=2.0, rate=4.0), Seat(LiveCapacity())
+    live = LiveConnection(session_over(ScriptedDecoder([])), None, bounds, seat)  # type: ignore[arg-type]
     await live.hear(np.zeros(2 * 16_000, np.float32))
     assert not waited
     await live.hear(np.zeros(4 * 16_000, np.float32))
@@ -203,7 +205,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
             transcript = SimpleNamespace(language="en", segments=())
             return SimpleNamespace(
                 generated=(generated, generated), attention=(np.zeros((0, 5)),) * 2, transcripts=(transcript,) * 2,
-                detection=None, look=None,
+                detection=None, look=None, timing=Timing(model_s=0.25),
             )  # fmt: skip
 
     monkeypatch.setattr(decoder, "RETRY_S", 0.0)
@@ -211,7 +213,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
         np.zeros(100, np.float32), (Task("en"), Task("en", "de")), ((5,), ()), False
     )
     wanted, priority = asked[-1]
-    assert (len(asked), priority, len(heard.tokens)) == (3, LIVE, 2)
+    assert (len(asked), priority, len(heard.tokens), heard.model_s) == (3, LIVE, 2, 0.25)
     assert (wanted.prefixes, wanted.attention, len(wanted.waveform)) == (((5,), ()), True, 16_000)
 
 

@@ -97,7 +97,8 @@ def test_commands_and_options_are_completed():
         return CliRunner().invoke(main, [], env=environment, prog_name="canary").stdout.split()
 
     assert completed("canary tr") == ["transcribe"]
-    assert completed("canary serve --max-li") == ["--max-live-sessions", "--max-live-rate", "--max-live-buffer"]
+    limits = ["--max-live-step", "--max-live-sessions", "--max-live-rate", "--max-live-buffer"]
+    assert completed("canary serve --max-li") == limits
     assert completed("canary serve --log-level ") == ["debug", "info", "warning", "error"]
 
 

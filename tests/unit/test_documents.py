@@ -264,11 +264,12 @@ def test_the_table_of_errors_lists_every_code_with_its_status():
 
 def test_the_table_of_metrics_lists_all_that_are_there():
     from server.engine.registry import Engines
+    from server.live.capacity import LiveCapacity
     from server.settings import Settings
     from server.web.metrics import Metrics
 
     engines = Engines(Settings(_env_file=None), lambda source, progress: None)  # type: ignore[arg-type, return-value]
-    text = Metrics(engines).text().decode()
+    text = Metrics(engines, LiveCapacity()).text().decode()
     families = dict(re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE))
     counted = {family for family, kind in families.items() if not (kind == "gauge" and family.endswith("_created"))}
     assert set(column(section("server/README.md", "metrics"))) == counted

@@ -15,6 +15,7 @@ from model.task import Task, TaskError
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass
 from server.engine.thread import Engine
+from server.engine.waiting import INTERACTIVE, LIVE
 from server.errors import EngineStopped, ModelFailed, QueueFull, TranscriptionFailed
 from tests.configs import canary_config
 
@@ -270,6 +271,47 @@ async def test_a_lower_priority_number_goes_first_and_equals_go_in_order(model):
     await asyncio.gather(*requests)
     assert model.encoded == [1, 4, 2, 3]
     await engine.stop()
+
+
+async def test_files_get_their_share_of_the_model_while_live_passes_wait():
+    """By the model's own clock: encoding a live pass takes 0.1 s, a file's 1 s, and a step of either 0.01 s a row."""
+    now, begun = 0.0, []
+
+    class Timed(MockCanary):
+        def encodings(self, waveforms):
+            nonlocal now
+            begun.append((now, waveforms[0][0]))
+            now += len(waveforms[0]) / 160_000
+            return super().encodings(waveforms)
+
+        def running_batch(self):
+            return TimedBatch(self)
+
+    class TimedBatch(MockBatch):
+        def step(self):
+            nonlocal now
+            now += 0.01 * self.rows
+            return super().step()
+
+    model = Timed()
+    engine = Engine(lambda: model, max_queue=1000, clock=lambda: now)  # type: ignore[arg-type, return-value]
+    await engine.start()
+    live, file = Pass(wave(LIVE), (Task(),)), Pass(np.tile(wave(INTERACTIVE), 10), (Task(),))
+    requests = [asyncio.ensure_future(engine.run(file, INTERACTIVE)) for _ in range(40)]
+    requests += [asyncio.ensure_future(engine.run(live, LIVE)) for _ in range(800)]
+    await until(lambda: engine.waiting + engine.running == 840)
+    model.gate.set()
+    results = await asyncio.gather(*requests)
+    spent = engine.spent_s
+    await engine.stop()
+    # For 100 s passes of both kinds waited.
+    for since in range(0, 100, 20):
+        files = [at for at, kind in begun if kind == INTERACTIVE and since <= at < since + 20]
+        assert 4 <= len(files) <= 6
+    assert [result.timing.model_s for result in results[:40]] == pytest.approx([1.03] * 40)
+    assert [result.timing.model_s for result in results[40:]] == pytest.approx([0.13] * 800)
+    assert spent == {"files": pytest.approx(41.2), "live": pytest.approx(104.0)}
+    assert now == pytest.approx(145.2)
 
 
 async def test_a_full_line_refuses_the_next_request_and_takes_more_later(model):

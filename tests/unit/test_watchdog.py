@@ -8,7 +8,8 @@ import pytest
 from model.task import Task
 from server.engine import watchdog
 from server.engine.batching import Pass
-from server.engine.thread import LIVE, Engine
+from server.engine.thread import Engine
+from server.engine.waiting import LIVE
 from server.engine.watchdog import Heartbeat, Watchdog
 from server.errors import ModelFailed, WaitedTooLong
 

@@ -35,6 +35,7 @@ from server.audio.decode import AudioLimits
 from server.engine.registry import Engines
 from server.engine.thread import Engine
 from server.errors import AudioError, RequestError, invalid_field
+from server.live.capacity import Seat
 from server.live.connection import LiveConnection
 from server.live.container import CONTAINERS, ContainerSound
 from server.live.endpointing import Endpointing
@@ -75,13 +76,13 @@ async def stream(websocket: WebSocket) -> None:
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in websocket.scope["subprotocols"] else None)
 
     async def talk(outbox: Outbox) -> None:
-        async with seat(websocket):
+        async with seat(websocket) as taken:
             inbox = Inbox(websocket, outbox)
             start = await _started(inbox)
             engines: Engines = websocket.app.state.engines
             async with engines.use(start.model) as engine:
                 try:
-                    captions = Captions(start, engine, websocket.app.state.settings, inbox, outbox)
+                    captions = Captions(start, engine, websocket.app.state.settings, taken, inbox, outbox)
                 except TaskError as error:
                     raise RequestError(f"{engines.with_suggestion(error)}.", error.param) from None
                 await captions.run()
@@ -155,7 +156,7 @@ async def _started(inbox: Inbox) -> Start:
 class Captions:
     """A started session: audio and commands from `inbox`, captions to `outbox`."""
 
-    def __init__(self, start: Start, engine: Engine, settings: Settings, inbox: Inbox, outbox: Outbox):
+    def __init__(self, start: Start, engine: Engine, settings: Settings, taken: Seat, inbox: Inbox, outbox: Outbox):
         """Raises TaskError for what the model does not support."""
         assert engine.info
         self._start = start
@@ -168,6 +169,7 @@ class Captions:
             engine,
             settings,
             self._emit,
+            taken,
             language=start.language,
             target_language=start.target_language,
             endpointing=Endpointing(silence_s=start.endpointing_ms / 1000),

@@ -29,6 +29,7 @@ from server.errors import (
     TranscriptionFailed,
     invalid_field,
 )
+from server.live.capacity import Seat
 from server.live.connection import LiveConnection
 from server.live.events import Event, Finalized, LiveResult, SpeechStarted, SpeechStopped
 from server.live.sound import RawSound
@@ -58,8 +59,8 @@ async def realtime(websocket: WebSocket) -> None:
     await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in asked else None)
 
     async def talk(outbox: Outbox) -> None:
-        async with seat(websocket):
-            await Conversation(websocket, outbox).run()
+        async with seat(websocket) as taken:
+            await Conversation(websocket, outbox, taken).run()
 
     await converse(websocket, talk, lambda code, message: _error(code, message))
 
@@ -98,9 +99,10 @@ class Item:
 class Conversation:
     """One client's session: its settings, and the audio that is transcribed under them."""
 
-    def __init__(self, websocket: WebSocket, outbox: Outbox):
+    def __init__(self, websocket: WebSocket, outbox: Outbox, taken: Seat):
         self._websocket = websocket
         self._outbox = outbox
+        self._seat = taken
         self._settings: Settings = websocket.app.state.settings
         self._id = f"sess_{secrets.token_hex(10)}"
         self._session = Session()
@@ -190,7 +192,7 @@ class Conversation:
     async def _listening(self) -> "Hearing":
         if self._hearing is None:
             hearing = Hearing(self, self._session, self._heard_before_s, self._open)
-            await hearing.start(self._websocket)
+            await hearing.start(self._websocket, self._seat)
             self._hearing, self._open = hearing, None
         return self._hearing
 
@@ -234,7 +236,7 @@ class Hearing:
         self._awaited: deque[Item | asyncio.Event | None] = deque()
         self._last_commit_s = 0.0
 
-    async def start(self, websocket: WebSocket) -> None:
+    async def start(self, websocket: WebSocket, taken: Seat) -> None:
         """Raises Mistake for a language or a model that is not supported, ServiceError if there is no model."""
         settings: Settings = websocket.app.state.settings
         wanted = self._session.audio.input
@@ -247,6 +249,7 @@ class Hearing:
                 engine,
                 settings,
                 self._emit,
+                taken,
                 language=asked.language,
                 endpointing=self._session.endpointing,
                 word_times=False,

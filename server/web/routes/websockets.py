@@ -4,13 +4,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from server.errors import EngineStopped, ServiceError
-from server.settings import Settings
+from server.errors import EngineStopped, RequestError, ServiceError
+from server.live.capacity import LiveCapacity, Seat
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ async def converse(
         close = fatal.close, str(fatal)
     except ServiceError as refused:
         last_words = error_message(refused.code, str(refused))
-        close = GOING_AWAY if isinstance(refused, EngineStopped) else POLICY, str(refused)
+        close = _close_code(refused), str(refused)
     except Exception:
         log.exception("a live session failed")
         last_words = error_message("internal_error", WENT_WRONG)
@@ -102,6 +102,12 @@ async def converse(
     if close[1]:
         log.info("a live session was ended: %s", close[1])
     await _say_goodbye(websocket, outbox, last_words, *close)
+
+
+def _close_code(error: ServiceError) -> int:
+    if isinstance(error, RequestError):
+        return POLICY
+    return GOING_AWAY if isinstance(error, EngineStopped) else TRY_LATER
 
 
 async def first_of(*works: Coroutine[Any, Any, None]) -> None:
@@ -119,21 +125,16 @@ async def first_of(*works: Coroutine[Any, Any, None]) -> None:
 
 
 @asynccontextmanager
-async def seat(websocket: WebSocket) -> AsyncIterator[None]:
-    """Occupy one of the limited live sessions. Raises Fatal if all are in use."""
+async def seat(websocket: WebSocket) -> AsyncIterator[Seat]:
+    """A place among the live sessions. Raises TooManySessions if there is none."""
     state = websocket.app.state
-    settings: Settings = state.settings
-    if not hasattr(state, "live_seats"):
-        state.live_seats = Seats(settings.max_live_sessions)
-    with state.live_seats.one() as free:
-        if not free:
-            raise Fatal(
-                "too_many_sessions",
-                f"Session limit ({settings.max_live_sessions}) reached; try again shortly.",
-                TRY_LATER,
-            )
+    capacity: LiveCapacity = state.live
+    taken = capacity.take()
+    try:
         with state.metrics.live_sessions.track_inprogress():
-            yield
+            yield taken
+    finally:
+        capacity.give_back(taken)
 
 
 async def _say_goodbye(
@@ -153,23 +154,3 @@ async def _say_goodbye(
             await websocket.close(code, reason.encode()[:123].decode(errors="ignore"))
     except (TimeoutError, RuntimeError, WebSocketDisconnect):
         pass
-
-
-class Seats:
-    """Limits the live sessions that are open at the same time."""
-
-    def __init__(self, most: int):
-        self.most = most
-        self.taken = 0
-
-    @contextmanager
-    def one(self):
-        """Take a seat inside the with block. Yields whether one was free."""
-        if self.taken >= self.most:
-            yield False
-            return
-        self.taken += 1
-        try:
-            yield True
-        finally:
-            self.taken -= 1
