@@ -7,6 +7,7 @@ import typer
 
 from server.cli.commands import Commands, SettingsCommand, taking
 from server.cli.service.app import service
+from server.cli.shared_options import BeamOption, LanguageOption, ModelOption, PncOption, TargetOption
 
 main = typer.Typer(
     name="canary",
@@ -17,32 +18,6 @@ main = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="NAME",
-        help="Known name, Hugging Face repository, .nemo file or converted folder.  [CANARY_MODEL; default: toy]",
-    ),
-]
-LanguageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--language",
-        "-l",
-        metavar="LANGUAGE",
-        help="Spoken language; auto detects it.  [CANARY_DEFAULT_LANGUAGE; default: auto]",
-    ),
-]
-TargetOption = Annotated[
-    str | None, typer.Option("--target-language", "-t", metavar="LANGUAGE", help="Translate into this language.")
-]
-PncOption = Annotated[bool, typer.Option("--pnc/--no-pnc", help="Write punctuation and capital letters.")]
-BeamOption = Annotated[
-    int | None, typer.Option(min=1, max=32, metavar="NUMBER", help="Beam width. By default the model's own.")
-]
 
 
 def _print_version(wanted: bool) -> None:
