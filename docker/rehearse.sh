@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 port=${PORT:-8970}
 work=$(mktemp -d)
-buildah() { command buildah --root "$work/images" --runroot "$work/run" --storage-driver vfs "$@"; }
+buildah() { command buildah --root "$work/images" --runroot "$work/run" "$@"; }
 configured() { jq --raw-output ".Docker.config | $1" "$work/config"; }
 finish() {
     [ -z "${server:-}" ] || kill "$server" 2>/dev/null || true

@@ -222,11 +222,12 @@ async def burst(url: str, requests: int, meanwhile: Callable[[], int | None] = l
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=300, trust_env=False) as client:
         sent = list(islice(cycle(samples), requests))
-        asking = [asyncio.create_task(ask(sample)) for sample in sent]
-        async with asyncio.timeout(120):
-            await some_are_answered.wait()
+        asking = asyncio.gather(*map(ask, sent))
+        waiting = asyncio.create_task(some_are_answered.wait())
+        await asyncio.wait([asking, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
         result = Burst(in_flight=meanwhile() or 0)
-        outcomes = await asyncio.gather(*asking)
+        outcomes = await asking
         result.outcomes.update(outcomes)
         lost = [sample for sample, outcome in zip(sent, outcomes, strict=True) if outcome in result.lost]
         result.again = (await asyncio.gather(*map(ask, lost))).count("answered")

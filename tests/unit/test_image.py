@@ -74,3 +74,12 @@ def test_the_image_runs_as_an_unprivileged_user_and_installs_from_wheels_alone()
     assert "--only-binary :all: --constraint constraints.txt" in DOCKERFILE
     assert "apt-get" not in DOCKERFILE
     assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE) == ["${PYTHON}", "${PYTHON}"]
+
+
+def test_haproxy_sends_a_server_no_more_requests_than_it_may_queue():
+    """Or one that refuses gets more than its share, since it has the fewest in progress."""
+    text = (DOCKER / "balancers" / "haproxy.cfg").read_text(encoding="utf-8")
+    (limit,) = re.findall(r"^    default-server .* maxconn (\d+)$", text, re.MULTILINE)
+    settings = Settings(_env_file=None)
+    assert int(limit) == settings.max_queue
+    assert int(limit) < settings.max_connections_per_address
