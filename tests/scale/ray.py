@@ -58,7 +58,7 @@ def write_archive(folder: Path, files: int, seed: int = 0) -> float:
 
 def records(results: Path) -> list[dict]:
     files = sorted(results.glob("part-*.jsonl")) or sorted(results.glob("*/*.json"))
-    return [json.loads(line) for file in files for line in file.open(encoding="utf-8")]
+    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
 
 def workers() -> list[psutil.Process]:

@@ -96,6 +96,22 @@ def test_a_storage_that_is_not_installed_is_named(url, message):
         find_recordings([url])
 
 
+def test_an_error_that_only_the_storage_knows_is_told_in_one_line(monkeypatch):
+    class NoCredentials(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise NoCredentials("Unable to locate credentials")
+
+    files = fsspec.filesystem("memory")
+    monkeypatch.setattr(type(files), "isfile", fail)
+    monkeypatch.setattr(type(files), "pipe_file", fail)
+    with pytest.raises(RequestError, match="memory://talks: Unable to locate credentials"):
+        find_recordings(["memory://talks"])
+    with pytest.raises(RequestError, match="memory://texts: Unable to locate credentials"):
+        Results("memory://texts", "json").begin(MADE_WITH, resume=False)
+
+
 def test_a_part_is_written_whole_when_it_is_large_or_some_time_has_passed(output):
     now = 0.0
     results = Results(output, "json", now=lambda: now)

@@ -2,6 +2,7 @@
 
 import glob
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -38,7 +39,8 @@ def find_recordings(named: Iterable[str]) -> tuple[list[Recording], list[str]]:
     found: dict[str, Recording] = {}
     complaints = []
     for name in named:
-        recordings = list(_recordings(name))
+        with named_errors(name):
+            recordings = list(_recordings(name))
         if not recordings:
             complaints.append(no_audio(name))
         for recording in recordings:
@@ -65,6 +67,17 @@ def storage(name: str) -> tuple[Any, str]:
         return fsspec.url_to_fs(name)
     # fsspec says which package is missing, or that it does not know the protocol.
     except (ImportError, ValueError) as error:
+        raise RequestError(f"{name}: {error}") from None
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """The errors that a storage has of its own, such as missing credentials, as RequestError with a name."""
+    try:
+        yield
+    except (OSError, RequestError):
+        raise
+    except Exception as error:
         raise RequestError(f"{name}: {error}") from None
 
 

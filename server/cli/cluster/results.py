@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from server.cli.cluster.listing import Recording, is_local, storage
+from server.cli.cluster.listing import Recording, is_local, named_errors, storage
 from server.cli.cluster.parquet import from_parquet, to_parquet
 from server.errors import RequestError
 
@@ -107,7 +107,9 @@ class Results:
     def _names(self) -> list[str]:
         """Of the files in the folder. Object storage has no empty folders."""
         try:
-            return sorted(path.rpartition("/")[2] for path in self._files.ls(self._folder, detail=False))
+            with named_errors(self.name):
+                paths = self._files.ls(self._folder, detail=False)
+            return sorted(path.rpartition("/")[2] for path in paths)
         except FileNotFoundError:
             return []
 
@@ -132,7 +134,8 @@ class Results:
         """Write a file so that it is there whole or not at all: object storage does that by itself."""
         path = f"{self._folder}/{name}"
         if not is_local(self._files):
-            self._files.pipe_file(path, data)
+            with named_errors(self.name):
+                self._files.pipe_file(path, data)
             return
         with open(f"{path}.part", "wb") as file:
             file.write(data)
