@@ -15,10 +15,11 @@
         ├── ModelLoading         503  model_loading
         ├── ModelFailed          503  model_failed            it is being loaded again
         │   └── ModelGivenUp     503  model_failed            retrying soon does not help
-        ├── WaitedTooLong        503  waited_too_long         not started within `max_wait_s`
         ├── TooManyRequests      503  too_many_requests
         ├── TooManySessions      503  too_many_sessions       of live sessions; their websocket is closed with 1013
-        ├── QueueFull            503  queue_full
+        ├── Busy                 503  unavailable             the answer says when to try again
+        │   ├── QueueFull        503  queue_full
+        │   └── WaitedTooLong    503  waited_too_long         not started within `max_wait_s`
         ├── StorageFull          503  storage_full            no disk space for the upload
         └── EngineStopped        503  stopping
 
@@ -117,13 +118,6 @@ class ModelGivenUp(ModelFailed):
     headers: ClassVar = {"x-should-retry": "false", "retry-after": "30"}
 
 
-class WaitedTooLong(Unavailable):
-    code = "waited_too_long"
-
-    def __init__(self, message: str = "The server is too busy: the request waited too long to start. Try again later."):
-        super().__init__(message)
-
-
 class TooManyRequests(Unavailable):
     code = "too_many_requests"
 
@@ -132,8 +126,8 @@ class TooManySessions(Unavailable):
     code = "too_many_sessions"
 
 
-class QueueFull(Unavailable):
-    code = "queue_full"
+class Busy(Unavailable):
+    """retry_after_s: when what waits now should be done."""
 
     def __init__(self, message: str, retry_after_s: int = 5):
         super().__init__(message)
@@ -142,6 +136,19 @@ class QueueFull(Unavailable):
     @property
     def headers(self) -> dict[str, str]:  # type: ignore[override]
         return {"retry-after": str(self.retry_after_s)}
+
+
+class QueueFull(Busy):
+    code = "queue_full"
+
+
+class WaitedTooLong(Busy):
+    code = "waited_too_long"
+
+    def __init__(self, retry_after_s: int = 5):
+        super().__init__(
+            "The server is too busy: the request waited too long to start. Try again later.", retry_after_s
+        )
 
 
 class StorageFull(Unavailable):

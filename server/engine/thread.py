@@ -28,7 +28,7 @@ from model.tokenizer import Tokenizer
 from model.transcript import Transcript
 from server.engine.batching import Batcher, Pass, PassResult
 from server.engine.failure import Failure, reason_for
-from server.engine.waiting import INTERACTIVE, PassQueue, Waiting
+from server.engine.waiting import INTERACTIVE, LIVE, PassQueue, Waiting
 from server.engine.watchdog import Heartbeat, Watchdog, Work
 from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed, WaitedTooLong
 from server.settings import Settings
@@ -345,7 +345,7 @@ class Engine:
         """The next passes to join, in order: as many as have room and are encoded together. None overtakes another."""
         admitted: list[Waiting] = []
         with self._changed:
-            while request := self._queue.next:
+            while request := self._queue.next(any(other.priority == LIVE for other in self._running.values())):
                 if not batcher.has_room_for(request.wanted, [other.wanted for other in admitted]):
                     break
                 self._queue.take(request)

@@ -86,15 +86,16 @@ class PassQueue:
         self.live.passes, self.files.passes = [], []
         return passes
 
-    @property
-    def next(self) -> Waiting | None:
-        """The pass that is to join next."""
+    def next(self, live_runs: bool = False) -> Waiting | None:
+        """The pass that is to join next. live_runs: a live pass is in the batch, so files wait for their turn."""
+        if live_runs and not self.live.passes and self.live.tag_s <= self.files.tag_s:
+            return None
         waiting = [lane for lane in (self.live, self.files) if lane.passes]
         # Live first if the tags are equal.
         return min(waiting, key=lambda lane: lane.tag_s).passes[0] if waiting else None
 
     def take(self, request: Waiting) -> None:
-        """Take out `next`."""
+        """Take out the pass that is next."""
         lane = self._lane(request)
         lane.passes.remove(request)
         self._virtual_s = lane.tag_s

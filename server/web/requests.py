@@ -18,7 +18,7 @@ from model.task import Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks, header_length_s
 from server.engine.admission import charged_s
 from server.engine.registry import Engines
-from server.errors import ClientGone, QueueFull, RequestError
+from server.errors import ClientGone, QueueFull, RequestError, WaitedTooLong
 from server.longform.transcribe import OnProgress, transcribe_recording
 from server.longform.transcription import Transcription
 from server.settings import Settings
@@ -107,6 +107,7 @@ async def transcribe_upload(
     limits = AudioLimits.from_settings(state.settings)
     async with state.engines.use(model) as engine:
         total_s = await asyncio.to_thread(header_length_s, file)
+        admission = state.engines.named(model).admission
         try:
             done = await transcribe_recording(
                 engine,
@@ -118,12 +119,14 @@ async def transcribe_upload(
                 detect_each=detect_each,
                 shorten_context=shorten_context,
                 total_s=total_s,
-                admission=state.engines.named(model).admission,
+                admission=admission,
                 charged_s=charged_s(total_s, file.seek(0, io.SEEK_END), limits.max_s),
                 start_by=began + state.settings.max_wait_s,
             )
         except TaskError as error:
             raise state.engines.with_suggestion(error) from None
+        except WaitedTooLong:
+            raise WaitedTooLong(admission.retry_after_s) from None
     # Including the time that the model took to load.
     timing = replace(done.timing, total_s=time.monotonic() - began)
     state.metrics.count_transcription(done.duration, timing.total_s, timing.audio_decode_s, timing)

@@ -501,6 +501,20 @@ DEFENCES: dict[str, tuple[Defence, ...]] = {
             "return round(min(MAX_RETRY_S, max(1.0, backlog_s / self._speed.now)))",
             "return 5 if backlog_s else 1",
         ),
+        defence(
+            "files have their share beside live sessions",
+            _ENGINE + "waiting.py",
+            "unit/test_waiting.py::test_files_get_a_quarter_of_the_time_however_many_live_passes_wait",
+            "return min(waiting, key=lambda lane: lane.tag_s).passes[0] if waiting else None",
+            "return waiting[0].passes[0] if waiting else None",
+        ),
+        defence(
+            "a live session that the model has no time for is refused",
+            "server/live/capacity.py",
+            "live/test_capacity.py::test_sessions_are_admitted_while_all_of_them_can_look_at_the_widest_step",
+            "if self._seats and self.load + self.load_of_one > LIVE_SHARE:",
+            "if False:",
+        ),
     ),
     "uploads that take for ever": (
         defence(

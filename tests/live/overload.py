@@ -87,13 +87,13 @@ class StandIn:
         tokens = list(itertools.islice(itertools.cycle(self._tokens), count))
         text = self._tokenizer.decode(tokens)
         segment = Segment(0.0, wanted.length_s, text, tuple(tokens))
-        written = [tokens[len(prefix) :] for prefix in wanted.prefixes or ((),) * len(wanted.tasks)]
+        begins = [len(prefix) for prefix in wanted.prefixes or ((),) * len(wanted.tasks)]
         # Each token attends to its own time.
         attention = np.eye(steps)[np.arange(count) * steps // max(count, 1)]
         return PassResult(
             tuple(Transcript(text, task.language, task.target, wanted.length_s, (segment,)) for task in wanted.tasks),
-            tuple(Generated(0, rest, [0.0] * len(rest)) for rest in written),
-            (attention,) * len(wanted.tasks),
+            tuple(Generated(0, tokens[begin:], [0.0] * (count - begin)) for begin in begins),
+            tuple(attention[begin:] for begin in begins),
             None,
             Timing(),
         )

@@ -18,12 +18,11 @@ async def test_captions_keep_up_and_files_have_their_share_when_there_is_twice_t
     told = table([outcome])
     assert outcome.failed == [], told
     assert {seen.ended for seen in outcome.seen} == {"done"}, told
-    # Each needs a look every 2 s and one at each end: so many have three quarters of the model's time, or a little more
-    # before that is measured.
-    assert 4 <= outcome.capacity <= 0.75 * WIDEST_STEP_S / LOOK_S, told
+    # If each looks every 2 s, so many have three quarters of the model's time. Their last looks come on top.
+    assert 2 <= outcome.capacity <= 0.75 * WIDEST_STEP_S / LOOK_S, told
     assert outcome.refused > outcome.capacity, told
     assert 0.2 < outcome.files_share < 0.4, told
     # A look waits for its step, for a piece of a file and for the other sessions' looks; a word, for two looks.
-    assert outcome.delays.max() < 2 * (WIDEST_STEP_S + FILE_S * PIECE_S + outcome.capacity * LOOK_S), told
+    assert outcome.delays.max() < 2 * (WIDEST_STEP_S + FILE_S * PIECE_S + 0.75 * WIDEST_STEP_S), told
     assert outcome.longest_untold_s < LAG_S + FILE_S * PIECE_S + 2.0, told
-    assert max(seen.lags[-1] for seen in outcome.seen if seen.lags) == 0.0, told
+    assert {seen.lags[-1] for seen in outcome.seen if seen.lags} <= {0.0}, told

@@ -29,7 +29,7 @@ class Model:
         return request
 
     def run_one(self) -> Waiting:
-        request = self.queue.next
+        request = self.queue.next()
         assert request
         self.queue.take(request)
         self.ran.append((request.priority, request.since, self.now))
@@ -140,13 +140,22 @@ def test_a_short_file_is_not_held_up_by_live_passes_that_never_end(model):
     assert max(model.waits(INTERACTIVE)) <= 0.8
 
 
+def test_files_do_not_join_between_the_steps_of_a_live_pass_before_it_is_their_turn(model):
+    live, file = model.send(LIVE, 0.1), model.send(INTERACTIVE, 1.0)
+    model.queue.take(live)
+    assert model.queue.next(live_runs=True) is None
+    assert model.queue.next(live_runs=False) is file
+    model.queue.charge(live, 0.1)
+    assert model.queue.next(live_runs=True) is file
+
+
 def test_a_pass_that_left_the_queue_is_not_in_it(model):
     live, file = model.send(LIVE, 0.1), model.send(INTERACTIVE, 0.1)
     assert model.queue.remove(live)
     assert not model.queue.remove(live)
-    assert model.queue.next is file
+    assert model.queue.next() is file
     assert model.queue.clear() == [file]
-    assert (len(model.queue), model.queue.next) == (0, None)
+    assert (len(model.queue), model.queue.next()) == (0, None)
 
 
 def test_a_pass_knows_what_it_took(model):
