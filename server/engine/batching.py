@@ -27,10 +27,10 @@ SILENCE = np.zeros(SAMPLE_RATE, np.float32)
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """What a pass over growing audio decodes, of a model that carries state. Encoder steps count from its start.
+    """What to decode in a pass over growing audio, for a model that carries state. Encoder steps count from its start.
 
-    The pass encodes the audio from `context` on, decodes the steps up to `end` (None: all) where `before` ended, and
-    those after it for a provisional text. before: the text so far, with its state; None at the start.
+    The pass encodes the audio from `context` on. It goes on from the end of `before` with the steps up to `end` (None:
+    all), then decodes the later ones into a provisional text. before: the text so far, with its state; None at first.
     """
 
     context: int = 0
@@ -45,9 +45,10 @@ class Piece:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What a pass over growing audio leaves for the next one: the encoding, and each task's text with its memory.
+    """What a pass over growing audio leaves for the next one.
 
-    It holds the model's arrays. They are computed, and only the engine's thread computes with them; of: whose they are.
+    of: identifies the batcher that made it; texts: each task's `Generated.memory`. The model's arrays in it are already
+    computed, and only the engine's thread may compute with them.
     """
 
     of: object
@@ -57,14 +58,14 @@ class Look:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One stretch of audio, no longer than a pass is good for, written out for every one of `tasks`.
+    """One stretch of audio, short enough for one pass, to be decoded for each of `tasks`.
 
-    waveform: (N,) float32 at 16 kHz; prefixes: tokens that each task's text is known to begin with, () for none;
-    attention: also tell which encoder steps each token attended to; detect_language: also detect the spoken language
-    where every task names one; piece: go on with the text of the only task; start_by: when it must have left the queue,
-    by the monotonic clock; None: any time.
-    grows: the audio will grow, so the result has a look for the next pass; look: what the last pass over a shorter part
-    of the audio has left. Audio that no longer grows is encoded whole; then a look only saves steps.
+    waveform: (N,) float32 at 16 kHz; prefixes: the tokens that each task's text begins with, () for none; attention:
+    also return the encoder steps that each token attended to; detect_language: detect the spoken language even if every
+    task names one; piece: continue the text of the only task; start_by: the latest time to leave the queue, by the
+    monotonic clock, or None.
+    grows: the audio will grow, so return a look for the next pass; look: that of the last pass, over a shorter part of
+    the same audio. Audio that no longer grows is encoded whole; a look then only saves decode steps.
     """
 
     waveform: np.ndarray
@@ -111,8 +112,8 @@ class Timing:
 class PassResult:
     """For each task: the transcript, the tokens after the prefix, and their attention (tokens, encoder steps).
 
-    Of a piece: the transcript of the text so far, and two texts: the one so far, with its state, and what may follow.
-    look: of audio that grows, what the next pass goes on from.
+    For a piece: the transcript of the text so far, and two texts: the one so far, with its state, and the provisional
+    one. look: for the next pass, if the audio grows.
     """
 
     transcripts: tuple[Transcript, ...]
@@ -173,7 +174,8 @@ class Batcher:
     def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
         """Whether it can join now, encoded together with `beside`. A pass wider than the whole batch may run alone.
 
-        Models that encode in one batch take passes of similar length together; others one by one, with a step between.
+        Models that encode in batches take passes of similar length together. Others take one at a time, with a step
+        between.
         """
         rows = self.rows + sum(each.rows for each in beside)
         if rows and rows + wanted.rows > self._max_rows:
@@ -247,7 +249,7 @@ class Batcher:
         return [(*one, encoded) for one, encoded in zip(passes, encodings, strict=True)]
 
     def _own(self, look: Look | None) -> Look | None:
-        """`look`, unless it is of a model that was loaded before this one."""
+        """`look`, unless it comes from a model that was loaded earlier."""
         return look if look and look.of is self._identity else None
 
     def _to_encode(self, wanted: Pass) -> np.ndarray:
@@ -368,7 +370,7 @@ class Batcher:
         return outcomes
 
     def _error_of_one(self, error: Exception) -> Exception:
-        """`error`, which one pass met by itself. Raises DeviceError if silence fails too: the device is to blame."""
+        """The error of a pass that ran alone. Raises DeviceError if even silence fails: then the device is at fault."""
         _raise_device_failure(error)
         if isinstance(error, RuntimeError | MemoryError):
             self._beat("encode", len(SILENCE) / SAMPLE_RATE)

@@ -245,7 +245,11 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
             session = LiveSession(FollowingTranscriber(follower), chosen)
         else:
             decoder = EngineDecoder(engine, word_times=False)
-            session = LiveSession(WindowTranscriber(decoder, chosen), chosen)
+
+            async def anew(window, tasks, given, last, look=None, decoder=decoder):
+                return await decoder(window, tasks, given, last)
+
+            session = LiveSession(WindowTranscriber(anew if options.anew else decoder, chosen), chosen)
         detector, shown, began = SpeechDetector(), Shown(), time.process_time()
         for frame in [*np.array_split(said.waveform, round(said.duration_s / FRAME_S)), None]:
             if frame is None:
@@ -332,6 +336,7 @@ def main() -> None:
     parser.add_argument("--right", type=float, default=2.0, help="of a Parakeet, in a simulation")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--simulate", action="store_true")
+    parser.add_argument("--anew", action="store_true", help="compute the whole window at each look, in a simulation")
     parser.add_argument("--words", type=Path, help="an .npz file of spoken words, kept from run to run")
     options = parser.parse_args()
     if options.words:

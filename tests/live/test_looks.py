@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 
 from model.task import AUTO, Task
-from server.engine.batching import Pass
+from server.engine.batching import Pass, Timing
 from server.live.decoder import EngineDecoder
 from server.live.endpointing import SAMPLE_RATE
-from server.live.session import LiveOptions, LiveSession
-from tests.live.scripted import ScriptedDecoder, hear_all, live, said, sound, speech_probabilities
+from server.live.segment import LiveOptions
+from tests.live.scripted import ScriptedDecoder, hear_all, live, said, session_over, sound, speech_probabilities
 
 
 class Engine:
     """Hears nothing, and leaves a numbered look of each pass whose audio grows."""
 
     info = SimpleNamespace(
-        tokenizer=SimpleNamespace(decode=lambda ids: "", is_special=lambda i: False),
+        tokenizer=SimpleNamespace(text=lambda ids: "", is_special=lambda i: False),
         config=SimpleNamespace(step_s=0.08),
     )
 
@@ -33,6 +33,7 @@ class Engine:
             attention=(np.zeros((0, 5)),) * texts,
             transcripts=(SimpleNamespace(language="en", segments=()),) * texts,
             detection=None,
+            timing=Timing(),
             look=len(self.passes) if wanted.grows else None,
         )
 
@@ -92,7 +93,7 @@ async def test_a_look_is_of_one_segment_and_goes_from_each_call_to_the_next():
 
 async def test_a_session_keeps_no_look_between_segments():
     script = said("one two three")
-    session = LiveSession(Looking(script), LiveOptions())
+    session = session_over(Looking(script), LiveOptions())
     waveform = sound(script, tail_s=3.0)
     await hear_all(session, waveform, speech_probabilities(script, len(waveform)))
     assert session._current is None
