@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from model.config import ConfigError, read_values
-from model.cpu import prepare_process
 from model.cpu.allocator import give_back_freed_memory
 from model.digests import checked
 from model.family import Model
 from model.memory import Need
+from model.process import prepare_process
 
 if TYPE_CHECKING:
     from model.canary.model import CanaryModel

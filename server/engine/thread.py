@@ -20,9 +20,9 @@ from typing import Self
 
 import numpy as np
 
-from model.cpu import prepare_process
 from model.decoding import DecodingOptions
 from model.family import Model, ModelConfig
+from model.process import prepare_process
 from model.task import Task, TaskError
 from model.tokenizer import Tokenizer
 from model.transcript import Transcript

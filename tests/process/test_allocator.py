@@ -6,7 +6,8 @@ import sys
 MEASURED = """
 import ctypes, gc
 import numpy as np, psutil
-from model.cpu import allocator, prepare_process
+from model.cpu import allocator
+from model.process import prepare_process
 
 prepare_process()
 

@@ -51,15 +51,16 @@ print(json.dumps([len(modules), changed_variables(), len(mallopt_calls)]))
     assert found[1:] == [[], 0]
 
 
-def test_the_watch_sees_what_preparing_a_process_for_a_cpu_sets():
+def test_the_watch_sees_what_preparing_a_process_sets():
     found = child("""
-os.environ.pop("OMP_WAIT_POLICY", None)
+for name in ("MLX_ENABLE_TF32", "OMP_WAIT_POLICY"):
+    os.environ.pop(name, None)
 before = dict(os.environ)
-from model.cpu import prepare_process
+from model.process import prepare_process
 prepare_process()
 print(json.dumps([changed_variables(), len(mallopt_calls)]))
 """)
-    assert found == [["OMP_WAIT_POLICY"], 3 if sys.platform == "linux" else 0]
+    assert found == [["MLX_ENABLE_TF32", "OMP_WAIT_POLICY"], 3 if sys.platform == "linux" else 0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere malloc decides")

@@ -1,6 +1,5 @@
 """`canary doctor`: runs every check, and prints a line for each, ready to paste into a bug report."""
 
-import os
 import sys
 import tempfile
 import time
@@ -10,6 +9,7 @@ from typing import Any
 
 import typer
 
+from model.process import prepare_process
 from server.cli.doctor import machine, parity, surroundings
 from server.cli.doctor.report import Check, anonymous, as_json, count, found, summary
 from server.cli.failures import chosen_settings
@@ -24,8 +24,7 @@ def doctor(given: dict[str, Any], *, quick: bool, json_output: bool) -> bool:
     Lines go to stdout, or to stderr if the JSON goes to stdout.
     """
     settings = chosen_settings(**given)
-    # Read by MLX when it is loaded: float32 is compared as such, without the GPU's shortcut of 19 bits.
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")
+    prepare_process()
     began = time.monotonic()
     screen = _Screen(json_output)
     screen.line(f"canary doctor {VERSION}, {settings.model[0]}")
