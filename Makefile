@@ -47,8 +47,7 @@ run: $(VENV)/.runtime
 # One process for each core, and one thread in each: the matrices are so small that sharing them costs more. Each process
 # would import schemathesis, which only tests/api needs.
 quick: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit --hypothesis-profile quick --numprocesses auto \
-		-p no:schemathesis
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest tests/unit -p no:schemathesis --hypothesis-profile quick --numprocesses auto
 
 test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest

@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import select
 import socket
 import threading
 from collections import Counter
@@ -13,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from selectors import EVENT_READ, DefaultSelector
 
 import httpx
 import psutil
@@ -47,6 +47,7 @@ def servers(tmp_path_factory) -> Iterator[tuple[Server, Server]]:
 def balanced(request, servers, tmp_path_factory) -> Iterator[Balanced]:
     folder = tmp_path_factory.mktemp(request.param)
     first, second = servers
+    start(servers)
     with balancer(request.param, (first.port, second.port), folder) as (process, url):
         yield Balanced(request.param, url, process, folder / "log", servers)
 
@@ -54,11 +55,17 @@ def balanced(request, servers, tmp_path_factory) -> Iterator[Balanced]:
 @pytest.fixture
 def both(balanced) -> Balanced:
     """Both servers run, and get requests."""
+    start(balanced.servers)
     for server in balanced.servers:
-        if not server.is_running:
-            server.start()
         wait_until(lambda server=server: reaches(balanced.url, server))
     return balanced
+
+
+def start(servers: tuple[Server, Server]) -> None:
+    """Start those that an earlier test has ended."""
+    for server in servers:
+        if not server.is_running:
+            server.start()
 
 
 def client(balanced: Balanced) -> httpx.Client:
@@ -117,9 +124,10 @@ def test_an_upload_is_passed_on_as_it_comes(both):
     """The server refuses one for its declared length, and the client hears that long before the end."""
     head = "POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99000000000\r\n\r\n"
     address, sent = httpx.URL(both.url), 0
-    with socket.create_connection((address.host, address.port), 30) as connection:
+    with socket.create_connection((address.host, address.port), 30) as connection, DefaultSelector() as answers:
+        answers.register(connection, EVENT_READ)
         connection.sendall(head.encode())
-        while not select.select([connection], [], [], 0.01)[0]:
+        while not answers.select(0.01):
             sent += connection.send(bytes(65_536))
             assert sent < 1e9
         answer = connection.recv(4096)
