@@ -120,6 +120,32 @@ def test_an_unknown_config_split_or_column_is_named_with_those_that_exist(opened
         assert said[address].startswith(f"{address}: {expected}")
 
 
+def repository(folder: Path) -> dict[str, Path]:
+    return {file.relative_to(folder).as_posix(): file for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("folder", "options", "place"),
+    [("parquet", "?config=clean&text=transcription", "clean/test"), ("files", "", "default/test")],
+)
+def test_a_dataset_of_the_hub_is_streamed(opened, written, folder, options, place):
+    with serving(Hub("talks/test", repository(written / folder))) as hub:
+        (rows,) = opened(f"hf:talks/test{options}", HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1").values()
+    assert rows == [
+        [f"hf:talks/test/{place}/{number}/{name}", TEXTS[name], (SAMPLES / name).stat().st_size]
+        for number, name in enumerate(NAMES)
+    ]
+
+
+def test_a_dataset_of_the_hub_cannot_name_a_file_of_this_machine(opened, written):
+    with serving(Hub("talks/test", repository(written / "pointing"))) as hub:
+        (rows,) = opened("hf:talks/test", HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1").values()
+    assert rows == [["hf:talks/test/default/test/0/en.flac", "Not in the dataset.", 0]]
+    # A folder of this machine may.
+    (rows,) = opened(f"hf:{written}/pointing").values()
+    assert rows[0][2] == (SAMPLES / "en.flac").stat().st_size
+
+
 @pytest.mark.parametrize(
     ("status", "code", "message"),
     [

@@ -173,8 +173,10 @@ def _splits(address: Address, commit: str | None) -> tuple[str, Mapping[str, Any
     config = config or datasets.get_dataset_default_config_name(address.dataset, revision=commit)
     if not config:
         raise ManifestError(f"{address.given}: config is required: one of {', '.join(sorted(configs))}")
-    loaded: Any = datasets.load_dataset(address.dataset, config, revision=commit, streaming=True)
-    return config, loaded
+    builder = datasets.load_dataset_builder(address.dataset, config, revision=commit)
+    # Or it would decode the rows ahead.
+    builder.config.decode_num_threads = 0
+    return config, builder.as_streaming_dataset()
 
 
 def _columns(dataset: Any) -> dict[str, Any]:

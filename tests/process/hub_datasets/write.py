@@ -44,6 +44,9 @@ def main(folder: Path) -> None:
     DatasetDict({"test": dataset}).save_to_disk(folder / "saved")
     two_texts = dataset.rename_columns({"transcription": "title", "raw_transcription": "words"})
     DatasetDict({"test": two_texts}).save_to_disk(folder / "ambiguous")
+    elsewhere = {"audio": [{"bytes": None, "path": str(SAMPLES / "en.flac")}], "text": ["Not in the dataset."]}
+    pointing = Dataset.from_dict(elsewhere).cast_column("audio", Audio())
+    pointing.to_parquet(folder / "pointing" / "test-00000-of-00001.parquet")
     (folder / "none").mkdir()
     files = folder / "files" / "test"
     files.mkdir(parents=True)
