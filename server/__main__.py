@@ -163,15 +163,20 @@ def transcribe(
 @main.command(cls=taking("dtype", "quantize", "cache", "max_audio_s", "pass_s", "loop_guard", "max_rows"))
 def evaluate(
     ctx: typer.Context,
-    manifest: Annotated[
-        Path,
-        typer.Argument(metavar="MANIFEST", help="JSON lines in NeMo's format, or a folder of audio and .txt files."),
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="JSON lines in NeMo's format, a folder of audio and .txt files, or a dataset: "
+            "'hf:OWNER/NAME?config=NAME&split=NAME&text=COLUMN&audio=COLUMN'.",
+        ),
     ],
     model: ModelOption = None,
     language: LanguageOption = None,
     target_language: TargetOption = None,
     pnc: PncOption = True,
     beam_size: BeamOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Take only the first N utterances.")] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write the transcripts to this file, as JSON lines."),
@@ -197,19 +202,25 @@ def evaluate(
     A line of a manifest has audio_filepath and text, and may have offset, duration, source_lang, target_lang, taskname
     and pnc, which take precedence over the options. Paths are relative to the manifest's folder.
 
+    A dataset of the Hugging Face Hub needs the extra datasets. Its split is test unless the address names another.
+
     An utterance that fails counts as an empty text, and the exit code is 1.
 
     Variables in brackets can be set in the environment or in a file named .env. Options take precedence.
     """
     from server.cli.evaluate.command import evaluate
+    from server.cli.evaluate.hub_datasets import PREFIX
 
     if resume and not output:
         raise typer.BadParameter("needs --output, the file to continue", param_hint="--resume")
     if score_only and output:
         raise typer.BadParameter("cannot be combined with --output", param_hint="--score-only")
+    if score_only and source.startswith(PREFIX):
+        raise typer.BadParameter("needs a file with pred_text, not a dataset", param_hint="--score-only")
     passed = evaluate(
-        manifest,
+        source,
         {**ctx.obj, "model": model and [model]},
+        limit=limit,
         language=language,
         target_language=target_language,
         pnc=pnc,

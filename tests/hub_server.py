@@ -1,4 +1,6 @@
-"""A local Hugging Face Hub with one repository. It speaks as much of the Hub's HTTP API as a download needs."""
+"""A local Hugging Face Hub with one repository. It speaks as much of the Hub's HTTP API as a download, or reading
+a dataset, needs.
+"""
 
 import json
 import re
@@ -54,7 +56,14 @@ class _Handler(BaseHTTPRequestHandler):
         if re.fullmatch(rf"/api/models/{hub.repo}/tree/[\w-]+", path):
             listing = [{"type": "file", "path": name, "size": 1, "oid": "0"} for name in hub.files]
             return self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"}, body)
-        match = re.fullmatch(rf"/{hub.repo}/resolve/([\w-]+)/(.+)", path)
+        if re.fullmatch(rf"/api/datasets/{hub.repo}(/revision/{COMMIT})?", path):
+            return self._send(200, json.dumps({"id": hub.repo, "sha": COMMIT}).encode(), {}, body)
+        if match := re.fullmatch(rf"/api/datasets/{hub.repo}/tree/{COMMIT}(/.*)?", path):
+            listing = self._folder((match[1] or "").strip("/"))
+            if not listing:
+                return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, body)
+            return self._send(200, json.dumps(listing).encode(), {}, body)
+        match = re.fullmatch(rf"(?:/datasets)?/{hub.repo}/resolve/([\w-]+)/(.+)", path)
         if not match:
             return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"}, body)
         revision, name = match.groups()
@@ -64,12 +73,27 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, b"{}", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}, body)
         return self._send_file(hub.files[name].read_bytes(), body)
 
+    def _folder(self, folder: str) -> list[dict[str, object]]:
+        """The files and folders in a folder of a dataset."""
+        start = f"{folder}/" if folder else ""
+        listed = {
+            start + name.removeprefix(start).partition("/")[0] for name in self.hub.files if name.startswith(start)
+        }
+        return [
+            {"type": "file", "path": name, "size": self.hub.files[name].stat().st_size, "oid": "0"}
+            if name in self.hub.files
+            else {"type": "directory", "path": name, "oid": "0"}
+            for name in sorted(listed)
+        ]
+
     def _send_file(self, content: bytes, body: bool) -> None:
         headers = {"ETag": f'"{sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1]) if self.headers["Range"] else 0
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        self._send(206 if start else 200, content[start:], headers, body, may_break=True)
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"] or "bytes=0-")
+        start, last = int(asked[1]), min(int(asked[2] or len(content)), len(content) - 1)
+        is_part = start > 0 or last < len(content) - 1
+        if is_part:
+            headers["Content-Range"] = f"bytes {start}-{last}/{len(content)}"
+        self._send(206 if is_part else 200, content[start : last + 1], headers, body, may_break=True)
 
     def _send(self, status: int, content: bytes, headers: dict[str, str], body: bool, may_break: bool = False) -> None:
         self.send_response(status)

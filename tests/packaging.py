@@ -43,7 +43,15 @@ def resolved(platform: Platform, python: str) -> tuple[list[str], str]:
     command = ["uv", "pip", "compile", str(PROJECT), "--only-binary", ":all:", "--no-header", "--no-annotate", "-q"]
     command += ["--python-platform", platform.target, "--python-version", python]
     command += ["--constraint", str(PROJECT.with_name("constraints.txt"))]
-    command += ["--extra", "evaluate", "--extra", "ray", *(["--extra", platform.extra] if platform.extra else [])]
+    command += [
+        "--extra",
+        "evaluate",
+        "--extra",
+        "datasets",
+        "--extra",
+        "ray",
+        *(["--extra", platform.extra] if platform.extra else []),
+    ]
     environment = {**os.environ, "MACOSX_DEPLOYMENT_TARGET": "14.0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:

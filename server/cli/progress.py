@@ -52,6 +52,25 @@ class ProgressBar:
         self._done_s[audio] = max(self._done_s[audio], done_s)
 
 
+class CountBar:
+    """For audio whose lengths are not known beforehand: how many are done. total: None if that is not known either."""
+
+    def __init__(self, total: int | None):
+        self._bar = tqdm(total=total, unit=" utterances", leave=False, disable=not sys.stderr.isatty())
+
+    def __enter__(self) -> "CountBar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, audio: Hashable, done_s: float, name: str) -> None:
+        """Nothing to show before an audio is done."""
+
+    def finish(self, audio: Hashable) -> None:
+        self._bar.update()
+
+
 def file_length_s(path: Path) -> float:
     """Seconds of audio according to the file's header; 0 if that is not known."""
     try:

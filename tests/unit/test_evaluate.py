@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from server.__main__ import main
 from server.cli.evaluate.audio import beginning
 from server.cli.evaluate.comparing import compared
+from server.cli.evaluate.hub_datasets import Address
 from server.cli.evaluate.manifests import ManifestError, read_manifest, read_utterances
 from server.cli.evaluate.predictions import Prediction, PredictionFile, finished, read_predictions
 from server.cli.evaluate.transcribing import TimeShares
@@ -93,6 +94,42 @@ def test_the_page_writes_a_manifest_of_librispeech(tmp_path, monkeypatch):
     first, second = read_manifest(tmp_path / "test-clean.jsonl")
     assert (first.path, first.text) == (tmp_path / chapter / "1089-134686-0000.flac", "HE HOPED")
     assert (second.text, second.language, second.pnc) == ("STUFF IT", "en", False)
+
+
+# ---- addresses of datasets ----
+
+
+def test_an_address_names_a_dataset_of_the_hub_or_a_folder(tmp_path, monkeypatch):
+    plain = Address.parse("hf:google/fleurs")
+    assert (plain.dataset, plain.is_folder, plain.revision, plain.config, plain.split) == (
+        *("google/fleurs", False, None, None),
+        "test",
+    )
+    whole = Address.parse("hf:a/b@refs/pr/1?config=de_de&split=dev&text=raw%20text&audio=sound")
+    assert (whole.dataset, whole.revision, whole.config) == ("a/b", "refs/pr/1", "de_de")
+    assert (whole.split, whole.text, whole.audio) == ("dev", "raw text", "sound")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    # As with --model, what is on this machine comes first.
+    assert Address.parse("hf:a/b?split=dev").dataset == str((tmp_path / "a" / "b").resolve())
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("hf:", "must be hf:OWNER/NAME[@REVISION] or hf:FOLDER"),
+        ("hf:fleurs", "must be hf:OWNER/NAME[@REVISION] or hf:FOLDER"),
+        ("hf:./gone", "no such folder: ./gone"),
+        ("hf:a/b?de_de", "'de_de' must have the form NAME=VALUE&NAME=VALUE"),
+        ("hf:a/b?lang=de", "unknown option 'lang'; supported: config, split, text, audio"),
+        ("hf:a/b?split=dev&split=test", "split is given twice"),
+        ("hf:a/b?text=", "text is empty"),
+    ],
+)
+def test_an_address_that_is_none_is_an_error_that_says_why(address, message):
+    with pytest.raises(ManifestError) as error:
+        Address.parse(address)
+    assert str(error.value).startswith(f"{address}: {message}")
 
 
 # ---- audio ----
@@ -219,10 +256,29 @@ def test_without_the_extra_one_line_names_it(scored_file, monkeypatch):
     )
 
 
+def test_without_the_library_for_datasets_one_line_names_its_extra(scored_file, monkeypatch):
+    monkeypatch.setattr("server.cli.evaluate.command.find_spec", lambda name: None if name == "datasets" else 1)
+    result = run("hf:google/fleurs")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "canary: hf: needs the library datasets: install the extra [datasets], or run: pip install datasets\n"
+    )
+
+
+def test_only_the_first_utterances_are_taken_if_there_is_a_limit(scored_file):
+    line = json.loads(scored_file.read_text()) | {"audio_filepath": "b.wav"}
+    with scored_file.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    for limit, utterances in ((1, 1), (2, 2), (3, 2)):
+        result = run(scored_file, "--score-only", "--json", "--limit", limit)
+        assert json.loads(result.stdout)["utterances"] == utterances
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("gone.jsonl", "--score-only"), "gone.jsonl"),
+        (("hf:a/b", "--score-only"), "--score-only: needs a file with pred_text, not a dataset"),
         (("test.jsonl", "--resume"), "--resume: needs --output"),
         (("test.jsonl", "--score-only", "--output", "x"), "--score-only: cannot be combined with --output"),
         (("test.jsonl", "--output", "test.jsonl"), "--output: test.jsonl exists; add --resume"),

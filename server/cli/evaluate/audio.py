@@ -14,8 +14,13 @@ from server.cli.evaluate.manifests import Utterance
 from server.errors import AudioError
 
 
-def utterance_blocks(utterance: Utterance, limits: AudioLimits) -> Iterator[np.ndarray]:
-    """Blocks (n,) float32 at 16 kHz. Raises what `decode_blocks` does, and AudioError for a part beyond the end."""
+def utterance_blocks(utterance: Utterance, limits: AudioLimits, content: bytes | None = None) -> Iterator[np.ndarray]:
+    """Blocks (n,) float32 at 16 kHz. content: of the whole file, if it is not at the utterance's path.
+
+    Raises what `decode_blocks` does, and AudioError for a part beyond the end.
+    """
+    if content is not None:
+        return decode_blocks(content, limits)
     if utterance.offset_s is None:
         return decode_blocks(utterance.path, limits)
     return _part(utterance.path, utterance.offset_s, utterance.duration_s, limits)

@@ -1,10 +1,11 @@
 """`canary evaluate`: transcribe recordings whose text is known, and count the errors."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from model import digests
 from model.config import WEIGHTS_FILE
 from model.decoding import DecodingOptions
 from model.task import AUTO, Task, TaskError
+from server.cli.evaluate.hub_datasets import PREFIX, HubDataset, Row
 from server.cli.evaluate.manifests import ManifestError, Utterance, read_utterances
 from server.cli.evaluate.predictions import Prediction, PredictionFile, finished, prediction_of, read_predictions
-from server.cli.evaluate.transcribing import Job, transcribe_jobs
+from server.cli.evaluate.transcribing import Job, progress_of, transcribe_jobs
 from server.cli.failures import chosen_settings, complain, fail, log_to_stderr, one_line_failures
+from server.cli.progress import CountBar
 from server.cli.recordings import loaded_engine
 from server.engine.thread import ModelInfo
 from server.errors import RequestError
@@ -39,9 +42,10 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be transcribed, and how."""
+    """What is to be transcribed, and how. limit: the most utterances; those of a manifest are no more already."""
 
-    utterances: list[Utterance]
+    utterances: list[Utterance] | HubDataset
+    limit: int | None
     defaults: Defaults
     options: DecodingOptions
     output: Path | None
@@ -49,9 +53,10 @@ class Run:
 
 
 def evaluate(
-    manifest: Path,
+    source: str,
     given: dict[str, Any],
     *,
+    limit: int | None,
     language: str | None,
     target_language: str | None,
     pnc: bool,
@@ -63,8 +68,8 @@ def evaluate(
     max_wer: float | None,
     json_output: bool,
 ) -> bool:
-    """Whether nothing failed, and the word error rate is at most `max_wer`, in percent. given: settings from the
-    command line.
+    """Whether nothing failed, and the word error rate is at most `max_wer`, in percent. source: a manifest, a folder
+    or the address of a dataset; given: settings from the command line.
 
     The figures go to stdout, or to stderr if the JSON goes there.
     """
@@ -72,6 +77,8 @@ def evaluate(
     if missing := [name for module, name in LIBRARIES.items() if find_spec(module) is None]:
         named = " and ".join(missing)
         fail(f"evaluate needs {named}: install the extra [evaluate], or run: pip install {' '.join(missing)}")
+    if source.startswith(PREFIX) and find_spec("datasets") is None:
+        fail(f"{PREFIX} needs the library datasets: install the extra [datasets], or run: pip install datasets")
     from server.cli.evaluate.comparing import compared
     from server.cli.evaluate.report import as_json, screen
     from server.cli.evaluate.result import evaluated
@@ -80,18 +87,25 @@ def evaluate(
     with one_line_failures():
         # Read now: an error after hours of work would be late.
         other = read_predictions(against, needs_text=False) if against else None
-        utterances, without_text = read_utterances(manifest)
-        if without_text:
-            complain(_left_out(without_text))
+        if source.startswith(PREFIX):
+            utterances = HubDataset(source)
+            source = utterances.source
+        else:
+            utterances, without_text = read_utterances(Path(source))
+            utterances = utterances[:limit]
+            if without_text:
+                complain(_left_out("audio files without a .txt beside them", without_text))
         defaults = Defaults(language, target_language, pnc)
-        if score_only:
+        if score_only and isinstance(utterances, list):
             predictions, details = _predictions_in(utterances, defaults, settings), {}
         else:
-            run = Run(utterances, defaults, DecodingOptions(beam_size), output, resume)
+            run = Run(utterances, limit, defaults, DecodingOptions(beam_size), output, resume)
             predictions, details = asyncio.run(_transcribed(run, settings))
+        if isinstance(utterances, HubDataset) and utterances.without_text:
+            complain(_left_out("rows without text", utterances.without_text))
         comparison = compared(predictions, other, against) if other and against else None
         libraries = {name: version(name) for name in LIBRARIES.values()}
-        found = evaluated(str(manifest), predictions, _system_of(predictions), details, libraries, comparison)
+        found = evaluated(source, predictions, _system_of(predictions), details, libraries, comparison)
     typer.echo(screen(found), err=json_output)
     if json_output:
         typer.echo(as_json(found, VERSION))
@@ -106,9 +120,9 @@ def evaluate(
     return found.wer_percent <= max_wer and not found.failures
 
 
-def _left_out(paths: Sequence[Path]) -> str:
-    named = ", ".join(str(path) for path in paths[:3]) + (", …" if len(paths) > 3 else "")
-    return f"skipped {len(paths)} audio files without a .txt beside them: {named}"
+def _left_out(what: str, skipped: Sequence[object]) -> str:
+    named = ", ".join(map(str, skipped[:3])) + (", …" if len(skipped) > 3 else "")
+    return f"skipped {len(skipped)} {what}: {named}"
 
 
 def _system_of(predictions: Sequence[Prediction]) -> str | None:
@@ -140,10 +154,31 @@ def _job(utterance: Utterance, defaults: Defaults, settings: Settings) -> Job:
     return Job(replace(utterance, language=known, target_language=target), Task(spoken, target, pnc))
 
 
+def _jobs(run: Run, settings: Settings) -> tuple[list[Job], Iterable[Job]]:
+    """The jobs that can be checked before the model is loaded, and all of them.
+
+    A dataset's rows come as they are asked for. They are all of one kind, so that only the first is checked.
+    """
+    if isinstance(run.utterances, list):
+        jobs = [_job(utterance, run.defaults, settings) for utterance in run.utterances]
+        return jobs, jobs
+
+    def job_of(row: Row) -> Job:
+        return replace(_job(row.utterance, run.defaults, settings), content=row.content)
+
+    rows = map(job_of, islice(run.utterances, run.limit))
+    first = next(rows, None)
+    if first is None:
+        raise ManifestError(f"{run.utterances.source}: no rows with text")
+    return [first], chain([first], rows)
+
+
 async def _transcribed(run: Run, settings: Settings) -> tuple[list[Prediction], dict[str, Any]]:
     """The predictions in the manifest's order, and what made them."""
     try:
-        jobs = [_job(utterance, run.defaults, settings) for utterance in run.utterances]
+        checked, jobs = _jobs(run, settings)
+    except ManifestError:
+        raise
     except RequestError as error:
         raise typer.BadParameter(str(error)) from None
     if run.output and run.output.exists() and not run.resume:
@@ -152,26 +187,41 @@ async def _transcribed(run: Run, settings: Settings) -> tuple[list[Prediction], 
         )
     async with loaded_engine(settings, settings.max_rows) as engine:
         info = await engine.start()
-        for job in jobs:
+        for job in checked:
             try:
                 engine.check(job.task)
             except TaskError as error:
                 raise ManifestError(f"{job.utterance.place}: {error}") from None
         details = _details(info, settings, run.options)
         system = _system(details)
-        done: list[Prediction] = []
+        kept: list[Prediction] = []
         if run.output and run.output.exists():
-            done = finished(run.output, [job.utterance for job in jobs], system)
-        file = PredictionFile(run.output, done) if run.output else None
-        left = {prediction.utterance.key for prediction in done}
-        waiting = [job for job in jobs if job.utterance.key not in left]
+            known = [job.utterance for job in checked] if isinstance(run.utterances, list) else None
+            kept = finished(run.output, known, system)
+        file = PredictionFile(run.output, kept) if run.output else None
+        earlier = {prediction.utterance.key: prediction for prediction in kept}
+        order: dict[tuple[str, float, str], int] = {}
+        done: list[Prediction] = []
+
+        def waiting() -> Iterator[Job]:
+            for job in jobs:
+                key = job.utterance.key
+                order[key] = len(order)
+                if key in earlier:
+                    done.append(replace(earlier[key], utterance=job.utterance))
+                else:
+                    yield job
+
+        if isinstance(run.utterances, list):
+            bar = progress_of([job for job in checked if job.utterance.key not in earlier])
+        else:
+            bar = CountBar(run.limit or run.utterances.total)
         try:
             keep = file.add if file else lambda prediction: None
-            done += await transcribe_jobs(engine, waiting, settings, run.options, system, keep) if waiting else []
+            done += await transcribe_jobs(engine, waiting(), bar, settings, run.options, system, keep)
         finally:
             if file:
                 file.close()
-    order = {job.utterance.key: place for place, job in enumerate(jobs)}
     done.sort(key=lambda prediction: order[prediction.utterance.key])
     if file:
         file.finish(done)

@@ -18,7 +18,7 @@ TRANSLATION = ("ast", "translate", "s2t_translation")
 
 
 class ManifestError(RequestError):
-    """A manifest that cannot be evaluated. The message names the file and the line."""
+    """A manifest or dataset that cannot be evaluated. The message names it, and the line or row if there is one."""
 
 
 @dataclass(frozen=True)

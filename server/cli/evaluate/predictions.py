@@ -71,15 +71,17 @@ def read_predictions(path: Path, needs_text: bool = True) -> list[Prediction]:
     return predictions
 
 
-def finished(output: Path, utterances: list[Utterance], system: str) -> list[Prediction]:
-    """The predictions that an interrupted run left in its file, without those that failed.
+def finished(output: Path, utterances: list[Utterance] | None, system: str) -> list[Prediction]:
+    """The predictions that an interrupted run left in its file, without those that failed. utterances: those to look
+    for; None for all that the file has.
 
     Raises ManifestError if another system wrote them, and OSError.
     """
-    by_key = {utterance.key: utterance for utterance in utterances}
+    by_key = None if utterances is None else {utterance.key: utterance for utterance in utterances}
     done = []
     for utterance in _whole_lines(output):
-        known, prediction = by_key.get(utterance.key), prediction_of(utterance)
+        known = utterance if by_key is None else by_key.get(utterance.key)
+        prediction = prediction_of(utterance)
         if not known or not prediction or prediction.error:
             continue
         if prediction.system != system:

@@ -2,9 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
+
+import numpy as np
 
 from model.decoding import DecodingOptions
 from model.task import Task
@@ -12,7 +15,7 @@ from server.audio.decode import AudioLimits
 from server.cli.evaluate.audio import beginning, utterance_blocks
 from server.cli.evaluate.manifests import Utterance
 from server.cli.evaluate.predictions import Prediction
-from server.cli.progress import ProgressBar, file_length_s
+from server.cli.progress import CountBar, ProgressBar, file_length_s
 from server.cli.recordings import transcription_or_error
 from server.engine.thread import Engine
 from server.errors import ModelFailed
@@ -20,17 +23,26 @@ from server.settings import Settings
 
 # A first pass takes longer than later ones: it allocates memory, and a GPU compiles its kernels.
 WARM_UP_S = 10.0
+# How many are tried until one does not fail.
+WARM_UP_JOBS = 3
 
 
 @dataclass(frozen=True)
 class Job:
+    """content: of the audio file, if it is not at the utterance's path."""
+
     utterance: Utterance
     task: Task
+    content: bytes | None = None
+
+    def blocks(self, limits: AudioLimits) -> Iterator[np.ndarray]:
+        return utterance_blocks(self.utterance, limits, self.content)
 
 
 async def transcribe_jobs(
     engine: Engine,
-    jobs: list[Job],
+    jobs: Iterable[Job],
+    bar: ProgressBar | CountBar,
     settings: Settings,
     options: DecodingOptions,
     system: str,
@@ -38,18 +50,28 @@ async def transcribe_jobs(
 ) -> list[Prediction]:
     """A prediction for each job, in the order in which they are ready; `keep` is called with each at once.
 
-    As many utterances run side by side as the batch has rows. Raises ModelFailed if the model fails for good.
+    As many utterances run side by side as the batch has rows. jobs: taken one at a time, in a thread, as rows of the
+    batch become free. bar: of the jobs by number, counted from 0. Raises ModelFailed if the model fails for good, and
+    what `jobs` raises.
     """
     limits = AudioLimits.from_settings(settings)
-    await _warm_up(engine, jobs, settings, options, limits)
-    shares, predictions, waiting = TimeShares(), [], iter(enumerate(jobs))
+    jobs = iter(jobs)
+    first = await asyncio.to_thread(lambda: list(islice(jobs, WARM_UP_JOBS)))
+    await _warm_up(engine, first, settings, options, limits)
+    shares, predictions = TimeShares(), []
+    waiting, taking = enumerate(chain(first, jobs)), asyncio.Lock()
 
-    async def work(bar: ProgressBar) -> None:
-        for index, job in waiting:
+    async def next_job() -> tuple[int, Job] | None:
+        async with taking:
+            return await asyncio.to_thread(next, waiting, None)
+
+    async def work() -> None:
+        while taken := await next_job():
+            index, job = taken
             shares.start(index)
             done = await transcription_or_error(
                 engine,
-                utterance_blocks(job.utterance, limits),
+                job.blocks(limits),
                 job.task,
                 settings,
                 options,
@@ -67,8 +89,8 @@ async def transcribe_jobs(
             predictions.append(prediction)
             keep(prediction)
 
-    with ProgressBar(dict(enumerate(_lengths_s(jobs)))) as bar:
-        workers = [asyncio.create_task(work(bar)) for _ in range(min(settings.max_rows, len(jobs)))]
+    with bar:
+        workers = [asyncio.create_task(work()) for _ in range(settings.max_rows)]
         try:
             await asyncio.gather(*workers)
         finally:
@@ -81,22 +103,22 @@ async def transcribe_jobs(
 async def _warm_up(
     engine: Engine, jobs: list[Job], settings: Settings, options: DecodingOptions, limits: AudioLimits
 ) -> None:
-    for job in jobs[:3]:
-        blocks = beginning(utterance_blocks(job.utterance, limits), WARM_UP_S)
+    for job in jobs:
+        blocks = beginning(job.blocks(limits), WARM_UP_S)
         if not isinstance(await transcription_or_error(engine, blocks, job.task, settings, options), str):
             return
 
 
-def _lengths_s(jobs: list[Job]) -> list[float]:
-    """For the progress bar. Headers are read only where the manifest has no duration."""
+def progress_of(jobs: Sequence[Job]) -> ProgressBar:
+    """Headers are read only where the manifest has no duration."""
     files: dict[Path, float] = {}
-    lengths = []
-    for job in jobs:
+    lengths_s = {}
+    for index, job in enumerate(jobs):
         path, length_s = job.utterance.path, job.utterance.duration_s
         if length_s is None:
             length_s = files[path] = files[path] if path in files else file_length_s(path)
-        lengths.append(length_s)
-    return lengths
+        lengths_s[index] = length_s
+    return ProgressBar(lengths_s)
 
 
 class TimeShares:
