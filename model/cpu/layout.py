@@ -1,6 +1,7 @@
-"""Weights laid out for a CPU: matrices as BLAS reads them fast, packed weights in 8 bits or unpacked."""
+"""Weights laid out for a CPU: float32 as it is multiplied fast, packed weights in 8 bits or unpacked."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from mlx.utils import tree_map_with_path
 
 from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig
-from model.cpu import int8, packed_file
+from model.cpu import allocator, int8, packed_file, prepacked
 from model.cpu.int8 import Int8Linear
+from model.cpu.prepacked import PrepackedEmbedding, PrepackedLinear
+from model.layers import Embedding, Linear
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +26,11 @@ _LINE = 16
 def lay_out(module: nn.Module) -> None:
     """Make `module`, whose parameters are float32, compute with numpy's arrays from now on.
 
-    Matrices are stored by inputs, in one block, for which numpy asks the system for large pages: so one row is
-    multiplied as fast as memory is read. Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
+    Layers inside it that are faster with prepacked weights are replaced. The other matrices are stored by inputs, in
+    one block, for which numpy asks the system for large pages: so one row is multiplied as fast as memory is read.
+    Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
     """
+    _replace(module, _prepacked)
     modules = module.modules()
     matrices: list[Any] = [each for each in modules if isinstance(each, nn.Linear | nn.Embedding)]
     room = np.empty(sum(each.weight.size for each in matrices), np.float32)
@@ -42,6 +47,19 @@ def lay_out(module: nn.Module) -> None:
         for name, value in list(each.items()):
             if isinstance(value, mx.array):
                 setattr(each, name, np.array(value))
+
+
+def _prepacked(_: str, layer: nn.Module) -> nn.Module:
+    """The layer with its weight prepacked, or as it is. The weight is taken out of it: so only one is held twice."""
+    if not isinstance(layer, Linear | Embedding) or not prepacked.is_faster(layer.weight.shape):
+        return layer
+    # Where it has not been read yet, MLX reads it here. Its memory, freed once it is prepacked, serves the next one.
+    weight = np.asarray(layer.pop("weight"))
+    # Of what it takes to pack a weight, malloc could use too little again for the next one.
+    allocator.give_back_freed_memory()
+    if isinstance(layer, Embedding):
+        return PrepackedEmbedding(weight.copy())
+    return PrepackedLinear(weight, None if layer.bias is None else np.array(layer.bias))
 
 
 def take_packed(
@@ -73,6 +91,11 @@ def take_packed(
             weights.pop(f"{name}.{part}", None)
         return Int8Linear(*packed[name], weights.pop(f"{name}.bias", None))
 
+    _replace(module, replaced)
+
+
+def _replace(module: nn.Module, replaced: Callable[[str, nn.Module], nn.Module]) -> None:
+    """Put `replaced(name, layer)` in the place of each layer inside `module`."""
     module.update_modules(tree_map_with_path(replaced, module.leaf_modules(), is_leaf=nn.Module.is_module))
 
 
