@@ -21,9 +21,13 @@ class TokenizerError(ValueError):
 def load_pieces(path: Path) -> SentencePieceProcessor:
     """A SentencePiece model. Raises TokenizerError."""
     try:
-        return SentencePieceProcessor(model_proto=path.read_bytes())
-    except (OSError, RuntimeError) as error:
+        model = SentencePieceProcessor(model_proto=path.read_bytes())
+        # Its pieces are decoded only when they are read.
+        for i in range(model.vocab_size()):
+            model.id_to_piece(i)
+    except (OSError, RuntimeError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path.name} is not a readable SentencePiece model: {error}") from None
+    return model
 
 
 class Tokenizer:
