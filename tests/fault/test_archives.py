@@ -198,7 +198,7 @@ def test_a_tokenizer_with_a_piece_that_is_not_utf8_is_rejected(tmp_path, files, 
     # Field 1 of the last piece, of one letter.
     at = files[name].rindex(b"\x0a\x01") + 2
     message = refused_with(name, files[name][:at] + b"\xbc" + files[name][at + 1 :], tmp_path, files, refusal)
-    assert "tokenizer.en.model is not a readable SentencePiece model" in message
+    assert "tokenizer.en.model is not a SentencePiece model" in message
 
 
 @pytest.mark.parametrize("language", ["../en", "EN", "a" * 21])
