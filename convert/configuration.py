@@ -6,12 +6,13 @@ An unsupported setting is an error that names it.
 import re
 from typing import Any
 
-import sentencepiece
+from sentencepiece import SentencePieceProcessor
 
 from convert.download import EUROPEAN
 from convert.errors import ArchiveError
 from convert.nemo import NemoArchive
 from model.config import ConfigError, section_from
+from model.tokenizer import TokenizerError, pieces_from
 
 # By the last part of `target`, the class that NeMo would build.
 FAMILIES = {
@@ -112,16 +113,14 @@ def tokenizer_files(archive: NemoArchive, nemo: dict[str, Any], where: str) -> t
     return models, files
 
 
-def processor(archive: NemoArchive, name: str, content: bytes) -> Any:
-    loaded = sentencepiece.SentencePieceProcessor()
+def processor(archive: NemoArchive, name: str, content: bytes) -> SentencePieceProcessor:
     try:
-        loaded.LoadFromSerializedProto(content)
-    except Exception as error:  # the exception type differs between versions of the library
-        raise ArchiveError(f"{archive.path}: {name} is not a SentencePiece model: {error}") from None
-    return loaded
+        return pieces_from(name, content)
+    except TokenizerError as error:
+        raise ArchiveError(f"{archive.path}: {error}") from None
 
 
-def trained_languages(processor: Any) -> list[str]:
+def trained_languages(processor: SentencePieceProcessor) -> list[str]:
     """Those of `EUROPEAN` that a tokenizer has a token for."""
     pieces = {processor.IdToPiece(index) for index in range(processor.GetPieceSize())}
     return [language for language in EUROPEAN if f"<|{language}|>" in pieces]

@@ -19,11 +19,23 @@ class TokenizerError(ValueError):
 
 
 def load_pieces(path: Path) -> SentencePieceProcessor:
-    """A SentencePiece model. Raises TokenizerError."""
+    """The SentencePiece model in a file. Raises TokenizerError."""
     try:
-        return SentencePieceProcessor(model_proto=path.read_bytes())
-    except (OSError, RuntimeError) as error:
-        raise TokenizerError(f"{path.name} is not a readable SentencePiece model: {error}") from None
+        return pieces_from(path.name, path.read_bytes())
+    except OSError as error:
+        raise TokenizerError(f"{path.name} cannot be read: {error.strerror}") from None
+
+
+def pieces_from(name: str, content: bytes) -> SentencePieceProcessor:
+    """The SentencePiece model in a file's content. Raises TokenizerError, which names the file."""
+    try:
+        model = SentencePieceProcessor(model_proto=content)
+        # Its pieces are decoded only when they are read.
+        for i in range(model.vocab_size()):
+            model.id_to_piece(i)
+    except Exception as error:  # the exception type differs between versions of the library
+        raise TokenizerError(f"{name} is not a SentencePiece model: {error}") from None
+    return model
 
 
 class Tokenizer:

@@ -200,11 +200,8 @@ class RunningBatch:
         ends = np.cumsum([len(draft) + 1 for draft in drafts])
         prefilled = []
         for i, scores in enumerate(np.split(xp.to_numpy(log_probs), ends[:-1])):
-            owner, length, start = (
-                self._begun(utterances[i], scores, drafts[i]),
-                lengths[of_audio[i]],
-                max(known) - known[i],
-            )
+            owner = self._begun(utterances[i], scores, drafts[i])
+            length, start = lengths[of_audio[i]], max(known) - known[i]
             if isinstance(owner, _Greedy) and i in seen:
                 owner.attention.append(seen[i][first[i] : first[i] + len(owner.tokens), :length])
             text = of_row(written, i, start, start + owner.position)

@@ -1,4 +1,4 @@
-"""Live text of a model that hears whole windows: each look decodes the window anew, after the text that is certain.
+"""Live text of a model that hears whole windows: each look writes anew what follows the text that is certain.
 
 A policy decides which new words are certain. The language is detected here too, and each further task, a translation,
 is a line of its own.

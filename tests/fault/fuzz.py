@@ -16,7 +16,6 @@ import contextlib
 import json
 import logging
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +39,7 @@ from tests import archives
 from tests.live.recorded import contained
 from tests.live.recorded import tone as recorded_tone
 from tests.muxing import FRAGMENTS, caf_with_aac, encoded, tone, written_by_av
+from tests.serving import serving
 
 SEED = 1
 # Bytes that are limits of something.
@@ -229,28 +229,6 @@ def _lost_workers() -> Iterator[_LostWorkers]:
 # ---- messages ----
 
 
-@contextlib.contextmanager
-def toy_server() -> Iterator[tuple[psutil.Process, str, Path]]:
-    """Yields the process of a server with the toy, its address and its log."""
-    with tempfile.TemporaryDirectory() as scratch:
-        log = Path(scratch, "log")
-        command = [sys.executable, "-m", "server", "serve", "--model", "toy", "--port", "0", "--cache", scratch]
-        with log.open("w") as file:
-            process = subprocess.Popen([*command, "--log-format", "json"], stderr=file)
-        try:
-            while not (told := [line for line in log.read_text().splitlines() if "serving on" in line]):
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-            url = json.loads(told[0])["message"].split()[2]
-            with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-                while client.get("/ready").status_code != 200:
-                    time.sleep(0.1)
-            yield psutil.Process(process.pid), url, log
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
 @cache
 def _sound(encoding: str) -> bytes:
     return contained(recorded_tone(1.0), encoding)
@@ -348,9 +326,12 @@ async def _sessions(url: str, process: psutil.Process, count: int, seed: int, ou
 
 def fuzz_websocket(count: int, seed: int = SEED) -> Iterator[Outcome]:
     outcome = Outcome("messages")
-    with toy_server() as (process, url, log):
-        asyncio.run(_sessions(url, process, count, seed, outcome))
-        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        serving("--model", "toy", "--cache", cache, "--log-format", "json") as served,
+    ):
+        asyncio.run(_sessions(served.url, served.process, count, seed, outcome))
+        with httpx.Client(base_url=served.url, trust_env=False, timeout=60) as client:
             deadline = time.monotonic() + 30
             while "canary_live_sessions 0.0" not in client.get("/metrics").text:
                 if time.monotonic() > deadline:
@@ -361,7 +342,7 @@ def fuzz_websocket(count: int, seed: int = SEED) -> Iterator[Outcome]:
             answer = client.post("/transcribe?language=en", content=sample.read_bytes())
             if answer.status_code != 200:
                 outcome.wrong.append(f"afterwards: {answer.text[:200]}")
-        logged = [json.loads(line) for line in log.read_text().splitlines()]
+        logged = [json.loads(line) for line in served.log.read_text().splitlines()]
         outcome.wrong += [str(event)[:2000] for event in logged if event["level"] in ("error", "critical")]
     # Of the ends, those of sessions are of interest.
     outcome.what = f"{outcome.ends.pop('sent')} messages, by session"

@@ -14,9 +14,7 @@ import asyncio
 import contextlib
 import io
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,10 +23,10 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import soundfile
 
 from tests.fault.outcome import KINDS, PATHS, Outcome, Service, draw, table
+from tests.serving import CANARY, serving
 
 # Seconds of audio that the stand-in transcribes in a second, and the length of each file.
 SPEED, FILE_S = 20.0, 4.0
@@ -74,29 +72,16 @@ def recordings(waveform: np.ndarray) -> dict[str, bytes]:
 @asynccontextmanager
 async def server(model: str = "stand-in") -> AsyncIterator[Service]:
     """Serves "stand-in" or "toy". Does all kinds of work once, so that workers and threads that stay are started."""
-    command = [sys.executable, "-m", "server", "serve", "--model", "toy", "--port", "0"]
-    if model == "stand-in":
-        command[1:3] = ["-c", STAND_IN, str(SPEED)]
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stderr=log)
-        try:
-            while True:
-                log.seek(0)
-                if found := [line.split()[-5] for line in log if "serving on" in line]:
-                    break
-                assert process.poll() is None, "the server did not start"
-                await asyncio.sleep(0.1)
-            waveform = np.full(round(FILE_S * 16_000), 0.1, np.float32)
-            if model == "toy":
-                waveform = np.tile(soundfile.read(SAMPLE, dtype="float32")[0], SAMPLE_TIMES)
-            files, file_s = recordings(waveform), len(waveform) / 16_000
-            texts, speed = await _idle_answers(found[0], files), SPEED
-            if model == "toy":
-                speed = file_s * await _answers_a_second(found[0], files)
-            yield Service(found[0], psutil.Process(process.pid), speed, files, file_s, texts)
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait, 60)
+    program = ("-c", STAND_IN, str(SPEED)) if model == "stand-in" else CANARY
+    with serving("--model", "toy", program=program) as served:
+        waveform = np.full(round(FILE_S * 16_000), 0.1, np.float32)
+        if model == "toy":
+            waveform = np.tile(soundfile.read(SAMPLE, dtype="float32")[0], SAMPLE_TIMES)
+        files, file_s = recordings(waveform), len(waveform) / 16_000
+        texts, speed = await _idle_answers(served.url, files), SPEED
+        if model == "toy":
+            speed = file_s * await _answers_a_second(served.url, files)
+        yield Service(served.url, served.process, speed, files, file_s, texts)
 
 
 def _client(url: str) -> httpx.AsyncClient:

@@ -193,6 +193,14 @@ def test_a_tokenizer_that_is_not_sentencepiece_is_rejected(tmp_path, files, refu
     assert "tokenizer.en.model is not a SentencePiece model" in message
 
 
+def test_a_tokenizer_with_a_piece_that_is_not_utf8_is_rejected(tmp_path, files, refusal):
+    name = f"{archives.md5('en')}_tokenizer.model"
+    # Field 1 of the last piece, of one letter.
+    at = files[name].rindex(b"\x0a\x01") + 2
+    message = refused_with(name, files[name][:at] + b"\xbc" + files[name][at + 1 :], tmp_path, files, refusal)
+    assert "tokenizer.en.model is not a SentencePiece model" in message
+
+
 @pytest.mark.parametrize("language", ["../en", "EN", "a" * 21])
 def test_a_language_that_is_not_safe_as_a_file_name_is_rejected(tmp_path, files, refusal, language):
     config = yaml.safe_load(files[CONFIG])

@@ -12,12 +12,8 @@ import argparse
 import asyncio
 import io
 import json
-import os
 import random
 import re
-import subprocess
-import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
@@ -25,10 +21,10 @@ from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import soundfile
 import websockets
 
+from tests.serving import Served, serving
 from tests.toy.grammar import sentence
 from tests.toy.score import edit_distance
 from tests.toy.speech import VOICES, WordTime, load_spoken, save_spoken, speak
@@ -181,40 +177,6 @@ def offline(url: str, said: Speech, language: str) -> list[str]:
     return answer.raise_for_status().json()["text"].split()
 
 
-class OwnServer:
-    """`canary serve` on a free port, for as long as it is used."""
-
-    def __init__(self, model: str, policy: str, settings: dict[str, str]):
-        self._environment = os.environ | settings | {"CANARY_LIVE_POLICY": policy, "CANARY_MODEL": model}
-
-    def __enter__(self) -> "OwnServer":
-        command = [sys.executable, "-m", "server", "serve", "--port", "0"]
-        self._log = tempfile.TemporaryFile("a+")
-        self.process = subprocess.Popen(command, env=self._environment, stderr=self._log)
-        while not (found := re.search(r"serving on (http://\S+)", self._said())):
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server did not start: {self._said()}")
-            time.sleep(0.2)
-        self.url = found.group(1)
-        while httpx.get(f"{self.url}/health").status_code != 200:
-            time.sleep(0.2)
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.process.terminate()
-        self.process.wait(timeout=60)
-        self._log.close()
-
-    def _said(self) -> str:
-        self._log.seek(0)
-        return self._log.read()
-
-    @property
-    def megabytes(self) -> float:
-        """Resident memory."""
-        return psutil.Process(self.process.pid).memory_info().rss / 1e6
-
-
 async def simulated(model: str, policy: str, speeches: dict[str, Speech], options: argparse.Namespace) -> None:
     """Sessions without a server, one after the other; what is said is heard in frames and looked at whenever due."""
     from convert.hub import resolve
@@ -290,9 +252,9 @@ def _print(name: str, said: list[Speech], shown: list[Shown], whole: list[list[s
 
 
 async def measure(options: argparse.Namespace, policy: str, speeches: dict[str, Speech]) -> None:
-    settings = {"CANARY_MAX_LIVE_SESSIONS": "32", "CANARY_LIVE_STEP_S": str(options.step)}
-    with OwnServer(options.model, policy, settings) as server:
-        before = server.megabytes
+    asked = ("--model", options.model, "--live-policy", policy, "--live-step", str(options.step))
+    with serving(*asked, "--max-live-sessions", "32") as server:
+        before = server.resident_mb
         grown = asyncio.create_task(_watched(server))
         for language, said in speeches.items():
             start = {"language": language, "target_language": options.translate}
@@ -307,12 +269,12 @@ async def measure(options: argparse.Namespace, policy: str, speeches: dict[str, 
         print(f"  memory: {before:.0f} MB at first, then {memory}", flush=True)
 
 
-async def _watched(server: OwnServer) -> str:
+async def _watched(server: Served) -> str:
     seen: list[float] = []
     try:
         while True:
             await asyncio.sleep(10)
-            seen.append(server.megabytes)
+            seen.append(server.resident_mb)
     except asyncio.CancelledError:
         return " ".join(f"{mb:.0f}" for mb in seen[:: max(1, len(seen) // 12)])
 

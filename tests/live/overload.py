@@ -17,12 +17,10 @@ import io
 import itertools
 import json
 import re
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,6 +29,8 @@ import numpy as np
 import soundfile
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+
+from tests.serving import CANARY, serving
 
 SAMPLE = Path(__file__).parents[2] / "convert" / "toy" / "samples" / "en.flac"
 SAMPLE_RATE = 16_000
@@ -153,27 +153,12 @@ def recording(repeats: int) -> bytes:
     return file.getvalue()
 
 
-@asynccontextmanager
-async def server(model: str) -> AsyncIterator[str]:
+@contextmanager
+def server(model: str) -> Iterator[str]:
     """Serves "stand-in" or "toy"; yields the URL once the model is loaded."""
-    options = ["serve", "--model", "toy", "--port", "0", "--default-language", "en"]
-    command = [sys.executable, *(["-c", STAND_IN] if model == "stand-in" else ["-m", "server"]), *options]
-    with tempfile.TemporaryFile("a+") as log:
-        process = subprocess.Popen(command, stderr=log)
-        try:
-            while True:
-                log.seek(0)
-                if found := re.search(r"serving on (http://\S+)", log.read()):
-                    break
-                assert process.poll() is None, "the server did not start"
-                await asyncio.sleep(0.1)
-            async with httpx.AsyncClient(base_url=found[1], trust_env=False) as client:
-                while (await client.get("/ready")).status_code != 200:
-                    await asyncio.sleep(0.1)
-            yield found[1]
-        finally:
-            process.terminate()
-            await asyncio.to_thread(process.wait, 60)
+    program = ("-c", STAND_IN) if model == "stand-in" else CANARY
+    with serving("--model", "toy", "--default-language", "en", program=program) as served:
+        yield served.url
 
 
 class Load:
@@ -322,7 +307,7 @@ def table(outcomes: list[Outcome]) -> str:
 
 
 async def measured(model: str, seconds: float, seed: int = 0) -> Outcome:
-    async with server(model) as url:
+    with server(model) as url:
         return await Load(url, model, seconds, seed).run()
 
 

@@ -10,7 +10,7 @@ WIDEST_STEP_S, LAG_S, PIECE_S = 2.0, 2.0, 40.0
 
 async def test_captions_keep_up_and_files_have_their_share_when_there_is_twice_too_much_of_both():
     for _ in range(3):
-        async with server("stand-in") as url:
+        with server("stand-in") as url:
             outcome = await Load(url, "stand-in", 15.0, seed=1).run()
         # Otherwise other programs had the machine, and it may be free later.
         if outcome.busy > 0.9:

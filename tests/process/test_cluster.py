@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from model.decoding import Detection
@@ -20,6 +19,7 @@ from model.transcript import Segment, Transcript, Word
 from server.text import formats
 from server.text.warnings import TRUNCATED, language_mismatch
 from tests.environments import ROOT, python_with
+from tests.scale.ray import workers
 
 from .conftest import SAMPLES
 
@@ -88,18 +88,6 @@ def ended(process: subprocess.Popen[str]) -> str:
     return process.communicate(timeout=TIMEOUT_S)[1]
 
 
-def workers(parent: subprocess.Popen[str]) -> list[psutil.Process]:
-    """The processes below `parent` that have a model or are loading one."""
-    found = []
-    for child in psutil.Process(parent.pid).children(recursive=True):
-        try:
-            if "MapWorker" in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def wait_for(condition: Callable[[], object]) -> None:
     end = time.monotonic() + TIMEOUT_S
     while not condition():
@@ -112,7 +100,7 @@ def test_a_worker_is_killed_and_every_file_is_in_the_results_once(start_canary, 
     running = start_canary("transcribe", recordings, "--ray", "--workers", "2", "--output-dir", results)
     wait_for(lambda: len(records(results)) >= 2 or running.poll() is not None)
     assert running.poll() is None, ended(running)
-    [victim, *_] = workers(running)
+    [victim, *_] = workers(running.pid)
     before = len(records(results))
     victim.send_signal(signal.SIGKILL)
     error = ended(running)

@@ -61,10 +61,10 @@ def records(results: Path) -> list[dict]:
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()]
 
 
-def workers() -> list[psutil.Process]:
-    """Processes of Ray with a model, below this one."""
+def workers(parent: int | None = None) -> list[psutil.Process]:
+    """The processes of Ray below a process, by default this one, that have a model or are loading one."""
     found = []
-    for process in psutil.Process().children(recursive=True):
+    for process in psutil.Process(parent).children(recursive=True):
         try:
             if "MapWorker" in " ".join(process.cmdline()):
                 found.append(process)
