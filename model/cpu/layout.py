@@ -69,10 +69,10 @@ def take_packed(
 
     A CPU that is fast at it computes in 8 bits. Others have no fast product of packed weights and unpack them.
     """
-    if reason := int8.why_not():
+    if not int8.is_fast():
         log.warning(
             "%d layers of %d bits are unpacked: %s. The model takes as much memory as one that is not quantized.",
-            *(len(layers), quantization.bits, reason),
+            *(len(layers), quantization.bits, int8.SLOW),
         )
         for layer in layers:
             weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
@@ -80,16 +80,16 @@ def take_packed(
     log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
     shapes = {name: layer.weight.shape for name, layer in module.named_modules() if name in layers}
     kept = packed_file.read(path, shapes)
-    packed = kept or {name: int8.pack(_unpacked(weights, name, quantization)) for name in shapes}
+    quantized = kept or {name: int8.quantized(_unpacked(weights, name, quantization)) for name in shapes}
     if not kept:
-        packed_file.write(path, packed)
+        packed_file.write(path, quantized)
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
         if name not in layers:
             return layer
         for part in ("weight", "scales", "biases"):
             weights.pop(f"{name}.{part}", None)
-        return Int8Linear(*packed[name], weights.pop(f"{name}.bias", None))
+        return Int8Linear(*quantized.pop(name), weights.pop(f"{name}.bias", None))
 
     _replace(module, replaced)
 
