@@ -6,6 +6,7 @@ threads of our own, and few are computed in the calling thread: waking another t
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,7 +19,7 @@ _ROWS = 32
 
 def thread_count() -> int:
     """How many threads numpy's BLAS has, as OpenBLAS counts them."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     asked = [os.environ.get(name, "") for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")]
     numbers = [int(value) for value in asked if value.isdigit() and int(value)]
     return min([cores, *numbers[:1]])
