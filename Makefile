@@ -8,12 +8,10 @@
 #
 # Exact versions of all packages are in constraints.txt; make constraints renews it.
 #
-# PYTHON=python3.12 names the Python to use. On Linux, EXTRAS=cuda12 (or cuda13) installs MLX for a GPU instead of the CPU,
-# and make run EXTRAS=cpu,int8 adds 8-bit products on x86-64.
+# PYTHON=python3.12 names the Python to use. On Linux, EXTRAS=cuda12 (or cuda13) installs MLX for a GPU instead of the CPU.
 
 PYTHON ?= python3
 EXTRAS ?= $(if $(filter Linux,$(shell uname -s)),cpu)
-INT8   := $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -))
 VENV   := .venv
 PIP    := $(VENV)/bin/python -m pip --disable-pip-version-check
 EXACT  := --constraint constraints.txt
@@ -38,7 +36,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "== Installing what the tests need. This takes a minute or two; the last step prints nothing."
-	@$(PIP) install $(EXACT) --group dev $(if $(INT8),--editable '.[int8]')
+	@$(PIP) install $(EXACT) --group dev
 	@touch $@
 
 run: $(VENV)/.runtime

@@ -23,6 +23,14 @@ class Linear(Layer, nn.Linear):
         return self.xp.linear(x, self.weight, self.bias)
 
 
+class Embedding(Layer, nn.Embedding):
+    """A vector for each token; a head scores tokens with the same vectors."""
+
+    def scores(self, x: Array, bias: Array) -> Array:
+        """(…, M) with bias (V,) → (…, V)"""
+        return self.xp.linear(x, self.weight, bias)
+
+
 class LayerNorm(Layer, nn.LayerNorm):
     """Over the last axis, float32 inside."""
 

@@ -14,7 +14,4 @@ def prepare_process() -> None:
     # Read by MLX at its first product. Newer GPUs would multiply float32 with 19 bits, and only where there are several
     # rows: a text would depend on its neighbours in the batch.
     os.environ.setdefault("MLX_ENABLE_TF32", "0")
-    # Read by torch when it is loaded. Its idle threads wait for work by keeping a core busy, which numpy's BLAS then
-    # lacks.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     allocator.keep_freed_memory()

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from model.arrays import Array
 from model.canary.config import DecoderConfig
-from model.layers import Layer, LayerNorm, Linear
+from model.layers import Embedding, Layer, LayerNorm, Linear
 
 
 class Memory(Protocol):
@@ -206,7 +205,7 @@ class Decoder(Layer):
         super().__init__()
         self._config = config
         M = config.hidden_size
-        self.token_embedding = nn.Embedding(vocab_size, M)
+        self.token_embedding = Embedding(vocab_size, M)
         self.position_encoding: Array = mx.zeros((config.max_sequence_length, M))
         self.embedding_layer_norm = LayerNorm(M)
         self.layers = [DecoderLayer(config) for _ in range(config.num_layers)]
@@ -317,6 +316,6 @@ class Head(Layer):
         super().__init__()
         self.bias: Array = mx.zeros((vocab_size,))
 
-    def __call__(self, hidden: Array, embedding: nn.Embedding) -> Array:
+    def __call__(self, hidden: Array, embedding: Embedding) -> Array:
         """(…, M) → (…, V) log-probabilities, float32."""
-        return self.xp.log_softmax(self.xp.linear(hidden, embedding.weight, self.bias))
+        return self.xp.log_softmax(embedding.scores(hidden, self.bias))

@@ -1,6 +1,7 @@
-"""Weights laid out for a CPU: matrices as BLAS reads them fast, packed weights in 8 bits or unpacked."""
+"""Weights laid out for a CPU: float32 as it is multiplied fast, packed weights in 8 bits or unpacked."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from mlx.utils import tree_map_with_path
 
 from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig
-from model.cpu import int8, packed_file
+from model.cpu import allocator, int8, packed_file, prepacked
 from model.cpu.int8 import Int8Linear
+from model.cpu.prepacked import PrepackedEmbedding, PrepackedLinear
+from model.layers import Embedding, Linear
 
 log = logging.getLogger(__name__)
 
@@ -23,9 +26,11 @@ _LINE = 16
 def lay_out(module: nn.Module) -> None:
     """Make `module`, whose parameters are float32, compute with numpy's arrays from now on.
 
-    Matrices are stored by inputs, in one block, for which numpy asks the system for large pages: so one row is
-    multiplied as fast as memory is read. Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
+    Layers inside it that are faster with prepacked weights are replaced. The other matrices are stored by inputs, in
+    one block, for which numpy asks the system for large pages: so one row is multiplied as fast as memory is read.
+    Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
     """
+    _replace(module, _prepacked)
     modules = module.modules()
     matrices: list[Any] = [each for each in modules if isinstance(each, nn.Linear | nn.Embedding)]
     room = np.empty(sum(each.weight.size for each in matrices), np.float32)
@@ -44,6 +49,19 @@ def lay_out(module: nn.Module) -> None:
                 setattr(each, name, np.array(value))
 
 
+def _prepacked(_: str, layer: nn.Module) -> nn.Module:
+    """The layer with its weight prepacked, or as it is. The weight is taken out of it: so only one is held twice."""
+    if not isinstance(layer, Linear | Embedding) or not prepacked.is_faster(layer.weight.shape):
+        return layer
+    # Where it has not been read yet, MLX reads it here. Its memory, freed once it is prepacked, serves the next one.
+    weight = np.asarray(layer.pop("weight"))
+    # Of what it takes to pack a weight, malloc could use too little again for the next one.
+    allocator.give_back_freed_memory()
+    if isinstance(layer, Embedding):
+        return PrepackedEmbedding(weight.copy())
+    return PrepackedLinear(weight, None if layer.bias is None else np.array(layer.bias))
+
+
 def take_packed(
     module: nn.Module, weights: dict[str, mx.array], layers: set[str], quantization: QuantizationConfig, path: Path
 ) -> None:
@@ -51,10 +69,10 @@ def take_packed(
 
     A CPU that is fast at it computes in 8 bits. Others have no fast product of packed weights and unpack them.
     """
-    if reason := int8.why_not():
+    if not int8.is_fast():
         log.warning(
             "%d layers of %d bits are unpacked: %s. The model takes as much memory as one that is not quantized.",
-            *(len(layers), quantization.bits, reason),
+            *(len(layers), quantization.bits, int8.SLOW),
         )
         for layer in layers:
             weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
@@ -62,17 +80,22 @@ def take_packed(
     log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
     shapes = {name: layer.weight.shape for name, layer in module.named_modules() if name in layers}
     kept = packed_file.read(path, shapes)
-    packed = kept or {name: int8.pack(_unpacked(weights, name, quantization)) for name in shapes}
+    quantized = kept or {name: int8.quantized(_unpacked(weights, name, quantization)) for name in shapes}
     if not kept:
-        packed_file.write(path, packed)
+        packed_file.write(path, quantized)
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
         if name not in layers:
             return layer
         for part in ("weight", "scales", "biases"):
             weights.pop(f"{name}.{part}", None)
-        return Int8Linear(*packed[name], weights.pop(f"{name}.bias", None))
+        return Int8Linear(*quantized.pop(name), weights.pop(f"{name}.bias", None))
 
+    _replace(module, replaced)
+
+
+def _replace(module: nn.Module, replaced: Callable[[str, nn.Module], nn.Module]) -> None:
+    """Put `replaced(name, layer)` in the place of each layer inside `module`."""
     module.update_modules(tree_map_with_path(replaced, module.leaf_modules(), is_leaf=nn.Module.is_module))
 
 

@@ -26,19 +26,18 @@ from pathlib import Path
 from model.loading import load
 
 began, cpu = time.monotonic(), time.process_time()
-{work}
-print(json.dumps({{
+load(Path(sys.argv[1]), "float32")
+print(json.dumps({
     "load": time.monotonic() - began,
     "cpu": time.process_time() - cpu,
     "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6,
-}}))
+}))
 """
-LOADING, IMPORTING = (CHILD.format(work=work) for work in ('load(Path(sys.argv[1]), "float32")', "import torch"))
 
 
-def ran(script: str, *arguments: Path) -> dict[str, float]:
-    """Seconds by the clock and of the CPU, and the peak in MB, of one process."""
-    child = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+def loaded(folder: Path) -> dict[str, float]:
+    """Seconds by the clock and of the CPU, and the peak in MB, of one process that loads it."""
+    child = subprocess.run([sys.executable, "-c", CHILD, folder], capture_output=True, text=True, check=True)
     return json.loads(child.stdout.splitlines()[-1])
 
 
@@ -60,17 +59,16 @@ def main() -> None:
         for bits in (None, 8):
             name = f"{bits} bits" if bits else "float32"
             folder = convert(ConversionConfig(source=options.archive, output=Path(scratch) / name, quantize=bits))
-            packed = path_beside(folder / "model.safetensors")
-            # The first load of 8 bits keeps packed weights for the next ones.
-            ran(LOADING, folder)
-            if packed.exists():
-                print(row("8 bits: torch's import alone", [ran(IMPORTING) for _ in range(options.rounds)]), flush=True)
+            kept = path_beside(folder / "model.safetensors")
+            # The first load of 8 bits keeps them for the next ones.
+            loaded(folder)
+            if kept.exists():
                 first = []
                 for _ in range(options.rounds):
-                    packed.unlink()
-                    first.append(ran(LOADING, folder))
+                    kept.unlink()
+                    first.append(loaded(folder))
                 print(row(f"{name}, for the first time", first), flush=True)
-            print(row(name, [ran(LOADING, folder) for _ in range(options.rounds)]), flush=True)
+            print(row(name, [loaded(folder) for _ in range(options.rounds)]), flush=True)
 
 
 if __name__ == "__main__":

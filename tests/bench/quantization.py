@@ -22,7 +22,7 @@ from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary.model import CanaryModel
 from model.config import WEIGHTS_FILE
-from model.cpu.int8 import Int8Linear, pack
+from model.cpu.int8 import Int8Linear, quantized
 from model.cpu.layout import lay_out
 from model.task import Task
 from server.cli.bench.stages import sound
@@ -104,7 +104,7 @@ def computing_in_8_bits(canary: CanaryModel) -> CanaryModel:
     """The model with its large layers as a CPU computes them that is fast at it."""
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
-        return Int8Linear(*pack(layer.weight), layer.get("bias")) if is_large(f"{name}.weight") else layer
+        return Int8Linear(*quantized(layer.weight), layer.get("bias")) if is_large(f"{name}.weight") else layer
 
     canary.update_modules(tree_map_with_path(replaced, canary.leaf_modules(), is_leaf=nn.Module.is_module))
     return canary
@@ -168,11 +168,11 @@ def main() -> None:
         def chosen(name: str, weight: mx.array, part: str = part) -> bool:
             return is_large(name) if not part else part in name and weight.ndim == 2
 
-        def pack(name: str, weight: mx.array, chosen: Callable[[str, mx.array], bool] = chosen) -> mx.array:
+        def change(name: str, weight: mx.array, chosen: Callable[[str, mx.array], bool] = chosen) -> mx.array:
             return repacked(weight, 4, 64) if chosen(name, weight) else weight
 
         size = sum(w.size * (2 - 0.5 - 4 / 64) for name, w in of_large.items() if chosen(name, w)) / 1e6
-        off, _ = distance(log_probs(loaded(large, pack)), true)
+        off, _ = distance(log_probs(loaded(large, change)), true)
         print(f"| {kind} | {size:.1f} | {100 * off:.2f} % |", flush=True)
 
 

@@ -45,20 +45,15 @@ def test_make_run_installs_the_runtime_alone_and_says_what_it_does():
 
 
 @pytest.mark.parametrize(
-    ("system", "runtime", "extra"),
-    [
-        ("Linux x86_64", "'.[cpu]'", ["--editable", "'.[int8]'"]),
-        ("Linux aarch64", "'.[cpu]'", []),
-        ("Darwin arm64", "'.'", []),
-    ],
+    ("system", "runtime"), [("Linux x86_64", "'.[cpu]'"), ("Linux aarch64", "'.[cpu]'"), ("Darwin arm64", "'.'")]
 )
-def test_make_install_adds_what_the_tests_need_and_8_bit_products_where_there_are_any(tmp_path, system, runtime, extra):
+def test_make_install_adds_what_the_tests_need(tmp_path, system, runtime):
     uname = tmp_path / "uname"
     uname.write_text(f'#!/bin/sh\nname="{system}"\n[ "$1" = -s ] && echo "${{name%% *}}" || echo "$name"\n')
     uname.chmod(0o755)
     path = os.pathsep.join((str(tmp_path), os.environ["PATH"]))
     installing = [line.split("pip ")[1].split()[1:] for line in planned("install", PATH=path) if "pip " in line]
-    assert installing[1:] == [["install", *EXACT, "--editable", runtime], ["install", *EXACT, "--group", "dev", *extra]]
+    assert installing[1:] == [["install", *EXACT, "--editable", runtime], ["install", *EXACT, "--group", "dev"]]
 
 
 def test_make_quick_runs_the_unit_tests_alone_on_one_thread():

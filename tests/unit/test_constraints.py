@@ -64,9 +64,8 @@ def test_packages_whose_private_parts_are_used_have_a_ceiling():
     ceilings = {
         requirement.name: any(each.operator == "<" for each in requirement.specifier) for requirement in requirements()
     }
-    # server/web/protocols.py derives from uvicorn's protocols; model/cpu/packed_file.py copies oneDNN's weights.
+    # server/web/protocols.py derives from uvicorn's protocols.
     assert ceilings["uvicorn"]
-    assert ceilings["torch"]
 
 
 def test_versions_with_known_vulnerabilities_are_not_installed():

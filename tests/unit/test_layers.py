@@ -14,11 +14,9 @@ EDGE = HTTP | {"typer", "pydantic", "pydantic_settings", "soundfile", "soxr", "a
 
 FORBIDDEN = {
     "model": {"convert", "server", "torch", "yaml", *EDGE},
-    "convert": {"server", "nemo", *HTTP},
+    "convert": {"server", "torch", "nemo", *HTTP},
     "server": {"torch", "nemo"},
 }
-# torch has the CPU's 8-bit products, which MLX lacks.
-ALLOWED = {"model/cpu/int8.py": {"torch"}, "model/cpu/packed_file.py": {"torch"}}
 
 
 # The wings of `server/`, the ground first: a module imports from its own layer and from those above it in this list.
@@ -118,18 +116,8 @@ def test_imports_point_from_server_to_convert_to_model(package):
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     for file in files:
-        name = file.relative_to(ROOT).as_posix()
-        forbidden = FORBIDDEN[package] - ALLOWED.get(name, set())
-        wrong = imported_packages(file.read_text(encoding="utf-8"), package) & forbidden
-        assert not wrong, f"{name} imports {', '.join(wrong)}"
-
-
-@pytest.mark.parametrize("package", ["convert", "model"])
-def test_torch_is_imported_only_inside_functions_since_that_takes_a_second(package):
-    for file in sorted((ROOT / package).rglob("*.py")):
-        for node in ast.parse(file.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                assert "torch" not in imported_packages(ast.unparse(node), package), f"{file} imports torch at once"
+        wrong = imported_packages(file.read_text(encoding="utf-8"), package) & FORBIDDEN[package]
+        assert not wrong, f"{file.relative_to(ROOT)} imports {', '.join(wrong)}"
 
 
 def test_the_walk_sees_imports_inside_functions_and_behind_conditions():

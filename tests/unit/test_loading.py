@@ -1,4 +1,4 @@
-"""What loading leaves on disk, and takes from it again: weights packed for 8-bit products."""
+"""What loading leaves on disk, and takes from it again: weights in 8 bits."""
 
 import os
 import shutil
@@ -39,10 +39,10 @@ def folder(tmp_path, converted) -> Path:
 
 
 @pytest.fixture
-def packings(monkeypatch) -> list[int]:
-    """One entry for each weight that is packed."""
-    done, pack = [], int8.pack
-    monkeypatch.setattr("model.cpu.int8.pack", lambda weight: done.append(weight.size) or pack(weight))
+def made(monkeypatch) -> list[int]:
+    """One entry for each weight that is brought to 8 bits."""
+    done, quantized = [], int8.quantized
+    monkeypatch.setattr("model.cpu.int8.quantized", lambda weight: done.append(weight.size) or quantized(weight))
     return done
 
 
@@ -56,12 +56,12 @@ def encoding(folder: Path) -> np.ndarray:
     return canary.encode(np.random.default_rng(1).standard_normal((1, 80, 128)).astype(np.float32))
 
 
-def test_packed_weights_are_kept_by_the_first_load_and_compute_the_same_in_the_next(folder, packings):
+def test_weights_in_8_bits_are_kept_by_the_first_load_and_compute_the_same_in_the_next(folder, made):
     first = encoding(folder)
-    assert len(packings) == 18
+    assert len(made) == 18
     written = kept_in(folder).read_bytes()
     assert np.array_equal(encoding(folder), first)
-    assert len(packings) == 18
+    assert len(made) == 18
     assert kept_in(folder).read_bytes() == written
     assert not list(folder.glob(".*"))
 
@@ -75,17 +75,11 @@ def emptied(path: Path) -> None:
 
 
 def with_another_header(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"version":"2"', b'"version":"0"'))
+    path.write_bytes(path.read_bytes().replace(b'"version":"3"', b'"version":"0"'))
 
 
 def with_a_broken_header(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"U8"', b'"U?"'))
-
-
-def of_another_layout(path: Path) -> None:
-    content = path.read_bytes()
-    at = content.index(b'"layout":"') + len(b'"layout":"')
-    path.write_bytes(content[:at] + b"0" * 64 + content[at + 64 :])
+    path.write_bytes(path.read_bytes().replace(b'"I8"', b'"I?"'))
 
 
 def with_a_flipped_bit(path: Path) -> None:
@@ -101,24 +95,24 @@ def with_zeros_in_a_weight(path: Path) -> None:
     path.write_bytes(content)
 
 
-DAMAGE = [cut_off, emptied, with_another_header, with_a_broken_header, of_another_layout]
+DAMAGE = [cut_off, emptied, with_another_header, with_a_broken_header]
 FLIPPED = [with_a_flipped_bit, with_zeros_in_a_weight]
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, *FLIPPED])
-def test_a_file_of_packed_weights_that_is_damaged_or_for_another_cpu_is_made_again(folder, packings, caplog, damage):
+def test_a_file_of_weights_in_8_bits_that_is_damaged_or_of_another_version_is_made_again(folder, made, caplog, damage):
     first = encoding(folder)
     written = kept_in(folder).read_bytes()
     damage(kept_in(folder))
     caplog.clear()
     assert np.array_equal(encoding(folder), first)
-    assert len(packings) == 36
+    assert len(made) == 36
     assert "it is made again" in caplog.text
     assert kept_in(folder).read_bytes() == written
 
 
 @pytest.mark.parametrize("damage", [cut_off, emptied, with_a_broken_header, *FLIPPED])
-def test_canary_verify_names_a_damaged_file_of_packed_weights(folder, damage):
+def test_canary_verify_names_a_damaged_file_of_weights_in_8_bits(folder, damage):
     encoding(folder)
     assert verify([folder], settings={}, json_output=False)
     damage(kept_in(folder))
@@ -126,13 +120,13 @@ def test_canary_verify_names_a_damaged_file_of_packed_weights(folder, damage):
     assert packed_file.is_damaged(kept_in(folder))
 
 
-def test_packed_weights_of_a_model_that_was_replaced_are_made_again(folder, packings, tmp_path):
+def test_weights_in_8_bits_of_a_model_that_was_replaced_are_made_again(folder, made, tmp_path):
     first = encoding(folder)
     archive = archives.tiny_archive(tmp_path, tensors=dict(archives.tensors("180m-flash"), **_other_tensors()))
     other = convert(ConversionConfig(source=archive, output=tmp_path / "other", quantize=8, group_size=32))
     shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")
     assert not np.array_equal(encoding(folder), first)
-    assert len(packings) == 36
+    assert len(made) == 36
     assert np.array_equal(encoding(folder), encoding(other))
 
 
@@ -141,18 +135,18 @@ def _other_tensors():
     return {name: -archives.tensors("180m-flash")[name]}
 
 
-def test_a_folder_that_cannot_be_written_to_is_loaded_without_keeping_packed_weights(
-    folder, packings, caplog, monkeypatch
+def test_a_folder_that_cannot_be_written_to_is_loaded_without_keeping_weights_in_8_bits(
+    folder, made, caplog, monkeypatch
 ):
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("model.safetensors_writer.os.fsync", full)
     first = encoding(folder)
-    assert f"packed weights are not kept in {kept_in(folder)}: No space left on device" in caplog.text
+    assert f"8-bit weights are not kept in {kept_in(folder)}: No space left on device" in caplog.text
     assert sorted(path.name for path in folder.iterdir() if "int8" in path.name) == []
     assert np.array_equal(encoding(folder), first)
-    assert len(packings) == 36
+    assert len(made) == 36
 
 
 def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(folder):
@@ -166,7 +160,7 @@ def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(folde
     assert kept_in(folder).exists()
 
 
-def test_a_cpu_that_is_not_fast_in_8_bits_keeps_no_packed_weights(folder, monkeypatch):
+def test_a_cpu_that_is_not_fast_in_8_bits_keeps_no_weights_for_it(folder, monkeypatch):
     monkeypatch.setattr("model.cpu.int8._instructions", set)
     CanaryModel.load(folder, "float32")
     assert not kept_in(folder).exists()

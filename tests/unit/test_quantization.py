@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +15,7 @@ from convert.quantize import is_large
 from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.config import ConfigError, QuantizationConfig, WeightsError, read_config
-from model.cpu import int8, packed_file
+from model.cpu import int8
 from model.cpu.int8 import Int8Linear
 from tests import archives
 
@@ -248,16 +247,16 @@ def test_a_product_in_8_bits_is_exact_where_whole_numbers_are_asked_for():
     # The largest number of a row is what its others are rounded against.
     weight[:, 0] = x[..., 0] = 127
     bias = rng.standard_normal(48).astype(np.float32)
-    found = Int8Linear(*int8.pack(mx.array(weight)), mx.array(bias))(mx.array(x))
+    found = Int8Linear(*int8.quantized(mx.array(weight)), mx.array(bias))(mx.array(x))
     np.testing.assert_allclose(np.array(found), x @ weight.T + bias, rtol=1e-6)
 
 
 def test_a_row_in_8_bits_gets_what_it_gets_alone_whatever_its_company():
     rng = np.random.default_rng(3)
-    layer = Int8Linear(*int8.pack(mx.array(rng.standard_normal((48, 32)).astype(np.float32))), None)
-    rows = rng.standard_normal((40, 32)).astype(np.float32) * np.logspace(-6, 6, 40, dtype=np.float32)[:, None]
+    layer = Int8Linear(*int8.quantized(mx.array(rng.standard_normal((48, 32)).astype(np.float32))), None)
+    rows = rng.standard_normal((80, 32)).astype(np.float32) * np.logspace(-6, 6, 80, dtype=np.float32)[:, None]
     alone = np.concatenate([np.array(layer(mx.array(row[None]))) for row in rows])
-    for count in (2, 16, 17, 33, 40):
+    for count in (2, 5, 16, 33, 80):
         assert np.array_equal(np.array(layer(mx.array(rows[:count]))), alone[:count])
 
 
@@ -265,33 +264,16 @@ def test_rows_of_zeros_are_the_bias_in_8_bits():
     bias = np.arange(48, dtype=np.float32)
     weight = np.ones((48, 32), np.float32)
     weight[3] = 0
-    layer = Int8Linear(*int8.pack(mx.array(weight)), mx.array(bias))
+    layer = Int8Linear(*int8.quantized(mx.array(weight)), mx.array(bias))
     assert np.array_equal(np.array(layer(mx.zeros((2, 32)))), np.stack([bias, bias]))
     assert np.array_equal(np.array(layer(mx.ones((1, 32))))[0, 2:5], [2 + 32, 3, 4 + 32])
 
 
 def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
-    layer = Int8Linear(*int8.pack(mx.ones((48, 32), mx.bfloat16)), mx.ones((48,), mx.bfloat16))
+    layer = Int8Linear(*int8.quantized(mx.ones((48, 32), mx.bfloat16)), mx.ones((48,), mx.bfloat16))
     found = layer(mx.ones((3, 32), mx.bfloat16))
     assert found.dtype == mx.bfloat16
     assert np.array_equal(np.array(found.astype(mx.float32)), np.full((3, 48), 33))
-
-
-@pytest.mark.usefixtures("fast_cpu")
-def test_a_fast_cpu_without_torch_unpacks_and_names_the_extra_in_one_line(packed, caplog, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: name != "torch" and found(name, *rest))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert not int8.is_fast()
-    canary = CanaryModel.load(packed, "float32")
-    assert [record.getMessage() for record in caplog.records] == [
-        "18 layers of 8 bits are unpacked: fast 8-bit products on this CPU need torch: pip install "
-        "'canary-server[int8]'. The model takes as much memory as one that is not quantized."
-    ]
-    assert not [layer for layer in canary.modules() if isinstance(layer, Int8Linear)]
-    assert not packed_file.path_beside(packed / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ def numpy() -> Finding:
 
 
 def eight_bits(quantize: int | None) -> Finding:
-    """What computes models in 8 bits: MLX on a GPU, torch on x86-64 CPUs that have the instructions."""
+    """What computes models in 8 bits: MLX on a GPU, onnxruntime on x86-64 CPUs that have the instructions."""
     from model.arrays import on_cpu
     from model.cpu import int8
 
     if not on_cpu():
         return ok("computed by MLX")
-    if (reason := int8.why_not()) is None:
-        return ok(f"computed by torch {version('torch')}")
+    if int8.is_fast():
+        return ok(f"computed by onnxruntime {version('onnxruntime')}")
     told = "no faster or smaller than float32"
-    return warning(told, reason) if quantize == 8 else ok(f"{told}: {reason}")
+    return warning(told, int8.SLOW) if quantize == 8 else ok(f"{told}: {int8.SLOW}")
