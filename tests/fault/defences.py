@@ -197,8 +197,8 @@ DEFENCES: dict[str, tuple[Defence, ...]] = {
             "torch from 2.10",
             "pyproject.toml",
             "unit/test_constraints.py::test_versions_with_known_vulnerabilities_are_not_installed",
-            'int8 = ["torch>=2.10,',
-            'int8 = ["torch>=2.5,',
+            '    "torch>=2.10,',
+            '    "torch>=2.5,',
         ),
     ),
     "a configuration that runs code": (
