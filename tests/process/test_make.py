@@ -59,9 +59,7 @@ def test_make_install_adds_what_the_tests_need(tmp_path, system, runtime):
 # As pip-audit 2.10 prints them: to standard error, but for the table.
 ADVICE = "WARNING:pip_audit._cli:--no-deps is supported, but users are encouraged to fully hash their dependencies"
 TABLE = "Name Version ID Fix Versions\nnumpy 2.0 PYSEC-1 2.1"
-OFFLINE = (
-    "Traceback (most recent call last):\n  File ...\nrequests.exceptions.ConnectionError: name not known"
-)
+OFFLINE = "Traceback (most recent call last):\n  File ...\nrequests.exceptions.ConnectionError: name not known"
 MIRROR = "ERROR:pip_audit._cli:numpy: Dependency not found on PyPI and could not be audited: numpy (2.0)"
 
 
