@@ -155,7 +155,7 @@ class Worker:
 
     def failed_to_start(self) -> Unavailable:
         """The error for a process that ended before it was ready."""
-        self._log_exit("a decoder that was starting")
+        self._log_exit("a decoder that was starting", logging.ERROR)
         return not_started()
 
     def _wait_until_ready(self) -> None:
@@ -172,13 +172,13 @@ class Worker:
         if not self.is_ready:
             raise self.failed_to_start()
 
-    def _log_exit(self, which: str) -> None:
+    def _log_exit(self, which: str, level: int = logging.INFO) -> None:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
         stderr = cast(BinaryIO, self.process.stderr)
         os.set_blocking(stderr.fileno(), False)
         last = (stderr.read() or b"").decode(errors="replace").strip().rpartition("\n")[2]
-        log.info("%s exited with %s: %s", which, self.process.returncode, last[:200])
+        log.log(level, "%s exited with %s: %s", which, self.process.returncode, last[:200])
 
     def stop(self) -> None:
         """End a job early, between two frames: the worker waits for an answer."""

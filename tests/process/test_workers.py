@@ -274,9 +274,11 @@ def test_a_worker_that_does_not_start_is_ended_and_its_file_is_not_called_invali
 
 def test_a_worker_that_fails_to_start_is_the_servers_trouble_and_logged(monkeypatch, tmp_path, caplog):
     use_worker(monkeypatch, tmp_path, "sys.exit('no such library')\n", starts=False)
-    with caplog.at_level("INFO"), pytest.raises(Unavailable, match="could not be started; try again"):
+    with pytest.raises(Unavailable, match="could not be started; try again"):
         decode(encoded(tone(), 16000, "FLAC"))
-    assert "exited with 1: no such library" in caplog.text
+    assert [(each.levelname, each.message) for each in caplog.records] == [
+        ("ERROR", "a decoder that was starting exited with 1: no such library")
+    ]
 
 
 def test_a_system_that_allows_no_more_processes_is_the_servers_trouble_and_logged(monkeypatch, caplog):
