@@ -23,12 +23,14 @@ def send(letter, content):
 
 END = frame(b"E", json.dumps({"code": 0, "message": "", "last": True}).encode())
 
-def end():
-    control.sendall(END)
-
 def wait():
     while control.recv(4096):
         pass
+
+# Does not exit before its answers are read: whoever still has something to send to it would get an error.
+def end():
+    control.sendall(END)
+    wait()
 
 """
 # What every worker does first.
