@@ -15,10 +15,10 @@
         ├── ModelLoading         503  model_loading
         ├── ModelFailed          503  model_failed            it is being loaded again
         │   └── ModelGivenUp     503  model_failed            retrying soon does not help
-        ├── TooManyRequests      503  too_many_requests
         ├── TooManySessions      503  too_many_sessions       of live sessions; their websocket is closed with 1013
         ├── Busy                 503  unavailable             the answer says when to try again
         │   ├── QueueFull        503  queue_full
+        │   ├── TooManyRequests  503  too_many_requests       or too many connections
         │   └── WaitedTooLong    503  waited_too_long         not started within `max_wait_s`
         ├── StorageFull          503  storage_full            no disk space for the upload
         └── EngineStopped        503  stopping
@@ -34,6 +34,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 from model.task import LanguagePairError, TaskError
+
+# When to try again, in seconds, where nothing tells how long it will take.
+RETRY_AFTER_S = 5
 
 
 class ServiceError(Exception):
@@ -103,7 +106,7 @@ class TranscriptionFailed(ServiceError):
 class Unavailable(ServiceError):
     status = 503
     code = "unavailable"
-    headers: ClassVar = {"retry-after": "5"}
+    headers: ClassVar = {"retry-after": str(RETRY_AFTER_S)}
 
 
 class ModelLoading(Unavailable):
@@ -118,10 +121,6 @@ class ModelGivenUp(ModelFailed):
     headers: ClassVar = {"x-should-retry": "false", "retry-after": "30"}
 
 
-class TooManyRequests(Unavailable):
-    code = "too_many_requests"
-
-
 class TooManySessions(Unavailable):
     code = "too_many_sessions"
 
@@ -129,7 +128,7 @@ class TooManySessions(Unavailable):
 class Busy(Unavailable):
     """retry_after_s: when what waits now should be done."""
 
-    def __init__(self, message: str, retry_after_s: int = 5):
+    def __init__(self, message: str, retry_after_s: int = RETRY_AFTER_S):
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -142,10 +141,14 @@ class QueueFull(Busy):
     code = "queue_full"
 
 
+class TooManyRequests(Busy):
+    code = "too_many_requests"
+
+
 class WaitedTooLong(Busy):
     code = "waited_too_long"
 
-    def __init__(self, retry_after_s: int = 5):
+    def __init__(self, retry_after_s: int = RETRY_AFTER_S):
         super().__init__(
             "The server is too busy: the request waited too long to start. Try again later.", retry_after_s
         )

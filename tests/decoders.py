@@ -9,27 +9,43 @@ import pytest
 
 from server.audio import workers
 
-# What every worker does first, and what it needs to answer.
-_PREAMBLE = """
-import json, os, socket, struct, sys, time
+# What a worker needs to answer.
+_ANSWERS = """
+import json, os, signal, socket, struct, sys, time
 
 control = socket.socket(fileno=0)
-_, (descriptor,), _, _ = socket.recv_fds(control, 4096, 1)
-file = os.fdopen(descriptor, "rb", 0)
+
+def frame(letter, content):
+    return letter + struct.pack("=I", len(content)) + content
 
 def send(letter, content):
-    control.sendall(letter + struct.pack("=I", len(content)) + content)
+    control.sendall(frame(letter, content))
 
+END = frame(b"E", json.dumps({"code": 0, "message": "", "last": True}).encode())
+
+def wait():
+    while control.recv(4096):
+        pass
+
+# Does not exit before its answers are read: whoever still has something to send to it would get an error.
 def end():
-    send(b"E", json.dumps({"code": 0, "message": "", "last": True}).encode())
+    control.sendall(END)
+    wait()
+
+"""
+# What every worker does first.
+_START = """
+control.sendall(b"R")
+_, (descriptor,), _, _ = socket.recv_fds(control, 4096, 1)
+file = os.fdopen(descriptor, "rb", 0)
 
 """
 
 
-def use_worker(patch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
-    """Have the pool start workers that take a job and then run `code`."""
+def use_worker(patch: pytest.MonkeyPatch, folder: Path, code: str, starts: bool = True) -> None:
+    """Have the pool start workers that take a job and then run `code`. starts: otherwise they run nothing else."""
     script = folder / "decoding.py"
-    script.write_text(_PREAMBLE + code)
+    script.write_text(_ANSWERS + (_START if starts else "") + code)
     patch.setattr(workers, "SCRIPT", script)
 
 

@@ -23,7 +23,7 @@ from server.audio.lengths import declared_length_s
 from server.audio.raw_wav import RawWav, raw_wav
 from server.audio.resampling import mono_blocks
 from server.audio.workers import POOL, Damaged, decoded_blocks
-from server.errors import AudioError, AudioTooLong
+from server.errors import AudioError, AudioTooLong, ServiceError
 from server.settings import Settings
 
 # Samples by which resampling may change a length.
@@ -47,7 +47,8 @@ class AudioLimits:
 def decode(source: bytes | Path | BinaryIO, limits: AudioLimits = AudioLimits()) -> np.ndarray:
     """All the audio of a file: (n,) float32 at 16 kHz, mono (the mean of the channels), within [-1, 1].
 
-    Raises AudioTooLong above `limits.max_s`, and AudioError for any other file that cannot be decoded.
+    Raises AudioTooLong above `limits.max_s`, AudioError for any other file that cannot be decoded, and Unavailable if
+    the machine is too busy to tell.
     """
     return np.concatenate(list(decode_blocks(source, limits)))
 
@@ -164,7 +165,7 @@ def _file_blocks(file: BinaryIO, file_type: FileType, limits: AudioLimits) -> It
 
 def prepare_decoding(path: Path) -> None:
     """Start what will decode this file, so that it is ready sooner. An error is left for when the file is decoded."""
-    with suppress(OSError, AudioError), path.open("rb") as file:
+    with suppress(OSError, ServiceError), path.open("rb") as file:
         file_type = find_type(file)
         if file_type and not (file_type.demuxer == "wav" and raw_wav(file, file_type.offset)):
             POOL.prepare()

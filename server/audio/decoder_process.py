@@ -1,7 +1,8 @@
 """A worker of the decoder pool (`workers.py`): decodes untrusted files in a process that may crash or hang.
 
-Standard input is a socket. The worker ends when it is closed, so none outlives the process that started it. Each job is
-a line of JSON, sent with the descriptor of a file, or of a pipe that is still being written to:
+Standard input is a socket. The worker ends when it is closed, so none outlives the process that started it. Once it has
+started, it sends the byte "R". Each job is a line of JSON, sent with the descriptor of a file, or of a pipe that is
+still being written to:
 
     {"demuxer": "mov", "libsndfile": false, "live": false,
      "max_s": 14400, "min_rate": 1000, "max_rate": 192000, "max_channels": 8}
@@ -51,7 +52,7 @@ FILE_MEMORY, LIVE_MEMORY = 4 << 30, 1 << 30
 KEPT_MEMORY, MAX_JOBS = 256 << 20, 1000
 # Seconds between looks at the resident memory.
 WATCH_S = 0.02
-# Seconds of processor time without any output, after which the system ends this process.
+# Seconds of processor time without any output, after which the system ends this process with SIGPROF.
 MAX_COMPUTING_S = 30.0
 # Broken packets in a row that are skipped before the file is given up.
 MAX_BROKEN = 100
@@ -95,6 +96,7 @@ def main() -> None:
     av.logging.set_level(None)
     _limit_memory(FILE_MEMORY)
     control = socket.socket(fileno=0)
+    control.sendall(b"R")
     # What Linux counts includes what the process that started this one had.
     most, jobs = _peak_memory() + KEPT_MEMORY, 0
     try:
@@ -365,7 +367,8 @@ def _limit_computing(seconds: float | None = None) -> None:
 
     By default `MAX_COMPUTING_S`.
     """
-    signal.setitimer(signal.ITIMER_VIRTUAL, MAX_COMPUTING_S if seconds is None else seconds)
+    # ITIMER_PROF also counts the time that the system spends for this process.
+    signal.setitimer(signal.ITIMER_PROF, MAX_COMPUTING_S if seconds is None else seconds)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 A worker that crashes, hangs or takes too much memory fails one request and is replaced. Idle workers end after a while,
 and all of them end with this process, even if it is killed.
+
+Only a file that makes its worker crash, or compute for too long without output, is invalid. A worker that does not
+start, or gets no processor time, says nothing about the file: the caller gets Unavailable and may try again.
 """
 
 import atexit
@@ -10,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -25,7 +29,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from server.audio.containers import unreadable
-from server.errors import AudioError, AudioTooLong
+from server.errors import AudioError, AudioTooLong, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,11 @@ UNSUPPORTED, TOO_LONG, DAMAGED = 3, 4, 5
 _HEADER = struct.Struct("=cI")
 HEADER_BYTES = _HEADER.size
 _MAX_FRAME = 64 << 20
-# A worker without output for this long has hung.
-STALL_S = 30.0
+# The byte that a worker sends once it has started.
+READY = b"R"
+# How long a worker may take to start, and then go without sending anything. One that computes all the while is ended
+# earlier, by its own limit on processor time.
+START_S, STALL_S = 120.0, 60.0
 # How long a worker may take to stop when its caller wants no more. One that takes longer is ended.
 STOP_S = 1.0
 # Idle workers: how many are kept, and for how long.
@@ -48,8 +55,24 @@ def unpacked_header(header: bytes | bytearray) -> tuple[bytes, int]:
     """The letter and the length of a frame. Raises ConnectionError for anything that no sound worker sends."""
     letter, length = _HEADER.unpack(header)
     if letter not in (b"A", b"E") or length > _MAX_FRAME or (letter == b"A" and length % 4):
-        raise ConnectionError(f"the worker sent no frame but {bytes(header)!r}")
+        raise ConnectionError(f"the worker sent an invalid frame header: {bytes(header)!r}")
     return letter, length
+
+
+def not_started() -> Unavailable:
+    return Unavailable("The audio decoder could not be started; try again shortly.")
+
+
+def start_timed_out() -> Unavailable:
+    log.warning("a decoder did not start within %g s and was stopped", START_S)
+    return Unavailable(
+        f"The audio decoder did not start within {START_S:g} s; the server may be too busy. Try again shortly."
+    )
+
+
+def stalled(demuxer: str) -> Unavailable:
+    log.warning("the decoder for %s gave no output for %g s and was stopped", demuxer, STALL_S)
+    return Unavailable(f"Decoding made no progress for {STALL_S:g} s; the server may be too busy. Try again shortly.")
 
 
 class Damaged(Exception):
@@ -78,6 +101,8 @@ class Worker:
                 raise
         self._content = bytearray()
         self.idle_since = 0.0
+        self.is_ready = False
+        """Whether it has started, as far as this process has read."""
         self.can_be_reused = False
         """Whether it has finished its last job and waits for the next."""
 
@@ -87,20 +112,19 @@ class Worker:
         socket.send_fds(self.socket, [json.dumps(job).encode() + b"\n"], [descriptor])
 
     def samples(self, demuxer: str) -> Iterator[np.ndarray]:
-        """The job's samples, (n,) float32 at 16 kHz. Raises AudioError and Damaged."""
+        """The job's samples, (n,) float32 at 16 kHz. Raises AudioError, Damaged and Unavailable."""
+        self._wait_until_ready()
         self.socket.settimeout(STALL_S)
         try:
             while (letter := self._frame()) == b"A":
                 yield np.frombuffer(self._content, np.float32)
                 self.socket.send(b"+")
         except TimeoutError:
-            log.warning("the decoder gave no output for %g s and was stopped", STALL_S)
-            raise AudioError(f"Decoding the file was stopped: no progress in {STALL_S:g} s.") from None
+            raise stalled(demuxer) from None
         except OSError:
             letter = b""
         if not letter:
-            self.log_exit(demuxer)
-            raise unreadable()
+            raise self.error_at_exit(demuxer, unreadable())
         code, error = self.end_of_job(self._content, demuxer)
         if error:
             raise error
@@ -121,14 +145,40 @@ class Worker:
             log.info("the decoder for %s ended with %d: %s", demuxer, code, message[:200])
         return code, None
 
-    def log_exit(self, demuxer: str) -> None:
-        """Log how the process ended in the middle of a job."""
+    def error_at_exit(self, demuxer: str, damaged: AudioError) -> AudioError:
+        """The error for a process that ended in the middle of a job: `damaged`, unless it computed for too long."""
+        self._log_exit(f"the decoder for {demuxer}")
+        if self.process.returncode == -signal.SIGPROF:
+            message = "Decoding was stopped: it took too much processor time without any output."
+            return AudioError(message, damaged.param)
+        return damaged
+
+    def failed_to_start(self) -> Unavailable:
+        """The error for a process that ended before it was ready."""
+        self._log_exit("a decoder that was starting", logging.ERROR)
+        return not_started()
+
+    def _wait_until_ready(self) -> None:
+        """Raises Unavailable if the process does not start."""
+        if self.is_ready:
+            return
+        self.socket.settimeout(START_S)
+        try:
+            self.is_ready = self.socket.recv(1) == READY
+        except TimeoutError:
+            raise start_timed_out() from None
+        except OSError:
+            pass
+        if not self.is_ready:
+            raise self.failed_to_start()
+
+    def _log_exit(self, which: str, level: int = logging.INFO) -> None:
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_S)
         stderr = cast(BinaryIO, self.process.stderr)
         os.set_blocking(stderr.fileno(), False)
         last = (stderr.read() or b"").decode(errors="replace").strip().rpartition("\n")[2]
-        log.info("the decoder for %s exited with %s: %s", demuxer, self.process.returncode, last[:200])
+        log.log(level, "%s exited with %s: %s", which, self.process.returncode, last[:200])
 
     def stop(self) -> None:
         """End a job early, between two frames: the worker waits for an answer."""
@@ -165,6 +215,15 @@ class Worker:
         return data
 
 
+def _new_worker() -> Worker:
+    """Raises Unavailable if the system allows no more processes or files."""
+    try:
+        return Worker()
+    except OSError as error:
+        log.error("no decoder could be started: %s", error)
+        raise not_started() from None
+
+
 class WorkerPool:
     """Workers that wait for a job. Callers limit how many of them are at work."""
 
@@ -176,28 +235,32 @@ class WorkerPool:
         os.register_at_fork(after_in_child=self._forget)
 
     def take(self, job: dict[str, Any], descriptor: int) -> Worker:
-        """A worker that has begun the job, which reads from the descriptor. End with `give_back`."""
+        """A worker that begins the job, which reads from the descriptor. End with `give_back`. Raises Unavailable."""
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
             is_new = worker is None
-            worker = worker or Worker()
+            worker = worker or _new_worker()
             try:
                 worker.send(job, descriptor)
             except OSError:
                 # An idle one may have ended meanwhile.
+                error = worker.failed_to_start() if is_new else None
                 worker.kill()
-                if is_new:
-                    raise
+                if error:
+                    raise error from None
             else:
                 return worker
 
     def prepare(self) -> None:
-        """Start a worker for the next job, unless one waits. What a worker imports takes it a quarter of a second."""
+        """Start a worker for the next job, unless one waits. What a worker imports takes it a quarter of a second.
+
+        Raises Unavailable.
+        """
         with self._lock:
             if self._idle:
                 return
-        worker = Worker()
+        worker = _new_worker()
         worker.can_be_reused = True
         self.give_back(worker)
 
@@ -249,8 +312,9 @@ atexit.register(POOL.close)
 
 
 def decoded_blocks(file: BinaryIO, job: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Mono blocks (n,) float32 at 16 kHz, decoded by a worker one ahead of the caller. Raises AudioError and Damaged.
+    """Mono blocks (n,) float32 at 16 kHz, decoded by a worker one ahead of the caller.
 
+    Raises AudioError, Damaged, and Unavailable if no worker starts or the one at work gets no processor time.
     job: what `decoder_process.py` describes.
     """
     with _on_disk(file) as descriptor:

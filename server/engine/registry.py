@@ -127,6 +127,11 @@ class Engines:
     def max_rows(self) -> int:
         return self._settings.max_rows
 
+    @property
+    def retry_after_s(self) -> int:
+        """Seconds until all models have done what they have admitted, at their measured speeds."""
+        return max(model.admission.retry_after_s for model in self.models)
+
     def named(self, name: str | None) -> Served:
         """The model of this name; the default for None or for another service's model. Raises ModelNotFound."""
         if not name or _ALIAS.fullmatch(name):

@@ -5,7 +5,6 @@ session and no other.
 """
 
 import asyncio
-import logging
 import math
 import socket
 from asyncio import StreamReader, StreamWriter
@@ -14,17 +13,14 @@ from dataclasses import replace
 
 import numpy as np
 
+from server.audio import workers
 from server.audio.decode import AudioLimits, decoder_job, within_full_scale
-from server.audio.workers import HEADER_BYTES, POOL, Worker, unpacked_header
+from server.audio.workers import HEADER_BYTES, POOL, READY, Worker, stalled, start_timed_out, unpacked_header
 from server.errors import AudioError
 from server.live.sound import Sink
 
-log = logging.getLogger(__name__)
-
 # ffmpeg's demuxer for each encoding; no other is tried.
 CONTAINERS = {"webm": "matroska", "mp4": "mov", "ogg": "ogg"}
-# A decoder has hung if it takes none of its pending input, or gives no output after the end of it, for this long.
-STALL_S = 15.0
 # How many bytes may arrive without any audio in them before the session is ended.
 MAX_SILENT_BYTES = 8 << 20
 
@@ -47,15 +43,19 @@ class ContainerSound:
         self._done = asyncio.Event()
 
     async def run(self) -> None:
-        """Pass decoded audio to the sink, until cancelled. Raises AudioError for a stream that cannot be decoded."""
+        """Pass decoded audio to the sink, until cancelled.
+
+        Raises AudioError for a stream that cannot be decoded, and Unavailable for a decoder that does not start or run.
+        """
         ours, theirs = socket.socketpair()
         with theirs:
             worker = POOL.take(self._job, theirs.fileno())
         try:
             _, stream = await asyncio.open_connection(sock=ours)
             output, control = await asyncio.open_connection(sock=worker.socket)
-            self._input.set_result(stream)
             try:
+                await _wait_until_ready(worker, output)
+                self._input.set_result(stream)
                 error = await self._pass_on(worker, output, stream)
             finally:
                 stream.close()
@@ -108,22 +108,35 @@ class ContainerSound:
                 self._silent_bytes = 0
                 await self._sink(within_full_scale(np.frombuffer(content, np.float32)))
         except (asyncio.IncompleteReadError, ConnectionError):
-            await asyncio.to_thread(worker.log_exit, f"live {self._encoding}")
-            return self._damaged()
+            return await asyncio.to_thread(worker.error_at_exit, f"live {self._encoding}", self._damaged())
 
     async def _next(self, output: StreamReader, count: int, stream: StreamWriter) -> bytes:
-        """The next bytes of a frame. Waits as long as the decoder itself waits for input."""
+        """The next bytes of a frame. Waits as long as the decoder itself waits for input.
+
+        Raises Unavailable if it neither takes pending input nor, after the end of it, gives output for `STALL_S`.
+        """
         reading = asyncio.ensure_future(output.readexactly(count))
         try:
-            while not (await asyncio.wait({reading}, timeout=STALL_S))[0]:
+            while not (await asyncio.wait({reading}, timeout=workers.STALL_S))[0]:
                 if self._ended or stream.transport.get_write_buffer_size():
-                    log.warning("the decoder for live %s hung for %g s and was stopped", self._encoding, STALL_S)
-                    raise AudioError(
-                        f"Decoding the {self._encoding} stream was stopped: no progress in {STALL_S:g} s.", "encoding"
-                    )
+                    raise stalled(f"live {self._encoding}")
             return reading.result()
         finally:
             reading.cancel()
 
     def _damaged(self) -> AudioError:
         return AudioError(f"Unsupported or damaged {self._encoding} stream.", "encoding")
+
+
+async def _wait_until_ready(worker: Worker, output: StreamReader) -> None:
+    """Raises Unavailable if the worker does not start."""
+    if worker.is_ready:
+        return
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        try:
+            async with asyncio.timeout(workers.START_S):
+                worker.is_ready = await output.readexactly(len(READY)) == READY
+        except TimeoutError:
+            raise start_timed_out() from None
+    if not worker.is_ready:
+        raise await asyncio.to_thread(worker.failed_to_start)

@@ -59,7 +59,12 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
     uploads = Uploads()
     per_address = settings.max_connections_per_address if settings.is_public else None
     app.add_middleware(
-        Requests, metrics=metrics, uploads=uploads, at_once=settings.max_connections, per_address=per_address
+        Requests,
+        metrics=metrics,
+        uploads=uploads,
+        backlog_s=lambda: engines.retry_after_s,
+        at_once=settings.max_connections,
+        per_address=per_address,
     )
     # Outside Requests, which may answer before the end of a body.
     app.add_middleware(BodyLimit, max_bytes=int(settings.max_upload_mb * 1e6), uploads=uploads)

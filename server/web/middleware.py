@@ -5,11 +5,12 @@ import logging
 import time
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.errors import EngineStopped, TooManyRequests
+from server.errors import RETRY_AFTER_S, EngineStopped, TooManyRequests
 from server.logs import request_id
 from server.web.answers import answer, error_response
 from server.web.metrics import Metrics
@@ -29,13 +30,23 @@ class Requests:
     """Give each request an ID, in the header `x-request-id` and in the log; count it; refuse more than `at_once`, and
     more than `per_address` from one address. Probes are never refused.
 
+    backlog_s: seconds until the recordings that are admitted now are done.
     An unexpected exception gives a 500 and is logged under that ID.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, uploads: Uploads, at_once: int, per_address: int | None = None):
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        uploads: Uploads,
+        backlog_s: Callable[[], int],
+        at_once: int,
+        per_address: int | None = None,
+    ):
         self.app = app
         self._metrics = metrics
         self._uploads = uploads
+        self._backlog_s = backlog_s
         self._at_once = at_once
         self._per_address = per_address
         self._running: Counter[str] = Counter()
@@ -93,12 +104,16 @@ class Requests:
     def _refusal(self, address: str) -> TooManyRequests | None:
         """The refusal of one more request from this address; None if there is room."""
         if self._per_address and self._running[address] >= self._per_address:
+            # Only the client itself knows when its other requests end.
             return TooManyRequests(
                 f"Limit of {self._per_address} concurrent requests from one address reached; try again shortly."
             )
         # A slow upload makes room.
         if self._running.total() >= self._at_once and not self._uploads.end_slowest():
-            return TooManyRequests(f"Limit of {self._at_once} concurrent requests reached; try again shortly.")
+            # Websockets and uploads take places, too, and nothing tells when they end.
+            retry_after_s = max(RETRY_AFTER_S, self._backlog_s())
+            message = f"Limit of {self._at_once} concurrent requests reached; try again in {retry_after_s} s."
+            return TooManyRequests(message, retry_after_s)
         return None
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:

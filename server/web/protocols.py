@@ -159,6 +159,7 @@ def _application(protocol: H11Protocol | WebSocketsSansIOProtocol) -> Any:
     async def only_probes(scope: Scope, receive: Receive, send: Send) -> None:
         response: Any = app
         if scope["type"] != "http" or scope["path"] not in PROBES:
+            # Most of these connections are idle or refused: nothing tells when the next one closes.
             response = answer(TooManyRequests("Connection limit reached; try again shortly."))
             response.raw_headers.append(CLOSE_HEADER)
         await response(scope, receive, send)

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from server.audio import workers
+from tests.decoders import cold_pool, use_worker
+
 
 @pytest.fixture
 def client(serve_mock) -> httpx.Client:
@@ -117,6 +120,20 @@ def test_decoding_a_small_file_with_hours_of_audio_stops_at_the_limit_on_every_r
             data = {} if "translations" in path else {"stream": stream}
             response = client.post(path, files={"file": file.getvalue()}, data=data)
             assert (response.status_code, response.json()["error"]["code"]) == (400, "audio_too_long")
+
+
+def test_a_machine_too_busy_to_decode_is_a_503_that_says_to_try_again(client, monkeypatch, tmp_path):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(16_000), 16_000, format="FLAC")
+    with monkeypatch.context() as patch, cold_pool(patch):
+        use_worker(patch, tmp_path, "os.kill(os.getpid(), signal.SIGSTOP)\n")
+        patch.setattr(workers, "STALL_S", 0.2)
+        for path in ("/transcribe", "/v1/audio/transcriptions"):
+            response = client.post(path, files={"file": file.getvalue()})
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "unavailable")
+            assert response.headers["retry-after"] == "5"
+            assert "try again" in response.json()["error"]["message"].lower()
+    assert client.post("/transcribe", content=file.getvalue()).status_code == 200
 
 
 @pytest.mark.parametrize(

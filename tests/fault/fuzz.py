@@ -42,9 +42,9 @@ from tests.muxing import FRAGMENTS, caf_with_aac, encoded, tone, written_by_av
 from tests.serving import serving
 
 SEED = 1
-# Bytes that are limits of something.
+# Boundary values of a byte.
 EDGES = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
-# Messages in a live session. So many sessions are open at a time.
+# Messages in a live session, and sessions that are open at a time.
 MESSAGES, TOGETHER = 20, 4
 
 
@@ -59,7 +59,7 @@ class Outcome:
 
     @property
     def growth(self) -> float:
-        """In MB: the most that memory was above what it was after the first quarter."""
+        """In MB: the peak of memory, above its level after the first quarter."""
         first = len(self.megabytes) // 4
         return max(0.0, max(self.megabytes[first:]) - self.megabytes[first]) if self.megabytes else 0.0
 

@@ -1,4 +1,4 @@
-"""A server with more to do than it can: what it still gets done, and whether it stays well.
+"""A server with more to do than it can: how much it still gets done, and whether its use of resources stays flat.
 
     python -m tests.fault.load                                  # 1×, 2× and 10× of capacity, 5 minutes each
     python -m tests.fault.load --seconds 20 --factors 1,10 --plot load.png
@@ -32,9 +32,9 @@ from tests.serving import CANARY, serving
 SPEED, FILE_S = 20.0, 4.0
 # What the toy gets instead: German speech, three times in a file.
 SAMPLE, SAMPLE_TIMES = Path(__file__).parents[2] / "convert" / "toy" / "samples" / "de.flac", 3
-# The toy's speed is measured with so many clients for so many seconds.
+# How many clients measure the toy's speed, and for how many seconds.
 CLIENTS, MEASURED_S = 8, 10.0
-# So many of these for every ten requests that count.
+# How many of these are sent for every ten requests that count.
 JUNK, DISCONNECTS = 2, 1
 SLOW_WRITERS, SLOW_READERS = 8, 4
 

@@ -3,7 +3,7 @@
     python -m tests.fault.mutations                     # all, about ten minutes
     python -m tests.fault.mutations --only uploads      # those whose fault, defence or file has this in it
 
-Prints the table of tests/README.md with the results. Exits with 1 if a test did not fail.
+Prints the table of tests/README.md with a column of results. Exits with 1 if a test did not fail.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def scratch_copy() -> Iterator[Path]:
 
 
 def verdict(copy: Path, test: str) -> str:
-    """What a test says in a copy: "passes", "fails", or "error" if it could not be run."""
+    """The result of a test in a copy: "passes", "fails", or "error" if it could not be run."""
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{test}"]
     # A test that hangs leaves no process behind.
@@ -63,7 +63,7 @@ def verdict(copy: Path, test: str) -> str:
         return "fails"
     if process.returncode == 0:
         return "passes"
-    # Negative: it was to be seen that the process is not ended.
+    # Negative: without the defence, the test's own process was ended.
     if process.returncode < 0 or (process.returncode == 1 and re.search(r"\d+ failed", output)):
         return "fails"
     print(output, file=sys.stderr)
@@ -71,7 +71,7 @@ def verdict(copy: Path, test: str) -> str:
 
 
 def verdict_without(defence: Defence, copy: Path) -> str:
-    """What the defence's test says without it. Leaves the copy as it was."""
+    """The result of the defence's test without the defence. Leaves the copy as it was."""
     file = copy / defence.file
     original = file.read_text(encoding="utf-8")
     file.write_text(without(defence, copy), encoding="utf-8")

@@ -27,7 +27,7 @@ class Service:
     files: dict[str, bytes]
     file_s: float
     texts: dict[str, str]
-    """The right answer to each kind of request: the one that it gave while it had nothing else to do."""
+    """The right answer to each kind of request: the one it gave while it was otherwise idle."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Outcome:
 
     @property
     def goodput(self) -> float:
-        """Seconds of audio transcribed rightly in a second."""
+        """Seconds of audio transcribed correctly in a second."""
         return self.good_s / self.seconds
 
     @property

@@ -82,7 +82,8 @@ class Answer:
 
 @dataclass
 class Outcome:
-    """One fault's. Times are by the monotonic clock; ready_s: from the fault to `/ready` again."""
+    """What became of the requests around one fault. Times are by the monotonic clock; ready_s: from the fault until
+    `/ready` answers 200 again."""
 
     fault: str
     supervised: bool
@@ -106,7 +107,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sample:
-    """A recording, and every text that it may have."""
+    """A recording, with its text and translation."""
 
     language: str
     audio: bytes

@@ -1,4 +1,4 @@
-"""Ten times as much as the server can do: it still does nearly as much as without, and refuses the rest at once.
+"""At ten times its capacity the server still gets nearly as much done, and refuses the rest at once.
 
 `python -m tests.fault.load` is the long version.
 """
@@ -16,7 +16,7 @@ async def test_ten_times_the_capacity_costs_little_of_what_gets_done():
         for _ in range(3):
             alone = await Load(service, 1.0, seconds).run()
             crowded = await Load(service, 10.0, seconds).run()
-            # Otherwise other programs had the machine, and it may be free later.
+            # Otherwise other programs used the machine; try again.
             if crowded.offered > 9:
                 break
     told = table([alone, crowded])
@@ -24,7 +24,7 @@ async def test_ten_times_the_capacity_costs_little_of_what_gets_done():
     assert alone.goodput > 0.8 * SPEED, told
     assert crowded.goodput > 0.8 * alone.goodput, told
     assert crowded.answers["503 queue_full"] > 0.5 * crowded.answers.total(), told
-    # As long as those that were admitted took.
+    # About as long as admitted requests took.
     longest = max(crowded.latencies)
     assert all(1 <= retry <= 2 * longest + 1 for retry in crowded.retry_after), told
     assert max(crowded.retry_after) >= 0.5 * longest, told

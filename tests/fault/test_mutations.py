@@ -1,4 +1,4 @@
-"""Each defence can still be taken out, its test is there, and a test that does not look would be found out."""
+"""Each defence can still be taken out and its test exists; a test that does not notice is reported."""
 
 import ast
 import re

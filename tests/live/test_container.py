@@ -16,7 +16,7 @@ import pytest
 
 from server.audio import workers
 from server.audio.decode import AudioLimits
-from server.errors import AudioError
+from server.errors import AudioError, Unavailable
 from server.live import container
 from server.live.container import ContainerSound
 from tests.decoders import cold_pool, use_worker
@@ -196,19 +196,48 @@ async def test_a_client_that_sends_faster_than_the_model_listens_has_to_wait():
 
 
 @pytest.mark.parametrize("state", ["taking nothing", "after the end"])
-async def test_a_decoder_that_hangs_is_stopped_with_an_error(decoders, monkeypatch, tmp_path, state):
+async def test_a_decoder_that_stands_still_is_stopped_and_its_stream_is_not_called_invalid(
+    decoders, monkeypatch, tmp_path, state
+):
     use_worker(monkeypatch, tmp_path, "time.sleep(600)\n")
-    monkeypatch.setattr(container, "STALL_S", 0.3)
+    monkeypatch.setattr(workers, "STALL_S", 0.3)
     async with decoding("webm") as decoded:
         data = bytes(10 if state == "after the end" else 1 << 20)
-        with pytest.raises(AudioError, match="webm stream was stopped: no progress"):
+        with pytest.raises(Unavailable, match=r"made no progress for 0\.3 s"):
             await asyncio.gather(decoded.running, decoded.write(data, end=state == "after the end"))
     await is_gone(decoders[0])
     assert decoders[0].returncode == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("time.sleep(600)\n", r"did not start within 0\.3 s"),
+        ("sys.exit('no such library')\n", "could not be started"),
+    ],
+    ids=["hangs", "ends"],
+)
+async def test_a_decoder_that_does_not_start_is_not_the_streams_fault(decoders, monkeypatch, tmp_path, code, message):
+    use_worker(monkeypatch, tmp_path, code, starts=False)
+    monkeypatch.setattr(workers, "START_S", 0.3 if code.startswith("time") else 60.0)
+    async with decoding("webm") as decoded:
+        with pytest.raises(Unavailable, match=message):
+            await decoded.write(bytes(1 << 20))
+    await is_gone(decoders[0])
+
+
+async def test_the_time_that_a_decoder_takes_to_start_is_not_the_streams(monkeypatch, tmp_path):
+    # Its output follows its start at once, in one piece, however busy this machine is.
+    code = "time.sleep(1)\ncontrol.sendall(b'R' + frame(b'A', bytes(64_000)) + END)\nwait()\n"
+    use_worker(monkeypatch, tmp_path, code, starts=False)
+    monkeypatch.setattr(workers, "STALL_S", 0.2)
+    async with decoding("webm") as decoded:
+        await decoded.write(bytes(10), end=True)
+        assert decoded.seconds == 1
+
+
 async def test_a_decoder_that_waits_for_audio_is_left_alone(monkeypatch):
-    monkeypatch.setattr(container, "STALL_S", 0.1)
+    monkeypatch.setattr(workers, "STALL_S", 0.1)
     data = contained(tone(2.0), "webm")
     async with decoding("webm") as decoded:
         await decoded.write(data[:5000])
@@ -236,7 +265,7 @@ def test_a_decoder_that_computes_for_ever_is_ended_by_the_system():
         "limit.__globals__['MAX_COMPUTING_S'] = 0.1; limit()\n"
         "while True: pass"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGVTALRM
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGPROF
 
 
 def test_a_decoder_of_live_audio_may_use_less_memory_than_one_of_files():
@@ -269,6 +298,28 @@ async def test_a_decoder_that_is_killed_ends_its_own_session_alone_with_an_error
         await other.send('{"type": "stop"}')
         finals = [m["text"] for m in await until(other, "done") if m["type"] == "result" and m["is_final"]]
         assert " ".join(finals) == samples["en"].text
+
+
+async def test_a_decoder_without_processor_time_ends_its_session_with_an_error_that_says_to_try_again(
+    url, pcm, samples, decoders, monkeypatch, tmp_path
+):
+    heard = tmp_path / "heard"
+    heard.write_bytes((np.frombuffer(pcm(), np.int16) / np.float32(32_768)).tobytes())
+    code = f"send(b'A', open({str(heard)!r}, 'rb').read())\nos.kill(os.getpid(), signal.SIGSTOP)\n"
+    use_worker(monkeypatch, tmp_path, code)
+    monkeypatch.setattr(workers, "STALL_S", 0.3)
+    async with opened(url, encoding="webm", sample_rate=None) as ws:
+        await ws.send(b"something")
+        await ws.send('{"type": "stop"}')
+        messages = await until(ws, "error")
+        assert (messages[-1]["code"], messages[-1]["fatal"]) == ("unavailable", True)
+        assert "try again" in messages[-1]["message"].lower()
+        # The text of what was heard comes before that.
+        finals = [m["text"] for m in messages if m["type"] == "result" and m["is_final"]]
+        assert " ".join(finals) == samples["en"].text
+        await ws.wait_closed()
+        assert ws.close_code == 1013
+    await is_gone(decoders[0])
 
 
 @pytest.mark.parametrize("ending", ["stop", "hang up", "start only"])

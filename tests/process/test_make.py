@@ -56,5 +56,40 @@ def test_make_install_adds_what_the_tests_need(tmp_path, system, runtime):
     assert installing[1:] == [["install", *EXACT, "--editable", runtime], ["install", *EXACT, "--group", "dev"]]
 
 
+# As pip-audit 2.10 prints them: to standard error, but for the table.
+ADVICE = "WARNING:pip_audit._cli:--no-deps is supported, but users are encouraged to fully hash their dependencies"
+TABLE = "Name Version ID Fix Versions\nnumpy 2.0 PYSEC-1 2.1"
+OFFLINE = "Traceback (most recent call last):\n  File ...\nrequests.exceptions.ConnectionError: name not known"
+MIRROR = "ERROR:pip_audit._cli:numpy: Dependency not found on PyPI and could not be audited: numpy (2.0)"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "printed", "shown"),
+    [
+        (0, f"{ADVICE}\nNo known vulnerabilities found", "No known vulnerabilities found"),
+        (1, f"{ADVICE}\nFound 1 known vulnerability in 1 package\n{TABLE}", "numpy 2.0 PYSEC-1 2.1"),
+        (1, f"{ADVICE}\n{OFFLINE}", "nothing was audited. It needs a connection to PyPI itself"),
+        (1, f"{ADVICE}\n{MIRROR}", "nothing was audited. It needs a connection to PyPI itself"),
+    ],
+    ids=["sound", "vulnerable", "offline", "mirror"],
+)
+def test_make_audit_says_what_it_found_or_that_it_could_not_ask(tmp_path, exit_code, printed, shown):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in (("python", ""), ("pip-audit", f"cat >&2 <<'END'\n{printed}\nEND\nexit {exit_code}\n")):
+        (programs / name).write_text(f"#!/bin/sh\n{script}")
+        (programs / name).chmod(0o755)
+    for name in (".runtime", ".dev"):
+        (tmp_path / name).touch()
+    made = subprocess.run(
+        ["make", "--no-print-directory", "audit", f"VENV={tmp_path}"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (made.returncode != 0) == (exit_code != 0)
+    assert shown in made.stdout
+    assert ("nothing was audited" in made.stdout) == (printed.endswith((OFFLINE, MIRROR)))
+    # Its reason alone, not the traceback.
+    assert "Traceback" not in made.stdout
+
+
 def test_make_quick_runs_the_unit_tests_alone_on_one_thread():
     assert planned("quick")[-1].split()[:5] == ["OMP_NUM_THREADS=1", ".venv/bin/python", "-m", "pytest", "tests/unit"]

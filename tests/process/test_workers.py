@@ -4,6 +4,7 @@ import gzip
 import io
 import re
 import runpy
+import signal
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from server.audio import workers
 from server.audio.decode import SAMPLE_RATE, AudioLimits, decode, decode_blocks, decoder_job, prepare_decoding
 from server.audio.workers import decoded_blocks
-from server.errors import AudioError, AudioTooLong
+from server.errors import AudioError, AudioTooLong, Unavailable
 from tests.decoders import cold_pool, use_worker
 from tests.muxing import cut_at_60_percent, encoded, loudest_hertz, tone, written_by_av
 
@@ -217,11 +218,74 @@ def test_a_playlist_opens_no_other_file_even_in_its_own_demuxer(tmp_path):
         list(decoded_blocks(io.BytesIO(playlist), decoder_job("hls", AudioLimits())))
 
 
-def test_a_decoder_that_hangs_is_stopped(monkeypatch, tmp_path):
-    use_worker(monkeypatch, tmp_path, "time.sleep(60)\n")
+@pytest.mark.parametrize(
+    "code", ["time.sleep(60)\n", "os.kill(os.getpid(), signal.SIGSTOP)\n"], ids=["sleeps", "gets no processor time"]
+)
+def test_a_decoder_that_stands_still_is_ended_and_its_file_is_not_called_invalid(started, monkeypatch, tmp_path, code):
+    use_worker(monkeypatch, tmp_path, code)
     monkeypatch.setattr(workers, "STALL_S", 0.2)
-    with pytest.raises(AudioError, match=r"no progress in 0\.2 s"):
+    with pytest.raises(Unavailable, match=r"made no progress for 0\.2 s.*Try again"):
         decode(written_by_av(tone(), 16000, "ipod", "aac"))
+    assert started[0].returncode == -signal.SIGKILL
+
+
+# The real decoder, with a tenth of a second of processor time, and files that need CODE to be decoded.
+COMPUTING = """
+import runpy
+decoder = runpy.run_path(DECODER)
+own = decoder["main"].__globals__
+own["MAX_COMPUTING_S"] = 0.1
+
+def blocks(*arguments):
+    CODE
+
+own["blocks"] = blocks
+decoder["main"]()
+"""
+
+
+@pytest.mark.parametrize(
+    "code", ["while True: pass", "import os\n    while True: os.stat('/')"], ids=["itself", "in the system"]
+)
+def test_a_file_that_keeps_its_decoder_computing_without_output_is_invalid(started, monkeypatch, tmp_path, code):
+    script = tmp_path / "decoding.py"
+    script.write_text(COMPUTING.replace("DECODER", repr(str(workers.SCRIPT))).replace("CODE", code))
+    monkeypatch.setattr(workers, "SCRIPT", script)
+    with pytest.raises(AudioError, match="too much processor time without any output"):
+        decode(encoded(tone(), 16000, "FLAC"))
+    assert started[0].returncode == -signal.SIGPROF
+
+
+def test_the_time_that_a_worker_takes_to_start_is_not_the_files(monkeypatch, tmp_path):
+    # Its output follows its start at once, in one piece, however busy this machine is.
+    code = "time.sleep(1)\ncontrol.sendall(b'R' + frame(b'A', bytes(64_000)) + END)\nwait()\n"
+    use_worker(monkeypatch, tmp_path, code, starts=False)
+    monkeypatch.setattr(workers, "STALL_S", 0.2)
+    assert len(decode(encoded(tone(), 16000, "FLAC"))) == 16_000
+
+
+def test_a_worker_that_does_not_start_is_ended_and_its_file_is_not_called_invalid(started, monkeypatch, tmp_path):
+    use_worker(monkeypatch, tmp_path, "time.sleep(60)\n", starts=False)
+    monkeypatch.setattr(workers, "START_S", 0.2)
+    with pytest.raises(Unavailable, match=r"did not start within 0\.2 s.*Try again"):
+        decode(encoded(tone(), 16000, "FLAC"))
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_a_worker_that_fails_to_start_is_the_servers_trouble_and_logged(monkeypatch, tmp_path, caplog):
+    use_worker(monkeypatch, tmp_path, "sys.exit('no such library')\n", starts=False)
+    with pytest.raises(Unavailable, match="could not be started; try again"):
+        decode(encoded(tone(), 16000, "FLAC"))
+    assert [(each.levelname, each.message) for each in caplog.records] == [
+        ("ERROR", "a decoder that was starting exited with 1: no such library")
+    ]
+
+
+def test_a_system_that_allows_no_more_processes_is_the_servers_trouble_and_logged(monkeypatch, caplog):
+    monkeypatch.setattr(workers.sys, "executable", "/nowhere/python")
+    with pytest.raises(Unavailable, match="could not be started; try again"):
+        decode(encoded(tone(), 16000, "FLAC"))
+    assert "no decoder could be started" in caplog.text
 
 
 def test_a_decoder_that_crashes_costs_one_request(monkeypatch, tmp_path, caplog):

@@ -34,7 +34,7 @@ from model.task import TaskError
 from server.audio.decode import AudioLimits
 from server.engine.registry import Engines
 from server.engine.thread import Engine
-from server.errors import AudioError, RequestError, invalid_field
+from server.errors import AudioError, RequestError, ServiceError, invalid_field
 from server.live.capacity import Seat
 from server.live.connection import LiveConnection
 from server.live.container import CONTAINERS, ContainerSound
@@ -200,7 +200,7 @@ class Captions:
     async def _hear(self) -> None:
         try:
             await self._sound.run()
-        except AudioError as error:
+        except ServiceError as error:
             await self._break_off(error)
 
     async def _listen(self) -> None:
@@ -232,11 +232,11 @@ class Captions:
         self._all_final.clear()
         await self._connection.finalize()
 
-    async def _break_off(self, error: AudioError) -> None:
+    async def _break_off(self, error: ServiceError) -> None:
         """The rest of the audio cannot be read: finish the text so far, then end the session with the reason."""
         await self._finalize()
         await self._all_final.wait()
-        raise Fatal(error.code, str(error))
+        raise error
 
     async def _stop(self) -> None:
         """Finish the text, and confirm it with `done`."""

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from server.engine.registry import Engines
+from server.errors import Unavailable
 from server.settings import VERSION
 from server.web.answers import error_body
 from server.web.metrics import CONTENT_TYPE, Metrics
@@ -54,7 +55,7 @@ async def ready(engines: EnginesDep) -> Any:
         "models": _states(engines),
         **error_body(503, f"{model.id} is not loaded: {model.state}{because}.", f"model_{model.state}"),
     }
-    return JSONResponse(body, 503, {"retry-after": "5"})
+    return JSONResponse(body, 503, Unavailable.headers)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
