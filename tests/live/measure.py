@@ -287,6 +287,9 @@ def main() -> None:
     seconds = options.hours * 3600 if options.hours else options.seconds
     seeds = [options.seed + 1000 * session for session in range(max(options.streams))]
     speeches = {language: [speech(language, seconds, seed) for seed in seeds] for language in languages}
+    if len(seeds) > 1:
+        # All speak to the end, or there would be fewer at once.
+        speeches = {language: [each.until(seconds) for each in said] for language, said in speeches.items()}
     if options.words:
         save_spoken(options.words)
     with ExitStack() as stack:

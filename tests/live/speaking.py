@@ -31,6 +31,13 @@ class Speech:
     def duration_s(self) -> float:
         return len(self.waveform) / SAMPLE_RATE
 
+    def until(self, seconds: float) -> "Speech":
+        """The words that end before then, and silence up to then."""
+        words = [word for word in self.words if word[2] <= seconds]
+        waveform = self.waveform[: round(seconds * SAMPLE_RATE)].copy()
+        waveform[round(words[-1][2] * SAMPLE_RATE) if words else 0 :] = 0
+        return Speech(waveform, words)
+
 
 @dataclass
 class Shown:
