@@ -32,8 +32,9 @@ class Speech:
         return len(self.waveform) / SAMPLE_RATE
 
     def until(self, seconds: float) -> "Speech":
-        """The words that end before then, and silence up to then."""
-        words = [word for word in self.words if word[2] <= seconds]
+        """The sentences that end before then, and silence up to then."""
+        ends = [i for i, (word, _, end) in enumerate(self.words, 1) if word[-1] in ".?!" and end <= seconds]
+        words = self.words[: ends[-1]] if ends else []
         waveform = self.waveform[: round(seconds * SAMPLE_RATE)].copy()
         waveform[round(words[-1][2] * SAMPLE_RATE) if words else 0 :] = 0
         return Speech(waveform, words)

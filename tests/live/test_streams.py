@@ -76,10 +76,11 @@ def test_delays_of_made_up_words_count_from_the_end_of_each(monkeypatch):
     assert certain == pytest.approx([4.1 - ends[0], 5.0 - ends[1]])
 
 
-def test_speech_that_is_cut_has_whole_words_and_the_length_asked_for():
-    said = Speech(np.ones(48_000, np.float32), [("The", 0.2, 0.5), ("dog", 0.6, 1.2), ("is", 1.3, 1.6)])
-    cut = said.until(1.5)
-    assert (cut.duration_s, cut.words) == (1.5, said.words[:2])
+def test_speech_that_is_cut_has_whole_sentences_and_the_length_asked_for():
+    words = [("No", 0.2, 0.5), ("dog.", 0.6, 1.2), ("Is", 1.3, 1.6), ("he?", 1.7, 2.0)]
+    said = Speech(np.ones(48_000, np.float32), words)
+    cut = said.until(1.8)
+    assert (cut.duration_s, cut.words) == (1.8, words[:2])
     assert cut.waveform.sum() == 1.2 * 16_000
     assert said.waveform.all()
 
