@@ -100,7 +100,8 @@ async def test_two_sessions_at_once_show_paced_words_and_leave_their_looks(archi
             url, start = server.served.url, {"language": "en"}
             shown = await asyncio.gather(*(streamed(url, said, 1.0, start, wait_s) for wait_s in (0.0, 0.15)))
     assert before.looks == []
-    assert len(noted.looks) > said.duration_s / 0.4
+    # Each looks at least every 2 s.
+    assert len(noted.looks) > said.duration_s
     assert all(0 < look.model_s <= look.took_s for look in noted.looks)
     assert {look.last for look in noted.looks} == {False, True}
     assert 0.05 < noted.cores < 1.2
