@@ -207,11 +207,11 @@ def encoder_tensors(
         values[f"{layer}.conv.batch_norm.num_batches_tracked"] = torch.tensor(7)
 
 
-def decoder_tensors(values: RandomTensors, m: int, layers: int, rows: int, d: int = D) -> None:
+def decoder_tensors(values: RandomTensors, m: int, layers: int, rows: int, d: int = D, longest: int = LONGEST) -> None:
     if d != m:
         values.layer("encoder_decoder_proj", m, d)
     values.tensor("transf_decoder._embedding.token_embedding.weight", rows, m)
-    values.tensor("transf_decoder._embedding.position_embedding.pos_enc", LONGEST, m)
+    values.tensor("transf_decoder._embedding.position_embedding.pos_enc", longest, m)
     values.layer("transf_decoder._embedding.layer_norm", m)
     for layer in (f"transf_decoder._decoder.layers.{n}" for n in range(layers)):
         for norm in (1, 2, 3):

@@ -47,6 +47,7 @@ class Shape:
     width: int
     decoder_layers: int
     vocabulary: int
+    decoder_width: int = 1024
 
 
 SHAPES = {
@@ -67,7 +68,7 @@ def random_model(shape: Shape) -> CanaryModel:
         vocab_size=shape.vocabulary,
         preprocessor=replace(config.preprocessor, features=128),
         encoder=encoder,
-        decoder=DecoderConfig(1024, 4096, shape.decoder_layers, 8, 1024),
+        decoder=DecoderConfig(shape.decoder_width, 4 * shape.decoder_width, shape.decoder_layers, 8, 1024),
     )
     model = CanaryModel(config, tokenizer=None)  # type: ignore[arg-type]
     random = np.random.default_rng(0)
@@ -209,7 +210,7 @@ def toy_speech() -> tuple[CanaryModel, list[np.ndarray]]:
     """The toy, and speech that it never met, 20 s at a time."""
     from convert.hub import resolve
     from model import loading
-    from tests.live.measure import speech
+    from tests.live.speaking import speech
 
     toy = loading.load(resolve("toy", dtype="float32"), "float32")
     assert isinstance(toy, CanaryModel)

@@ -1,93 +1,39 @@
 """How good and how soon live captions are, on toy speech that the model never met.
 
     python -m tests.live.measure                          # both policies, real time, over a websocket
-    python -m tests.live.measure --streams 8
+    python -m tests.live.measure --streams 2,4,8 --cores 1 --live-only
+    python -m tests.live.measure --streams 1,2,3 --shape canary-180m-flash --quantize 8
     python -m tests.live.measure --hours 1 --speed 4 --policy alignatt
     python -m tests.live.measure --simulate --step 0.3 --margin 0.5   # no websocket; time is sound heard
 
-Starts a server of its own. Needs espeak-ng. WER counts capitals and punctuation too.
+Starts a server of its own. Needs espeak-ng. WER counts capitals and punctuation too. Sessions that run at once speak
+sentences of their own. With a shape, the model has random weights and writes as `paced` says.
 """
 
 import argparse
 import asyncio
-import io
-import json
+import os
 import random
 import re
+import sys
 import time
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
-import httpx
 import numpy as np
-import soundfile
-import websockets
 
-from tests.serving import Served, serving
-from tests.toy.grammar import sentence
+from tests.bench.machine import cpu_name
+from tests.live.paced import LEAD_S, WORD_S
+from tests.live.random_archive import FLASH, random_archive
+from tests.live.speaking import FRAME_S, Shown, Speech, offline, speech, streamed
+from tests.live.streams import Session, Streams, most, table, watched
+from tests.serving import Served
 from tests.toy.score import edit_distance
-from tests.toy.speech import VOICES, WordTime, load_spoken, save_spoken, speak
+from tests.toy.speech import load_spoken, save_spoken
 
-SAMPLE_RATE = 16_000
-FRAME_S = 0.1
 POLICIES = ("alignatt", "agreement")
-
-
-@dataclass
-class Speech:
-    """Sentences one after the other, and when each word is said."""
-
-    waveform: np.ndarray
-    words: list[WordTime]
-
-    @property
-    def duration_s(self) -> float:
-        return len(self.waveform) / SAMPLE_RATE
-
-
-@dataclass
-class Shown:
-    """What a client saw: (seconds since the sound began, a `result` message) in order."""
-
-    results: list[tuple[float, dict]] = field(default_factory=list)
-    lags: list[float] = field(default_factory=list)
-
-    @property
-    def finals(self) -> list[dict]:
-        return [message for _, message in self.results if message["is_final"]]
-
-    @property
-    def words(self) -> list[str]:
-        return [word for message in self.finals for word in message["text"].split()]
-
-    def add(self, at_s: float, message: dict) -> None:
-        """Raises AssertionError if text that was certain is not any more."""
-        if message["type"] == "lag":
-            self.lags.append(message["seconds"])
-        if message["type"] == "error":
-            raise RuntimeError(message["message"])
-        if message["type"] != "result":
-            return
-        former = next((m for _, m in reversed(self.results) if m["segment_id"] == message["segment_id"]), None)
-        if former:
-            assert not former["is_final"], "a result after the final one"
-            kept = former["text"][: former["stable_chars"]]
-            assert message["text"][: message["stable_chars"]].startswith(kept), (former, message)
-        self.results.append((at_s, message))
-
-
-def speech(language: str, seconds: float, seed: int) -> Speech:
-    """Held-out sentences by one voice after another, with the pauses of ordinary speech."""
-    rng = random.Random(f"live {language} {seed}")
-    parts, words, at = [], [], 0.0
-    while at < seconds:
-        said = [word for _ in range(rng.randint(1, 6)) for word in sentence(rng, "test").words(language)]
-        waveform, times = speak(said, language, rng.choice(VOICES[language]), rng, noise=0.002)
-        words += [(word, start + at, end + at) for word, start, end in times]
-        parts.append(waveform)
-        at += len(waveform) / SAMPLE_RATE
-    return Speech(np.concatenate(parts), words)
 
 
 def wrong_words(reference: list[str], found: list[str]) -> int:
@@ -113,71 +59,61 @@ def mistakes(said: Speech, found: list[str]) -> list[str]:
     ]
 
 
-def delays(said: Speech, shown: Shown) -> tuple[list[float], list[float]]:
-    """Of the words that came out right: seconds from the end of each to its first appearance, and to where it stays."""
-    placed = []  # (word, appeared, stayed)
+@dataclass
+class Placed:
+    """A word of a final text: when it first appeared, and when it was certain."""
+
+    word: str
+    appeared: float
+    certain: float
+
+
+def placed_words(shown: Shown) -> list[tuple[float, list[Placed]]]:
+    """The words of each segment, with the time in the sound that the segment begins at."""
+    segments = []
     by_segment: dict[int, list[tuple[float, dict]]] = {}
     for at, message in shown.results:
         by_segment.setdefault(message["segment_id"], []).append((at, message))
     for events in by_segment.values():
-        final = events[-1][1]["text"]
+        final, words = events[-1][1]["text"], []
         for k, match in enumerate(re.finditer(r"\S+", final)):
             word = _bare(match.group())
             end = match.start() + len(match.group().rstrip(".,?!"))
             seen = (at for at, m in events if len(w := m["text"].split()) > k and _bare(w[k]) == word)
             stays = (at for at, m in events if m["stable_chars"] >= end)
-            placed.append((word, next(seen), next(stays)))
-    mine, theirs = [_bare(word) for word, _, _ in said.words], [word for word, _, _ in placed]
+            words.append(Placed(word, next(seen), next(stays)))
+        segments.append((events[0][1]["start"], words))
+    return segments
+
+
+def delays(said: Speech, shown: Shown) -> tuple[list[float], list[float]]:
+    """Of the words that came out right: seconds from the end of each to its first appearance, and to where it stays."""
+    placed = [word for _, words in placed_words(shown) for word in words]
+    mine, theirs = [_bare(word) for word, _, _ in said.words], [each.word for each in placed]
     first, stable = [], []
     for block in SequenceMatcher(None, mine, theirs, autojunk=False).get_matching_blocks():
         for i in range(block.size):
             end = said.words[block.a + i][2]
-            first.append(placed[block.b + i][1] - end)
-            stable.append(placed[block.b + i][2] - end)
+            first.append(placed[block.b + i].appeared - end)
+            stable.append(placed[block.b + i].certain - end)
     return first, stable
+
+
+def paced_delays(shown: Shown) -> tuple[list[float], list[float]]:
+    """`delays` of the words that `paced` makes up."""
+    timed = [
+        (start + LEAD_S + (number + 1) * WORD_S, word)
+        for start, words in placed_words(shown)
+        for number, word in enumerate(words)
+    ]
+    return [word.appeared - end for end, word in timed], [word.certain - end for end, word in timed]
 
 
 def _bare(word: str) -> str:
     return word.lower().strip(".,?!¿¡")
 
 
-async def streamed(url: str, said: Speech, speed: float, start: dict) -> Shown:
-    """Speak to a server, frame by frame, `speed` times as fast as in life. Times are of the sound: wall × speed."""
-    shown = Shown()
-    async with websockets.connect(f"{url.replace('http', 'ws', 1)}/stream", max_queue=None) as socket:
-        await socket.send(json.dumps({"type": "start", "sample_rate": SAMPLE_RATE, **start}))
-        assert json.loads(await socket.recv())["type"] == "ready"
-        began = time.monotonic()
-        sending = asyncio.create_task(_send(socket, said, speed, began))
-        async for text in socket:
-            shown.add((time.monotonic() - began) * speed, message := json.loads(text))
-            if message["type"] == "done":
-                break
-        await sending
-    return shown
-
-
-async def _send(socket, said: Speech, speed: float, began: float) -> None:
-    pcm = (said.waveform.clip(-1, 1) * 32767).astype("<i2").tobytes()
-    size = round(FRAME_S * SAMPLE_RATE) * 2
-    for n, at in enumerate(range(0, len(pcm), size)):
-        # a frame is there when its last sample has been spoken
-        await asyncio.sleep(max(0.0, began + (n + 1) * FRAME_S / speed - time.monotonic()))
-        await socket.send(pcm[at : at + size])
-    await socket.send('{"type": "stop"}')
-
-
-def offline(url: str, said: Speech, language: str) -> list[str]:
-    """The same sound as a file."""
-    file = io.BytesIO()
-    soundfile.write(file, said.waveform, SAMPLE_RATE, format="FLAC")
-    answer = httpx.post(
-        f"{url}/transcribe", params={"language": language}, files={"file": file.getvalue()}, timeout=None
-    )
-    return answer.raise_for_status().json()["text"].split()
-
-
-async def simulated(model: str, policy: str, speeches: dict[str, Speech], options: argparse.Namespace) -> None:
+async def simulated(model: str, policy: str, speeches: dict[str, list[Speech]], options: argparse.Namespace) -> None:
     """Sessions without a server, one after the other; what is said is heard in frames and looked at whenever due."""
     from convert.hub import resolve
     from model import loading
@@ -194,7 +130,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
 
     engine = Engine(lambda: loading.load(resolve(model, dtype="float32"), "float32"))
     info = await engine.start()
-    for language, said in speeches.items():
+    for language, (said, *_) in speeches.items():
         chosen = LiveOptions(
             language,
             policy=policy,  # type: ignore[arg-type]
@@ -222,7 +158,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, Speech], option
                 for event in await session.step():
                     if isinstance(event, LiveResult):
                         told = {"type": "result", "segment_id": event.segment, "text": event.text}
-                        told |= {"stable_chars": event.stable, "is_final": event.is_final}
+                        told |= {"stable_chars": event.stable, "is_final": event.is_final, "start": event.start}
                         shown.add(session.heard_s, told)
         share = (time.process_time() - began) / said.duration_s
         whole = []
@@ -241,32 +177,71 @@ def _print(name: str, said: list[Speech], shown: list[Shown], whole: list[list[s
     filed = sum(wrong_words([w for w, _, _ in s.words], h) for s, h in zip(said, whole, strict=True)) / count
     told = f", offline {filed:.2%}" if any(whole) else ""
     pairs = [delays(s, h) for s, h in zip(said, shown, strict=True)]
-    first, stable = [np.array([d for pair in pairs for d in pair[i]]) for i in (0, 1)]
+    first, stable = [[d for pair in pairs for d in pair[i]] for i in (0, 1)]
     lag = max((seconds for h in shown for seconds in h.lags), default=0.0)
     print(
-        f"{name}: {count} words, WER live {live:.2%}{told}; to appearance median "
-        f"{np.median(first):.2f} s (95 %: {np.percentile(first, 95):.2f}), to commit {np.median(stable):.2f} s "
-        f"(95 %: {np.percentile(stable, 95):.2f}); worst lag told {lag:.1f} s",
+        f"{name}: {count} words, WER live {live:.2%}{told}; to appearance {_median(first)}, to commit "
+        f"{_median(stable)}; worst lag told {lag:.1f} s",
         flush=True,
     )
 
 
-async def measure(options: argparse.Namespace, policy: str, speeches: dict[str, Speech]) -> None:
-    asked = ("--model", options.model, "--live-policy", policy, "--live-step", str(options.step))
-    with serving(*asked, "--max-live-sessions", "32") as server:
-        before = server.resident_mb
-        grown = asyncio.create_task(_watched(server))
+def _median(seconds: list[float]) -> str:
+    if not seconds:
+        return "unknown (no word is right)"
+    return f"median {np.median(seconds):.2f} s (95 %: {np.percentile(seconds, 95):.2f})"
+
+
+async def measure(options: argparse.Namespace, policy: str, speeches: dict[str, list[Speech]]) -> None:
+    """Sessions over websockets, as many at once as asked for, time after time. speeches: one for each session."""
+    asked = ["--model", options.model, "--live-policy", policy, "--live-step", str(options.step)]
+    asked += ["--max-live-sessions", "64", *(["--quantize", str(options.quantize)] if options.quantize else [])]
+    cache = Path(options.model).parent if options.shape else None
+    with watched(*asked, cores=options.cores, is_paced=bool(options.shape), cache=cache) as server:
+        before = server.served.resident_mb
+        grown = asyncio.create_task(_watched(server.served))
         for language, said in speeches.items():
-            start = {"language": language, "target_language": options.translate}
-            streams = [streamed(server.url, said, options.speed, start) for _ in range(options.streams)]
-            shown = await asyncio.gather(*streams)
-            whole = [] if options.live_only else await asyncio.to_thread(offline, server.url, said, language)
-            _print(f"{policy} {language}", [said] * len(shown), list(shown), [whole] * len(shown))
-            if options.mistakes:
-                print(*mistakes(said, shown[0].words), sep="\n", flush=True)
+            name, measured = f"{policy} {language}", []
+            for count in options.streams:
+                with server.noting() as noted:
+                    shown = await _together(server.served.url, said[:count], options, language)
+                heard = [(s, h) for s, h in zip(said, shown, strict=False) if not h.refused]
+                delayed = (paced_delays(h) if options.shape else delays(s, h) for s, h in heard)
+                sessions = [Session(*each, h.lags) for each, (_, h) in zip(delayed, heard, strict=True)]
+                measured.append(Streams(options.step, sessions, count - len(heard), noted))
+                print(table(measured[-1:]), file=sys.stderr, flush=True)
+                if not options.shape and heard:
+                    spoken = [s for s, _ in heard]
+                    whole = [await _offline(server.served.url, s, options, language) for s in spoken]
+                    _print(name, spoken, [h for _, h in heard], whole)
+                    if options.mistakes:
+                        print(*mistakes(spoken[0], heard[0][1].words), sep="\n", flush=True)
+            print(f"{name}: {_setting(options)}\n\n{table(measured)}\n")
+            print(f"keeps up with {most(measured)} at a step of {options.step:g} s", flush=True)
         grown.cancel()
         memory = (await asyncio.gather(grown, return_exceptions=True))[0]
         print(f"  memory: {before:.0f} MB at first, then {memory}", flush=True)
+
+
+async def _together(url: str, said: list[Speech], options: argparse.Namespace, language: str) -> list[Shown]:
+    """What is shown to sessions that begin within the same second."""
+    start = {"language": language, "target_language": options.translate}
+    drawn = random.Random(options.seed)
+    waits = [drawn.uniform(0, 1) if len(said) > 1 else 0.0 for _ in said]
+    sessions = (streamed(url, each, options.speed, start, wait_s) for each, wait_s in zip(said, waits, strict=True))
+    return await asyncio.gather(*sessions)
+
+
+async def _offline(url: str, said: Speech, options: argparse.Namespace, language: str) -> list[str]:
+    return [] if options.live_only else await asyncio.to_thread(offline, url, said, language)
+
+
+def _setting(options: argparse.Namespace) -> str:
+    """What was measured, and on what."""
+    model = f"{options.shape} with random weights" if options.shape else options.model
+    bits = f" in {options.quantize} bits" if options.quantize else ""
+    cores = f"{options.cores} of {os.cpu_count()} cores ({cpu_name()}), and as many threads for products"
+    return f"{model}{bits}; the server has {cores}"
 
 
 async def _watched(server: Served) -> str:
@@ -282,12 +257,15 @@ async def _watched(server: Served) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="toy")
+    parser.add_argument("--shape", choices=FLASH, help="instead of a model: random weights, paced as speech")
+    parser.add_argument("--quantize", type=int, help="bits of the model's large layers")
     parser.add_argument("--policy", choices=POLICIES, help="by default both, one after the other")
     parser.add_argument("--languages", default="en,de")
     parser.add_argument("--seconds", type=float, default=120.0, help="of speech in each language")
     parser.add_argument("--hours", type=float, help="of speech, in the first language only")
     parser.add_argument("--speed", type=float, default=1.0, help="times real time")
-    parser.add_argument("--streams", type=int, default=1, help="at once")
+    parser.add_argument("--streams", type=_numbers, default=[1], help="at once, such as 1,2,4: one after the other")
+    parser.add_argument("--cores", type=int, default=1, help="that the server may use (default %(default)s)")
     parser.add_argument("--live-only", action="store_true", help="without the same sound offline")
     parser.add_argument("--mistakes", action="store_true", help="show every one, of the first stream")
     parser.add_argument("--translate", help="a target language, beside the transcript")
@@ -301,18 +279,31 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true", help="compute the whole window at each look, in a simulation")
     parser.add_argument("--words", type=Path, help="an .npz file of spoken words, kept from run to run")
     options = parser.parse_args()
+    if options.shape and options.simulate:
+        parser.error("--shape needs a server; it does not go with --simulate")
     if options.words:
         load_spoken(options.words)
-    languages = options.languages.split(",")[: 1 if options.hours else None]
+    languages = options.languages.split(",")[: 1 if options.hours or options.shape else None]
     seconds = options.hours * 3600 if options.hours else options.seconds
-    speeches = {language: speech(language, seconds, options.seed) for language in languages}
+    seeds = [options.seed + 1000 * session for session in range(max(options.streams))]
+    speeches = {language: [speech(language, seconds, seed) for seed in seeds] for language in languages}
+    if len(seeds) > 1:
+        # All speak to the end, or there would be fewer at once.
+        speeches = {language: [each.until(seconds) for each in said] for language, said in speeches.items()}
     if options.words:
         save_spoken(options.words)
-    for policy in [options.policy] if options.policy else POLICIES:
-        if options.simulate:
-            asyncio.run(simulated(options.model, policy, speeches, options))
-        else:
-            asyncio.run(measure(options, policy, speeches))
+    with ExitStack() as stack:
+        if options.shape:
+            options.model = str(stack.enter_context(random_archive(options.shape)))
+        for policy in [options.policy] if options.policy else POLICIES:
+            if options.simulate:
+                asyncio.run(simulated(options.model, policy, speeches, options))
+            else:
+                asyncio.run(measure(options, policy, speeches))
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from server.live.capacity import LOOKS, WARM_UP, LookCost
-from tests.live.measure import Shown
 from tests.live.recorded import contained
+from tests.live.speaking import Shown
 
 START = {"type": "start", "encoding": "pcm_s16le", "sample_rate": 16_000, "language": "en"}
 
