@@ -191,7 +191,7 @@ class RelativeAttention(Layer):
         """Each query sees every key. q: (B, H, S, d), of the last S steps; k, v: (B, H, T, d). Returns (B, H, S, d)."""
         xp, S, T = self.xp, q.shape[2], k.shape[2]
         positions = self._positions(T)[:, : T + S - 1]
-        bias = xp.relative_shift((q + self.pos_bias_v[:, None]) @ positions.swapaxes(-1, -2))
+        bias = xp.relative_scores(q + self.pos_bias_v[:, None], positions)
         if mask is not None:
             bias = xp.where(mask, bias, -math.inf)
         return xp.attention(q + self.pos_bias_u[:, None], k, v, bias)

@@ -62,7 +62,7 @@ __all__ = [
     "minimum",
     "pad",
     "real",
-    "relative_shift",
+    "relative_scores",
     "relu",
     "rows_where",
     "silu",
@@ -197,12 +197,13 @@ def frames(x: mx.array, length: int, hop: int) -> mx.array:
     return mx.as_strided(x, (B, (N - length) // hop + 1, length), (N, hop, 1))
 
 
-def relative_shift(by_distance: mx.array) -> mx.array:
-    """(B, H, S, T + S - 1), each row from distance T-1 down → a view (B, H, S, T), for the last S of T steps.
+def relative_scores(q: mx.array, positions: mx.array) -> mx.array:
+    """Scores of the last S of T steps, q (B, H, S, d), by distance: with positions (H, T + S - 1, d), from T-1 down.
 
-    Its place (i, j) is of the distance from step T-S+i back to step j. Each row begins one place to the left of the one
-    above: a row stride one short of the width.
+    Returns a view (B, H, S, T), whose place (i, j) is of the distance from step T-S+i back to step j. Each row begins
+    one place to the left of the one above: a row stride one short of the width.
     """
+    by_distance = q @ positions.swapaxes(-1, -2)
     B, H, S, width = by_distance.shape
     strides = (H * S * width, S * width, width - 1, 1)
     return mx.as_strided(by_distance, (B, H, S, width - S + 1), strides, S - 1)

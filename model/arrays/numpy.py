@@ -29,6 +29,8 @@ from numpy import (
 )
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
 
+from model.cpu import functions
+
 __all__ = [
     "CONCURRENT",
     "FixedSlots",
@@ -59,7 +61,7 @@ __all__ = [
     "minimum",
     "pad",
     "real",
-    "relative_shift",
+    "relative_scores",
     "relu",
     "rows_where",
     "silu",
@@ -110,14 +112,7 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
     """Over the last axis."""
-    # np.mean and np.var do more in Python than in their loops where there is one row.
-    n = x.shape[-1]
-    values = x - np.add.reduce(x, axis=-1, keepdims=True) / n
-    variance = np.einsum("...d,...d->...", values, values)[..., None] / n
-    values *= 1 / np.sqrt(variance + eps)
-    values *= weight
-    values += bias
-    return values
+    return functions.layer_norm(x, weight, bias, eps)
 
 
 def relu(x: np.ndarray) -> np.ndarray:
@@ -125,26 +120,21 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 
 def silu(x: np.ndarray) -> np.ndarray:
-    return _gated(x, x)
+    return functions.silu(x)
 
 
 def glu(x: np.ndarray) -> np.ndarray:
     """The first half of the last axis, gated by the second."""
     half = x.shape[-1] // 2
-    return _gated(x[..., :half], x[..., half:])
+    divisor = np.negative(x[..., half:])
+    np.exp(divisor, out=divisor)
+    divisor += 1
+    return np.divide(x[..., :half], divisor, out=divisor)
 
 
 def add_half(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """x + y / 2"""
     return x + np.float32(0.5) * y
-
-
-def _gated(value: np.ndarray, gate: np.ndarray) -> np.ndarray:
-    """value · sigmoid(gate)"""
-    divisor = np.negative(gate)
-    np.exp(divisor, out=divisor)
-    divisor += 1
-    return np.divide(value, divisor, out=divisor)
 
 
 def lstm_cell(gates: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -188,9 +178,14 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | No
     q: (…, S, d); k, v: (…, T, d); mask: true where to attend, or a bias to add, broadcast to (…, S, T).
     Returns (…, S, d).
     """
+    if mask is not None and mask.dtype == bool:
+        mask = np.where(mask, np.float32(0), np.float32(-np.inf))
+    # For one query numpy is faster: it does not copy keys and values that are part of a row's room.
+    if q.shape[-2] > 1:
+        return functions.attention(q, k, v, mask)
     weights = (q * np.float32(q.shape[-1] ** -0.5)) @ k.swapaxes(-1, -2)
     if mask is not None:
-        weights += np.where(mask, np.float32(0), np.float32(-np.inf)) if mask.dtype == bool else mask
+        weights += mask
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
     attended = weights @ v
@@ -215,12 +210,13 @@ def frames(x: np.ndarray, length: int, hop: int) -> np.ndarray:
     return sliding_window_view(x, length, axis=1)[:, ::hop]
 
 
-def relative_shift(by_distance: np.ndarray) -> np.ndarray:
-    """(B, H, S, T + S - 1), each row from distance T-1 down → a view (B, H, S, T), for the last S of T steps.
+def relative_scores(q: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Scores of the last S of T steps, q (B, H, S, d), by distance: with positions (H, T + S - 1, d), from T-1 down.
 
-    Its place (i, j) is of the distance from step T-S+i back to step j. Each row begins one place to the left of the one
-    above: a row stride one short of the width.
+    Returns a view (B, H, S, T), whose place (i, j) is of the distance from step T-S+i back to step j. Each row begins
+    one place to the left of the one above: a row stride one short of the width.
     """
+    by_distance = functions.matmul(q, positions.swapaxes(-1, -2)[None])
     B, H, S, width = by_distance.shape
     first = by_distance.reshape(-1)[S - 1 :]
     strides = [first.itemsize * n for n in (H * S * width, S * width, width - 1, 1)]

@@ -73,7 +73,7 @@ class Int8Linear(Layer):
         super().__init__()
         self._bias = None if bias is None else np.array(bias.astype(mx.float32))
         weights = {"weight": integers, "output scales": scales}
-        self._product = Product(graph(_NODES, weights, _CONSTANTS), weights)
+        self._product = Product(graph(_NODES, {"rows": 2}, ("product", 2), weights, _CONSTANTS), weights)
 
     def __call__(self, x: Array) -> Array:
         """(…, I) → (…, O)"""

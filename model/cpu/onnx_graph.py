@@ -1,39 +1,55 @@
-"""Graphs in ONNX's file format, as far as the products of linear layers need it.
+"""Graphs in ONNX's file format, as far as products and a few functions need it.
 
 It is protobuf. The package `onnx` writes it too, but takes 31 MB and a fifth of a second of every start.
 Source: onnx/onnx.proto of ONNX, whose field numbers these are.
 """
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 _IR_VERSION, _OPSET = 8, 18
 _TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}
-_FLOAT, _EXTERNAL, _INT_ATTRIBUTE = _TYPES["float32"], 1, 2
+_FLOAT, _EXTERNAL = _TYPES["float32"], 1
+_FLOAT_ATTRIBUTE, _INT_ATTRIBUTE = 1, 2
+# onnxruntime's own operators.
+_EXTENSIONS = "com.microsoft"
 
 
-def node(operator: str, inputs: list[str], output: str, **attributes: int) -> bytes:
-    """One operation."""
-    named = b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(4, operator)
-    return named + b"".join(
-        _field(5, _field(1, name) + _field(3, value) + _field(20, _INT_ATTRIBUTE)) for name, value in attributes.items()
-    )
+def node(operator: str, inputs: Sequence[str], output: str, *, extension: bool = False, **attributes: float) -> bytes:
+    """One operation. An input without a name is left out. extension: it is one of onnxruntime's own."""
+    content = b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(4, operator)
+    content += b"".join(_field(5, _attribute(name, value)) for name, value in attributes.items())
+    return content + (_field(7, _EXTENSIONS) if extension else b"")
 
 
-def graph(nodes: list[bytes], weights: Mapping[str, np.ndarray], constants: Mapping[str, np.ndarray]) -> bytes:
-    """A model with one input and one output, "rows" (R, I) and "product" (R, O), both float32.
+def graph(
+    nodes: Sequence[bytes],
+    inputs: Mapping[str, int],
+    output: tuple[str, int],
+    weights: Mapping[str, np.ndarray] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
+) -> bytes:
+    """A model whose inputs and output, given with their numbers of axes, are float32 of any size.
 
     weights: what the session is given beside the graph; constants: what is written into it.
     """
-    content = b"".join(_field(1, each) for each in nodes) + _field(2, "linear")
+    content = b"".join(_field(1, each) for each in nodes) + _field(2, "graph")
     elsewhere = _field(13, _field(1, "location") + _field(2, "memory")) + _field(14, _EXTERNAL)
-    content += b"".join(_field(5, _tensor(name, value) + elsewhere) for name, value in weights.items())
-    content += b"".join(
-        _field(5, _tensor(name, value) + _field(9, value.tobytes())) for name, value in constants.items()
-    )
-    content += _field(11, _matrix("rows", "I")) + _field(12, _matrix("product", "O"))
-    return _field(1, _IR_VERSION) + _field(8, _field(1, "") + _field(2, _OPSET)) + _field(7, content)
+    for name, value in (weights or {}).items():
+        content += _field(5, _tensor(name, value) + elsewhere)
+    for name, value in (constants or {}).items():
+        content += _field(5, _tensor(name, value) + _field(9, value.tobytes()))
+    content += b"".join(_field(11, _array(*each)) for each in inputs.items()) + _field(12, _array(*output))
+    operators = _field(8, _field(1, "") + _field(2, _OPSET)) + _field(8, _field(1, _EXTENSIONS) + _field(2, 1))
+    return _field(1, _IR_VERSION) + operators + _field(7, content)
+
+
+def _attribute(name: str, value: float) -> bytes:
+    if isinstance(value, int):
+        return _field(1, name) + _field(3, value) + _field(20, _INT_ATTRIBUTE)
+    return _field(1, name) + _varint(2 << 3 | 5) + struct.pack("<f", value) + _field(20, _FLOAT_ATTRIBUTE)
 
 
 def _tensor(name: str, value: np.ndarray) -> bytes:
@@ -41,9 +57,9 @@ def _tensor(name: str, value: np.ndarray) -> bytes:
     return dimensions + _field(2, _TYPES[value.dtype.name]) + _field(8, name)
 
 
-def _matrix(name: str, columns: str) -> bytes:
-    """An input or output of any size."""
-    shape = _field(1, _field(2, "R")) + _field(1, _field(2, columns))
+def _array(name: str, axes: int) -> bytes:
+    """An input or output. Each of its axes has a size of its own."""
+    shape = b"".join(_field(1, _field(2, f"{name} {axis}")) for axis in range(axes))
     return _field(1, name) + _field(2, _field(1, _field(1, _FLOAT) + _field(2, shape)))
 
 

@@ -53,7 +53,9 @@ class PrepackedEmbedding(Layer):
 def _product(weight: np.ndarray) -> Product:
     """With a weight (O, I)."""
     weights = {"weight": weight}
-    return Product(graph([node("Gemm", ["rows", "weight"], "product", transB=1)], weights, {}), weights)
+    return Product(
+        graph([node("Gemm", ["rows", "weight"], "product", transB=1)], {"rows": 2}, ("product", 2), weights), weights
+    )
 
 
 def _with_bias(product: Product, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:

@@ -13,6 +13,8 @@ from functools import cache
 
 import numpy as np
 
+from model.cpu.session import session
+
 # What each thread gets at least.
 _ROWS = 32
 
@@ -29,19 +31,8 @@ class Product:
     """Rows (R, I) → (R, O), float32. A row's result does not depend on the others."""
 
     def __init__(self, graph: bytes, weights: Mapping[str, np.ndarray]):
-        """graph: from `onnx_graph.graph`, with these weights, which are copied."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # There is nothing to optimize, and malloc keeps freed memory already.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.enable_cpu_mem_arena = False
-        # They share the arrays' memory, which the session copies.
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(value)) for value in weights.values()]
-        options.add_external_initializers(list(weights), values)
-        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        """graph: from "rows" to "product", with these weights, which are copied."""
+        self._session = session(graph, weights)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         count = min(len(rows) // _ROWS, thread_count())
@@ -53,7 +44,7 @@ class Product:
 
     def _computed(self, rows: np.ndarray) -> np.ndarray:
         (found,) = self._session.run(["product"], {"rows": rows})
-        return found  # pyright: ignore[reportReturnType] (of many kinds in other graphs)
+        return found
 
 
 @cache

@@ -2,14 +2,12 @@
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from model.config import SAMPLE_RATE
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
+from model.cpu.session import session
 
 FRAME = 512
 """Samples in a frame."""
@@ -64,12 +62,7 @@ class SpeechDetector:
 
 
 @functools.cache
-def _network() -> "InferenceSession":
+def _network() -> Any:
     """Shared by all detectors: it keeps no state between calls, and any thread may call it."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    # One thread, the caller's: a frame is too little work to divide.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(_MODEL), options, providers=["CPUExecutionProvider"])
+    # On one thread, the caller's: a frame is too little work to divide.
+    return session(_MODEL)

@@ -1,0 +1,36 @@
+"""onnxruntime and its sessions, each on the calling thread."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+def runtime() -> ModuleType:
+    """onnxruntime. From 1.29 on it would tell its maker about every process and session; unless asked, it does not."""
+    # Read when it is first imported. Its own function for this leaves the event and the files of its start.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def session(graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None) -> Any:
+    """An InferenceSession. graph: a file, or from `model.cpu.onnx_graph` with its weights, which are copied."""
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if isinstance(graph, bytes):
+        # There is nothing to optimize, and malloc keeps freed memory already.
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+    if weights:
+        # They share the arrays' memory, which the session copies.
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(each)) for each in weights.values()]
+        options.add_external_initializers(list(weights), values)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
