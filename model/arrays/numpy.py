@@ -216,7 +216,7 @@ def relative_scores(q: np.ndarray, positions: np.ndarray) -> np.ndarray:
     Returns a view (B, H, S, T), whose place (i, j) is of the distance from step T-S+i back to step j. Each row begins
     one place to the left of the one above: a row stride one short of the width.
     """
-    by_distance = functions.matmul(q, positions.swapaxes(-1, -2)[None])
+    by_distance = functions.dot_products(q, positions[None])
     B, H, S, width = by_distance.shape
     first = by_distance.reshape(-1)[S - 1 :]
     strides = [first.itemsize * n for n in (H * S * width, S * width, width - 1, 1)]

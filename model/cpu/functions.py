@@ -21,9 +21,9 @@ def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) 
     return found.reshape(x.shape)
 
 
-def matmul(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(B, H, S, d) times (B or 1, H, d, T) → (B, H, S, T)"""
-    (found,) = _matmul().run(["product"], {"x": x, "y": y})
+def dot_products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Of each of S vectors with each of T: x (B, H, S, d), y (B or 1, H, T, d) → (B, H, S, T)."""
+    (found,) = _dot_products().run(["products"], {"x": x, "y": y})
     return found
 
 
@@ -52,8 +52,9 @@ def _layer_norm(eps: float) -> Any:
 
 
 @cache
-def _matmul() -> Any:
-    return session(graph([node("MatMul", ["x", "y"], "product")], {"x": 4, "y": 4}, ("product", 4)))
+def _dot_products() -> Any:
+    nodes = [node("FusedMatMul", ["x", "y"], "products", extension=True, transB=1)]
+    return session(graph(nodes, {"x": 4, "y": 4}, ("products", 4)))
 
 
 @cache

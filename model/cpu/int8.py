@@ -26,23 +26,24 @@ _LARGEST, _ZERO = 127, 128
 Quantized = tuple[np.ndarray, np.ndarray]
 
 _CONSTANTS = {
-    "axis": np.array([1], np.int64),
+    "columns": np.array([1], np.int64),
     "1 / largest": np.array([1 / _LARGEST], np.float32),
     # The scale of a row of zeros or of denormal numbers, which count as zeros.
     "least": np.array([np.finfo(np.float32).tiny], np.float32),
-    "one": np.array(1, np.float32),
     "zero": np.array(_ZERO, np.uint8),
 }
 _NODES = [
     node("Abs", ["rows"], "sizes"),
-    node("ReduceMax", ["sizes", "axis"], "largest", keepdims=1),
+    node("ReduceMax", ["sizes", "columns"], "largest", keepdims=0),
     node("Mul", ["largest", "1 / largest"], "row scales or less"),
     node("Max", ["row scales or less", "least"], "row scales"),
-    node("Div", ["rows", "row scales"], "scaled"),
-    node("QuantizeLinear", ["scaled", "one", "zero"], "integers"),
+    node("Shape", ["row scales"], "row count"),
+    node("Expand", ["zero", "row count"], "zeros"),
+    node("QuantizeLinear", ["rows", "row scales", "zeros"], "integers", axis=0),
     node("MatMulInteger", ["integers", "weight", "zero"], "sums"),
     node("Cast", ["sums"], "whole", to=1),
-    node("Mul", ["whole", "row scales"], "by row"),
+    node("Unsqueeze", ["row scales", "columns"], "row scales in a column"),
+    node("Mul", ["whole", "row scales in a column"], "by row"),
     node("Mul", ["by row", "output scales"], "product"),
 ]
 

@@ -243,6 +243,10 @@ class GreedyRows:
             jumps = xp.where(is_blank & inside, xp.maximum(durations, 1), 0)
         else:
             durations = jumps = xp.where(is_blank & inside, 1, 0)
+        if W == 1:
+            found = (inside & ~is_blank)[:, 0]
+            label = xp.where(found, labels[:, 0], blank)
+            return found, jumps[:, 0], label * 0, label, durations[:, 0]
         # From each place of the window, a blank leads on, if need be out of it; a token or the end leads nowhere. Each
         # turn follows twice as many blanks.
         onward = xp.pad(jumps, [(0, 0), (0, len(self._places) - W)]) + self._places
