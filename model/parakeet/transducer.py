@@ -263,7 +263,7 @@ class GreedyRows:
         if done is None:
             return []
         to_numpy = self._xp.to_numpy
-        columns = [np.stack([to_numpy(each) for each in column]) for column in zip(*done.rounds, strict=True)]
+        columns = [np.array([to_numpy(each) for each in column]) for column in zip(*done.rounds, strict=True)]
         stands = to_numpy(done.position.frame)
         finished = []
         for i, row in enumerate(done.rows):

@@ -37,11 +37,12 @@ class Upload:
     fields: list[tuple[str, str]]
 
 
-def get_engines(request: Request) -> Engines:
+# FastAPI would call functions that are not asynchronous in a thread, for every request.
+async def get_engines(request: Request) -> Engines:
     return request.app.state.engines
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     return request.app.state.settings
 
 
@@ -73,7 +74,7 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
 
 def _check_room(request: Request) -> None:
     """Raise QueueFull, before the body is read, if no model that it may be for can take it."""
-    engines, model = get_engines(request), request.query_params.get("model")
+    engines, model = request.app.state.engines, request.query_params.get("model")
     # A form may name the model, too.
     refusals = []
     for served in [engines.named(model)] if model else engines.models:

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -73,7 +74,9 @@ def recordings(waveform: np.ndarray) -> dict[str, bytes]:
 async def server(model: str = "stand-in") -> AsyncIterator[Service]:
     """Serves "stand-in" or "toy". Does all kinds of work once, so that workers and threads that stay are started."""
     program = ("-c", STAND_IN, str(SPEED)) if model == "stand-in" else CANARY
-    with serving("--model", "toy", program=program) as served:
+    # On one thread, so that the clients have a core of their own.
+    alone = os.environ | {"OMP_NUM_THREADS": "1"}
+    with serving("--model", "toy", program=program, environment=alone) as served:
         waveform = np.full(round(FILE_S * 16_000), 0.1, np.float32)
         if model == "toy":
             waveform = np.tile(soundfile.read(SAMPLE, dtype="float32")[0], SAMPLE_TIMES)
