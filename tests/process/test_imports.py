@@ -104,7 +104,6 @@ print(json.dumps(sorted(sys.modules)))
 # What a command waits for would be longer by each of these.
 FOR_CONVERTING = {"convert.convert", "filelock", "ml_dtypes", "yaml", "huggingface_hub"}
 FOR_DECODING_ELSEWHERE = {"av", "soundfile"}
-FOR_LONG_AUDIO = {"onnxruntime"}
 FOR_OTHER_MODELS = {"model.parakeet.model", "py3langid", "torch"}
 FOR_SERVING = {"fastapi", "starlette", "uvicorn", "websockets", "prometheus_client", "server.web"}
 
@@ -120,7 +119,7 @@ print(json.dumps(sorted(sys.modules)))
 """)
     assert (tmp_path / "fr.txt").read_text().strip()
     assert {"server.longform.transcribe", "model.canary.model"} <= set(loaded)
-    needless = FOR_CONVERTING | FOR_DECODING_ELSEWHERE | FOR_LONG_AUDIO | FOR_OTHER_MODELS | FOR_SERVING
+    needless = FOR_CONVERTING | FOR_DECODING_ELSEWHERE | FOR_OTHER_MODELS | FOR_SERVING
     assert needless.intersection(loaded) == set()
 
 
