@@ -16,6 +16,7 @@ from server.web.answers import install_error_handlers
 from server.web.docs import install_docs
 from server.web.metrics import Metrics
 from server.web.middleware import Requests
+from server.web.room import Room
 from server.web.routes import captions, health, native, openai, page, realtime
 from server.web.security import Guard
 from server.web.uploads import BodyLimit, Uploads
@@ -47,6 +48,7 @@ def create_app(settings: Settings, engines: Engines | None = None) -> FastAPI:
     )
     app.state.engines, app.state.settings, app.state.metrics, app.state.live = engines, settings, metrics, live
     # The middleware added last is the outermost.
+    app.add_middleware(Room, engines=engines)
     app.add_middleware(Guard, settings=settings)
     if settings.allowed_origins:
         app.add_middleware(

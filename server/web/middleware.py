@@ -14,6 +14,7 @@ from server.errors import RETRY_AFTER_S, EngineStopped, TooManyRequests
 from server.logs import request_id
 from server.web.answers import answer, error_response
 from server.web.metrics import Metrics
+from server.web.room import UPLOADS
 from server.web.uploads import Uploads
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,8 @@ class Requests:
         """
         method, path = _method(scope), _path(scope)
         folder = next((prefix.rstrip("/") for prefix in _STATIC_FILES if path.startswith(prefix)), "(none)")
-        route = getattr(scope.get("route"), "path", folder)
+        # An upload may be refused before it meets its route.
+        route = path if path in UPLOADS else getattr(scope.get("route"), "path", folder)
         self._metrics.count_request(method, route, status, seconds)
         is_routine = route in PROBES or (status < 400 and path.startswith(_STATIC_FILES))
         fields = {"method": method, "path": path, "route": route, "status": status, "seconds": round(seconds, 3)}

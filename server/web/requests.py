@@ -18,7 +18,7 @@ from model.task import Task, TaskError
 from server.audio.decode import AudioLimits, decode_blocks, header_length_s
 from server.engine.admission import charged_s
 from server.engine.registry import Engines
-from server.errors import ClientGone, QueueFull, RequestError, WaitedTooLong
+from server.errors import ClientGone, RequestError, WaitedTooLong
 from server.longform.transcribe import OnProgress, transcribe_recording
 from server.longform.transcription import Transcription
 from server.settings import Settings
@@ -51,7 +51,6 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
 
     `curl --data-binary` labels its body as a urlencoded form, so any body that is not multipart is taken as the file.
     """
-    _check_room(request)
     kind, parameters = parse_options_header(request.headers.get("content-type"))
     if kind == b"multipart/form-data":
         charset = parameters.get(b"charset", b"utf-8").decode("latin-1")
@@ -70,20 +69,6 @@ async def get_upload(request: Request) -> AsyncIterator[Upload]:
             if body.tell() == 0:
                 raise RequestError("The body is empty; send a file as: --data-binary @talk.wav", "file")
             yield Upload(cast(BinaryIO, body), [])
-
-
-def _check_room(request: Request) -> None:
-    """Raise QueueFull, before the body is read, if no model that it may be for can take it."""
-    engines, model = request.app.state.engines, request.query_params.get("model")
-    # A form may name the model, too.
-    refusals = []
-    for served in [engines.named(model)] if model else engines.models:
-        try:
-            served.admission.check()
-            return
-        except QueueFull as full:
-            refusals.append(full)
-    raise min(refusals, key=lambda full: full.retry_after_s)
 
 
 EnginesDep = Annotated[Engines, Depends(get_engines)]

@@ -270,6 +270,11 @@ def test_a_full_line_is_a_503_that_says_when_to_come_back(serve_mock, mock, wav)
     response = client.post("/transcribe", content=wav())
     assert error(response, 503)["code"] == "queue_full"
     assert int(response.headers["retry-after"]) > 0
+    takes_files = [path for path, methods in client.get("/openapi.json").json()["paths"].items() if "post" in methods]
+    assert len(takes_files) == 4
+    for path in takes_files:
+        assert error(client.post(path, content=wav()), 503)["code"] == "queue_full"
+    assert error(client.post("/transcribe?model=other", content=wav()), 404)["code"] == "model_not_found"
     # It is refused before its body is read.
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
         connection.sendall(b"POST /transcribe HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")

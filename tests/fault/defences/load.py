@@ -32,10 +32,10 @@ LOAD: dict[str, tuple[Defence, ...]] = {
         ),
         defence(
             "a full queue refuses before a body is read",
-            _WEB + "requests.py",
+            _WEB + "app.py",
             "api/test_native.py::test_a_full_line_is_a_503_that_says_when_to_come_back",
-            "    _check_room(request)\n    kind",
-            "    kind",
+            "    app.add_middleware(Room, engines=engines)\n",
+            "",
         ),
         defence(
             "retry-after is what waits, by the measured speed",
