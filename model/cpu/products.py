@@ -35,8 +35,8 @@ class Product:
         self._session = session(graph, weights)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        count = min(len(rows) // _ROWS, thread_count())
-        if count < 2:
+        shares = len(rows) // _ROWS
+        if shares < 2 or (count := min(shares, thread_count())) < 2:
             return self._computed(rows)
         first, *others = np.array_split(rows, count)
         waiting = [_threads().submit(self._computed, share) for share in others]

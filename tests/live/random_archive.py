@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from tests.archives import RandomTensors, add, decoder_tensors, encoder_tensors
+from tests.archives import RandomTensors, checkpoint, decoder_tensors, encoder_tensors, write_archive
 from tests.live.looks import SHAPES, Shape
 
 TOY = Path(__file__).parents[2] / "convert" / "toy" / "toy.nemo"
@@ -33,7 +33,8 @@ class Drawn(RandomTensors):
             self[name] = values * (prod(shape[1:]) ** -0.5 if len(shape) > 1 else 0.1)
 
 
-def write_archive(path: Path, shape: Shape) -> Path:
+def members(shape: Shape) -> dict[str, bytes]:
+    """The archive's files by name."""
     values = Drawn(seed=0)
     encoder_tensors(values, shape.width, shape.layers, CHANNELS, heads=HEADS)
     decoder_tensors(values, shape.decoder_width, shape.decoder_layers, shape.vocabulary, shape.width, LONGEST)
@@ -56,17 +57,12 @@ def write_archive(path: Path, shape: Shape) -> Path:
     }
     config["head"]["num_classes"] = shape.vocabulary
     contents["./model_config.yaml"] = yaml.safe_dump(config, sort_keys=False).encode()
-    with tarfile.open(path, "w") as archive, tempfile.TemporaryDirectory() as folder:
-        for name, content in contents.items():
-            add(archive, name, content)
-        weights = Path(folder, "weights")
-        torch.save(dict(values), weights)
-        archive.add(weights, "./model_weights.ckpt")
-    return path
+    contents["./model_weights.ckpt"] = checkpoint(dict(values))
+    return contents
 
 
 @contextmanager
 def random_archive(shape: str) -> Iterator[Path]:
     """The path of an archive of this published shape. It stands in a folder of its own, which is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        yield write_archive(Path(folder, f"{shape}.nemo"), SHAPES[shape])
+        yield write_archive(Path(folder, f"{shape}.nemo"), members(SHAPES[shape]), prefix="")
