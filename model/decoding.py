@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from model.arrays import Array
-    from model.encoder import EncoderPast
+    from model.growing import EncoderPast
 
 MAX_BEAM = 32
 

@@ -1,7 +1,7 @@
 """FastConformer encoder: log-mel frames to one vector per 80 ms. NeMo's ConformerEncoder."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +10,7 @@ import numpy as np
 
 from model.arrays import Array
 from model.config import EncoderConfig
+from model.growing import EncoderPast, Growing, LayerPast
 from model.layers import Layer, LayerNorm, Linear
 
 # Encoder steps that are subsampled at a time: on a CPU so that the maps stay in its cache, on a GPU so that those of a
@@ -111,35 +112,6 @@ def _skewed(band: Array, xp: Any) -> Array:
     return rows[..., :-n].reshape(B, H, n, W + n - 1)
 
 
-@dataclass
-class LayerPast:
-    """What a Conformer layer needs of the steps that it has computed already.
-
-    kv: attention's keys and values (1, 2H, T, d); gated: the depthwise convolution's input (1, ≤ T, D), as much as its
-    kernel reaches back. None before the first step. A layer that computes more steps adds theirs.
-    """
-
-    kv: Array = None
-    gated: Array = None
-
-    def up_to(self, steps: int, total: int, reach: int) -> "LayerPast":
-        """Without what is later than the first `steps` of `total`. reach: how far the kernel reaches back."""
-        end = self.gated.shape[1] - (total - steps)
-        return LayerPast(self.kv[:, :, :steps], self.gated[:, max(0, end - reach) : end])
-
-
-@dataclass(frozen=True, eq=False)
-class EncoderPast:
-    """What an encoder goes on from when audio has grown: its first `steps` steps, in every layer. It never changes.
-
-    whole: how many steps there were when all of them were computed.
-    """
-
-    steps: int
-    whole: int
-    layers: list[LayerPast]
-
-
 class FeedForward(Layer):
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -167,25 +139,32 @@ class RelativeAttention(Layer):
         self._projected: Array = mx.zeros((H, 0, D // H))
 
     def __call__(
-        self, x: Array, mask: Array | None, local: tuple[int, int] | None, past: LayerPast | None = None
+        self, x: Array, mask: Array | None, local: tuple[int, int] | None, growing: Growing | None = None
     ) -> Array:
         """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all.
 
-        local: how many steps each one sees to its left and to its right, or None for all; past: the steps before x,
-        which are seen as well.
+        local: how many steps each one sees to its left and to its right, or None for all; growing: the audios that x
+        (1, T, D) has steps of. Each step sees those of its own audio, the earlier ones as well.
         """
         B, T, D = x.shape
         H = self.pos_bias_u.shape[0]
         heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
         q, kv = heads[:, :H], heads[:, H:]
-        if past is not None:
-            kv = past.kv = kv if past.kv is None else self.xp.concatenate([past.kv, kv], axis=2)
-        k, v = kv[:, :H], kv[:, H:]
-        if past is not None or local is None or min(local) >= T - 1:
-            attended = self._full(q, k, v, mask)
+        if growing is not None:
+            attended = self._growing(q, kv, growing)
+        elif local is None or min(local) >= T - 1:
+            attended = self._full(q, kv[:, :H], kv[:, H:], mask)
         else:
-            attended = self._local(q, k, v, mask, *local)
+            attended = self._local(q, kv[:, :H], kv[:, H:], mask, *local)
         return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
+
+    def _growing(self, q: Array, kv: Array, growing: Growing) -> Array:
+        """Each query sees all keys of its audio. q: (1, H, T, d) and kv: (1, 2H, T, d), of the new steps."""
+        attended, H = [], q.shape[1]
+        for past, new in growing.each():
+            known = past.add_keys(kv[:, :, new], self.xp)
+            attended.append(self._full(q[:, :, new], known[:, :H], known[:, H:], None))
+        return self.xp.concatenate(attended, axis=2)
 
     def _full(self, q: Array, k: Array, v: Array, mask: Array | None) -> Array:
         """Each query sees every key. q: (B, H, S, d), of the last S steps; k, v: (B, H, T, d). Returns (B, H, S, d)."""
@@ -245,18 +224,24 @@ class Convolution(Layer):
         self.depthwise_conv = nn.Conv1d(D, D, config.conv_kernel_size, groups=D)
         self.pointwise_conv2 = Linear(D, D, bias=config.use_bias)
 
-    def __call__(self, x: Array, inside: Array | None, past: LayerPast | None = None) -> Array:
-        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; past: the steps before x."""
-        T = x.shape[1]
+    def __call__(self, x: Array, inside: Array | None, growing: Growing | None = None) -> Array:
+        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; growing: see `RelativeAttention`."""
         x = self.xp.glu(self.pointwise_conv1(x))
         if inside is not None:
             x = self.xp.where(inside, x, 0)
-        if past is not None:
-            x = past.gated = x if past.gated is None else self.xp.concatenate([past.gated, x], axis=1)
-        x = self.xp.depthwise_1d(x, self.depthwise_conv.weight, self.depthwise_conv.bias)
-        if past is not None:
-            x = x[:, x.shape[1] - T :]
+        x = self._depthwise(x) if growing is None else self._growing(x, growing)
         return self.pointwise_conv2(self.xp.silu(x))
+
+    def _growing(self, x: Array, growing: Growing) -> Array:
+        """Each audio's steps see its earlier ones. x: (1, T, D), the new steps."""
+        convolved = []
+        for past, new in growing.each():
+            gated = past.add_gated(x[:, new], self.xp)
+            convolved.append(self._depthwise(gated)[:, gated.shape[1] - (new.stop - new.start) :])
+        return self.xp.concatenate(convolved, axis=1)
+
+    def _depthwise(self, x: Array) -> Array:
+        return self.xp.depthwise_1d(x, self.depthwise_conv.weight, self.depthwise_conv.bias)
 
 
 class ConformerLayer(Layer):
@@ -278,16 +263,16 @@ class ConformerLayer(Layer):
         x: Array,
         inside: Array | None,
         local: tuple[int, int] | None = None,
-        past: LayerPast | None = None,
+        growing: Growing | None = None,
     ) -> Array:
-        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; local, past: see `RelativeAttention`.
+        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all.
 
-        The steps of x are added to `past`.
+        local, growing: see `RelativeAttention`. The steps of x are added to the growing audios' pasts.
         """
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
         x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))
-        x = x + self.self_attn(self.norm_self_att(x), mask, local, past)
-        x = x + self.conv(self.norm_conv(x), inside, past)
+        x = x + self.self_attn(self.norm_self_att(x), mask, local, growing)
+        x = x + self.conv(self.norm_conv(x), inside, growing)
         x = self.xp.add_half(x, self.feed_forward2(self.norm_feed_forward2(x)))
         return self.norm_out(x)
 
@@ -317,20 +302,29 @@ class FastConformer(Layer):
             x = layer(x, inside, local)
         return x
 
-    def grown(self, mel: Array, past: EncoderPast | None, settled: int) -> tuple[Array, EncoderPast]:
-        """The steps of audio that has grown since `past`, None at its start: (1, T, n_mels) → (1, T' - past.steps, D).
+    def grown(
+        self, mels: list[Array], pasts: list[EncoderPast | None], settled: list[int]
+    ) -> list[tuple[Array, EncoderPast]]:
+        """The steps of audios that have grown, each since its past: None at its start.
 
-        settled: how many steps the next past has. Those keep the keys and values that they have now, so what comes
+        mels: (1, T, n_mels) of each whole audio. Returns the new steps (1, T' - past.steps, D) of each, and its next
+        past. settled: how many steps that one has. They keep the keys and values that they have now, so what comes
         later does not change them. Only for attention without a local context.
         """
-        x = self._steps(mel, None, past.steps if past else 0)
-        total, reach = subsampled(mel.shape[1]), self._config.conv_kernel_size // 2
+        new = [self._steps(mel, None, past.steps if past else 0) for mel, past in zip(mels, pasts, strict=True)]
+        x, ends = self.xp.concatenate(new, axis=1), np.cumsum([each.shape[1] for each in new]).tolist()
         layers = []
         for i, layer in enumerate(self.layers):
-            known = replace(past.layers[i]) if past else LayerPast()
-            x = layer(x, None, past=known)
-            layers.append(known.up_to(settled, total, reach))
-        return x, EncoderPast(settled, past.whole if past else total, layers)
+            growing = Growing([replace(past.layers[i]) if past else LayerPast() for past in pasts], ends)
+            x = layer(x, None, growing=growing)
+            layers.append(growing.pasts)
+        reach, grown = self._config.conv_kernel_size // 2, []
+        for i, (past, mel, steps) in enumerate(zip(pasts, mels, settled, strict=True)):
+            total = subsampled(mel.shape[1])
+            kept = [each[i].up_to(steps, total, reach) for each in layers]
+            vectors = x[:, ends[i] - new[i].shape[1] : ends[i]]
+            grown.append((vectors, EncoderPast(steps, past.whole if past else total, kept)))
+        return grown
 
     def _steps(self, mel: Array, lengths: Array | None, first: int = 0) -> Array:
         """What goes into the layers: the steps from `first` on (B, T' - first, D)."""

@@ -120,8 +120,8 @@ class Model(Protocol):
         """The encoding of each waveform, (N,) float32 at 16 kHz."""
         ...
 
-    def growing_encoding(self, waveform: np.ndarray, before: Encoded | None = None) -> Encoded:
-        """The encoding of audio (N,) that goes on growing, from `before`, the encoding of a shorter part of it.
+    def growing_encodings(self, waveforms: list[np.ndarray], before: list[Encoded | None]) -> list[Encoded]:
+        """The encodings of audios (N,) that go on growing. before: that of a shorter part of each, None at first.
 
         Texts written from it have a `Generated.memory`. Only for a model that carries no state, see
         `ModelConfig.carries_state`.

@@ -1,6 +1,7 @@
 """What every family's model begins with: waveforms → features → encoder vectors."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from model.config import EncoderConfig, PreprocessorConfig
 from model.decoding import Encoded
 from model.encoder import FastConformer, subsampled
 from model.features import LogMel
+from model.growing import EncoderPast
 from model.layers import Layer
 
 # While audio grows, a step is computed anew until so much audio follows it.
@@ -71,24 +73,34 @@ class Listener(Layer):
         # NeMo's length limit counts the frame after the last valid one.
         return [Encoded(encoded[i, : subsampled(n)], subsampled(n + 1), *times) for i, n in enumerate(frames)]
 
-    def encoded_further(self, waveform: np.ndarray, before: Encoded | None) -> Encoded:
-        """The encoding of audio (N,) that goes on growing: exact at first, then only what is new since `before`.
+    def encoded_further(self, waveforms: list[np.ndarray], before: list[Encoded | None]) -> list[Encoded]:
+        """The encodings of audios (N,) that go on growing: exact at first, then only what is new since `before`.
 
         Steps that SETTLED_S of audio followed are not computed again: the next ones attend to their keys and values.
         """
         began = time.monotonic()
-        mel, _ = self.features([waveform])
-        self.xp.evaluate(mel)
+        mels = [self.features([waveform])[0] for waveform in waveforms]
+        self.xp.evaluate(*mels)
         had_features = time.monotonic()
-        frames = len(waveform) // self._hop_length
-        steps, past = subsampled(frames), before.past if before else None
-        if past and not past.steps < steps < GROWTH * past.whole:
-            past = None
-        settled = max(past.steps if past else 0, steps - self._steps_to_settle)
-        vectors, later = self.encoder.grown(mel[:, :frames], past, settled)
-        vectors = self.projected(vectors)
-        if before and past:
-            vectors = self.xp.concatenate([before.vectors[: past.steps], vectors[0]])[None]
-        self.xp.evaluate(vectors, *(each for layer in later.layers for each in (layer.kv, layer.gated)))
-        times = had_features - began, time.monotonic() - had_features
-        return Encoded(vectors[0], subsampled(frames + 1), *times, past=later, reused=past.steps if past else 0)
+        frames = [len(waveform) // self._hop_length for waveform in waveforms]
+        steps = [subsampled(n) for n in frames]
+        pasts = [self._past(each, n) for each, n in zip(before, steps, strict=True)]
+        settled = [
+            max(past.steps if past else 0, n - self._steps_to_settle) for past, n in zip(pasts, steps, strict=True)
+        ]
+        grown = self.encoder.grown([mel[:, :n] for mel, n in zip(mels, frames, strict=True)], pasts, settled)
+        encodings = []
+        for each, past, (new, later), n in zip(before, pasts, grown, frames, strict=True):
+            vectors = self.projected(new)[0]
+            if each and past:
+                vectors = self.xp.concatenate([each.vectors[: past.steps], vectors])
+            encodings.append(Encoded(vectors, subsampled(n + 1), past=later, reused=past.steps if past else 0))
+        kept = [array for _, later in grown for layer in later.layers for array in (layer.kv, layer.gated)]
+        self.xp.evaluate(*(encoded.vectors for encoded in encodings), *kept)
+        times = {"features_s": had_features - began, "encode_s": time.monotonic() - had_features}
+        return [replace(encoded, **times) for encoded in encodings]
+
+    def _past(self, before: Encoded | None, steps: int) -> EncoderPast | None:
+        """What audio of so many steps goes on from; None if all of them are to be computed."""
+        past = before.past if before else None
+        return past if past and past.steps < steps < GROWTH * past.whole else None

@@ -80,23 +80,31 @@ class CanaryModel(Listener):
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
         return [encoded for group in groups for encoded in self.encoded_together(group)]
 
-    def growing_encoding(self, waveform: np.ndarray, before: Encoded | None = None) -> Encoded:
-        """The encoding of audio (N,) that goes on growing. before: that of a shorter part, from its beginning.
+    def growing_encodings(self, waveforms: list[np.ndarray], before: list[Encoded | None]) -> list[Encoded]:
+        """The encodings of audios (N,) that go on growing. before: that of a shorter part of each, from its beginning.
 
-        At first it is what `encodings` gives. Later only what is new is computed, see `Listener.encoded_further`.
+        At first they are what `encodings` gives. Later only what is new is computed, see `Listener.encoded_further`.
         """
         if self.config.encoder.local_context is not None:
-            return self.encodings([waveform])[0]
-        encoded = self.encoded_further(at_least_a_second(waveform), before)
+            return self.encodings(waveforms)
+        encodings = self.encoded_further([at_least_a_second(waveform) for waveform in waveforms], before)
         began = time.monotonic()
-        known = encoded.reused
-        new = encoded.vectors[None, known:]
-        memory = self.decoder.cross_memory(new, [new.shape[1]]).layers
-        if before and before.memory and known:
-            kept = zip(before.memory, memory, strict=True)
-            memory = [self.xp.concatenate([old[:, :, :known], kv], axis=2) for old, kv in kept]
-        self.xp.evaluate(*memory)
-        return replace(encoded, memory=memory, encode_s=encoded.encode_s + time.monotonic() - began)
+        new = [encoded.vectors[encoded.reused :] for encoded in encodings]
+        ends = np.cumsum([vectors.shape[0] for vectors in new]).tolist()
+        together = self.decoder.cross_memory(self.xp.concatenate(new)[None], ends[-1:]).layers
+        memories = []
+        for known, encoded, vectors, end in zip(before, encodings, new, ends, strict=True):
+            memory = [kv[:, :, end - vectors.shape[0] : end] for kv in together]
+            if known and known.memory and encoded.reused:
+                kept = zip(known.memory, memory, strict=True)
+                memory = [self.xp.concatenate([old[:, :, : encoded.reused], kv], axis=2) for old, kv in kept]
+            memories.append(memory)
+        self.xp.evaluate(*(kv for memory in memories for kv in memory))
+        took_s = time.monotonic() - began
+        return [
+            replace(encoded, memory=memory, encode_s=encoded.encode_s + took_s)
+            for encoded, memory in zip(encodings, memories, strict=True)
+        ]
 
     def long_encoding(self, waveform: np.ndarray) -> Encoded:
         """Not for a Canary: its decoder has no room for a long text."""

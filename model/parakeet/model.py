@@ -84,7 +84,7 @@ class ParakeetModel(Listener):
         """Raises TaskError: nothing in the model tells the language."""
         raise TaskError(f"{self.config.name} does not detect the language", "language")
 
-    def growing_encoding(self, waveform: np.ndarray, before: Encoded | None = None) -> Encoded:
+    def growing_encodings(self, waveforms: list[np.ndarray], before: list[Encoded | None]) -> list[Encoded]:
         """Not for a Parakeet: it decodes growing audio in pieces."""
         raise NotImplementedError(f"{self.config.name} decodes growing audio in pieces")
 

@@ -17,7 +17,7 @@ from model.family import Model
 from model.task import AUTO, Task
 from model.transcript import Transcript
 
-# Limits of what is encoded together: seconds with padding, and their ratio to seconds without.
+# Limits of what is encoded together: seconds with padding, if there is any, and their ratio to seconds without.
 MAX_PADDED_S = 160.0
 MAX_PADDING = 1.25
 DEFAULT_OPTIONS = DecodingOptions()
@@ -78,11 +78,6 @@ class Pass:
     start_by: float | None = None
     grows: bool = False
     look: Look | None = None
-
-    @property
-    def joins_others(self) -> bool:
-        """Whether it may be encoded together with others."""
-        return not (self.options.one_pass or self.grows)
 
     @property
     def rows(self) -> int:
@@ -174,17 +169,20 @@ class Batcher:
     def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
         """Whether it can join now, encoded together with `beside`. A pass wider than the whole batch may run alone.
 
-        Models that encode in batches take passes of similar length together. Others take one at a time, with a step
-        between.
+        Looks at growing audio are encoded together: reading the weights is most of their work. Models that encode in
+        batches take other passes of similar length together, too. Others take one at a time, with a step between.
         """
         rows = self.rows + sum(each.rows for each in beside)
         if rows and rows + wanted.rows > self._max_rows:
             return False
         if not beside:
             return True
-        if not self._model.encodes_together or not all(each.joins_others for each in (*beside, wanted)):
+        together = [*beside, wanted]
+        lengths = [each.length_s for each in together]
+        if any(each.grows for each in together):
+            return all(each.grows for each in together) and sum(lengths) <= MAX_PADDED_S
+        if not self._model.encodes_together or any(each.options.one_pass for each in together):
             return False
-        lengths = [each.length_s for each in (*beside, wanted)]
         padded = max(lengths) * len(lengths)
         return padded <= MAX_PADDED_S and padded <= MAX_PADDING * sum(lengths)
 
@@ -236,9 +234,10 @@ class Batcher:
             only = passes[0][1] if len(passes) == 1 else None
             if only and only.options.one_pass:
                 encodings = [self._model.long_encoding(only.waveform)]
-            elif only and only.grows:
-                look = self._own(only.look)
-                encodings = [self._model.growing_encoding(only.waveform, look.encoded if look else None)]
+            elif passes and passes[0][1].grows:
+                looks = [self._own(wanted.look) for _, wanted in passes]
+                waveforms = [wanted.waveform for _, wanted in passes]
+                encodings = self._model.growing_encodings(waveforms, [look and look.encoded for look in looks])
             else:
                 encodings = self._model.encodings([self._to_encode(wanted) for _, wanted in passes])
         except Exception as error:

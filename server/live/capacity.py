@@ -125,11 +125,15 @@ class Seat:
         return used_s / age_s
 
     def note(self, took_s: float, look: LookCost) -> None:
-        """A look took `took_s`, waiting included. The next step leaves other work as much time once more."""
-        self._took_s += NEWEST * (took_s - self._took_s)
-        self._waited_s += NEWEST * (max(0.0, took_s - look.model_s) - self._waited_s)
+        """A look took `took_s`, waiting included. The next step leaves other work as much time once more.
+
+        A segment's last look takes far longer than others, and tells nothing about the next one.
+        """
         capacity = self._capacity
-        self.step_s = min(capacity.widest_step_s, max(capacity.step_s, self._took_s + self._waited_s))
+        if not look.last:
+            self._took_s += NEWEST * (took_s - self._took_s)
+            self._waited_s += NEWEST * (max(0.0, took_s - look.model_s) - self._waited_s)
+            self.step_s = min(capacity.widest_step_s, max(capacity.step_s, self._took_s + self._waited_s))
         # Audio that comes faster than it is spoken needs no more than if it came at its own pace.
         since_s = max(capacity.clock() - self._noted_at, look.new_s)
         self._used_s, self._age_s = self._faded(since_s)

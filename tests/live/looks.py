@@ -130,6 +130,11 @@ def decoded(model: CanaryModel, utterance: Utterance, costs: Costs) -> Generated
     return finished[0]
 
 
+def growing(model: CanaryModel, window: np.ndarray, before: Encoded | None = None) -> Encoded:
+    (encoded,) = model.growing_encodings([window], [before])
+    return encoded
+
+
 def utterance(model: CanaryModel, encoded: Encoded, prompt: list[int], new: int) -> Utterance:
     """A text that ends after `new` tokens, and is remembered if its audio is."""
     prompted = model.prompted(0, encoded, prompt, DecodingOptions(beam_size=1, max_new_tokens=new))
@@ -142,10 +147,10 @@ def compared(
     """Adds what a look costs anew, and going on from `before`; returns what the next look goes on from."""
     said_s = max(0.0, len(window) / SAMPLE_RATE - 1.5)
     prompt = PROMPT + np.random.default_rng(2).integers(4, 1000, int(TOKENS_PER_S * said_s)).tolist()
-    growing = model.growing_encoding(window, before)
+    grown = growing(model, window, before)
     # What the last look wrote: keys and values of its own, and the tail that this one will find again.
-    former = decoded(model, utterance(model, before or growing, prompt, TAIL), Costs()).memory
-    now = decoded(model, utterance(model, growing, prompt, TAIL), Costs())
+    former = decoded(model, utterance(model, before or grown, prompt, TAIL), Costs()).memory
+    now = decoded(model, utterance(model, grown, prompt, TAIL), Costs())
     memory = TextMemory(prompt + now.tokens, former.layers)
     for _ in range(rounds):
         with anew.of("encoding"):
@@ -154,15 +159,15 @@ def compared(
         with anew.of("attention"):
             model.cross_attention(encoded, prompt, generated.tokens)
         with further.of("encoding"):
-            encoded = model.growing_encoding(window, before)
+            encoded = growing(model, window, before)
         decoded(model, replace(utterance(model, encoded, prompt, TAIL + NEW), before=memory), further)
-    return growing
+    return grown
 
 
 def at(model: CanaryModel, window_s: float, rounds: int) -> tuple[Costs, Costs]:
     """Median costs of a look at a window of this length, which the last look saw all but the end of."""
     anew, further, window = Costs(), Costs(), sound(window_s)
-    compared(model, window, model.growing_encoding(window[: -int(STEP_S * SAMPLE_RATE)]), rounds, anew, further)
+    compared(model, window, growing(model, window[: -int(STEP_S * SAMPLE_RATE)]), rounds, anew, further)
     return anew, further
 
 
@@ -187,7 +192,7 @@ def errors(model: CanaryModel, waveforms: list[np.ndarray], settled_s: float, gr
         encoded = None
         for end in np.arange(1.2, len(waveform) / SAMPLE_RATE + 0.01, STEP_S):
             window = waveform[: round(end * SAMPLE_RATE)]
-            encoded = model.growing_encoding(window, encoded)
+            encoded = growing(model, window, encoded)
             computed.append(len(encoded.vectors) - encoded.reused)
             if end > 4 and encoded.reused:
                 whole = model.xp.to_numpy(model.encodings([window])[0].vectors)

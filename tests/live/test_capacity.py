@@ -74,6 +74,14 @@ def test_one_long_wait_hardly_widens_the_step(capacity):
     assert 0.4 < seat.step_s < 0.7
 
 
+def test_the_long_last_look_of_a_segment_does_not_widen_the_step_of_the_next_one(capacity):
+    seat = capacity.take()
+    for _ in range(5):
+        seat.note(0.1, LookCost(0.1, 0.4, last=False))
+        seat.note(2.0, LookCost(1.0, 0.4, last=True))
+    assert seat.step_s == 0.4
+
+
 def test_a_step_is_never_wider_than_the_widest(capacity):
     seat = capacity.take()
     for _ in range(20):

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.archives import write_archive
 from tests.live.measure import _print, paced_delays
 from tests.live.overload import SAMPLE
 from tests.live.paced import LEAD_S, WORD_S
-from tests.live.random_archive import write_archive
+from tests.live.random_archive import members
 from tests.live.speaking import Shown, Speech, streamed
 from tests.live.streams import Look, Noted, Session, Streams, most, table, watched
 from tests.live.test_paced import SMALL
@@ -87,7 +88,7 @@ def test_speech_that_is_cut_has_whole_sentences_and_the_length_asked_for():
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    return write_archive(tmp_path_factory.mktemp("streams") / "small.nemo", SMALL)
+    return write_archive(tmp_path_factory.mktemp("streams") / "small.nemo", members(SMALL), prefix="")
 
 
 async def test_two_sessions_at_once_show_paced_words_and_leave_their_looks(archive):

@@ -1,5 +1,6 @@
 """Passes that join and leave the running batch at any time get, token for token, what they get alone."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -136,8 +137,6 @@ def test_a_prefix_is_gone_on_from_and_comes_first_in_the_transcript(canary, pass
 
 
 def test_attention_says_for_every_token_where_in_the_audio_it_was_looking(canary, passes, sounds):
-    from dataclasses import replace
-
     result = run(Batcher(canary, 8), [(0, replace(passes((3, 3, 0)), attention=True))])[0][1]
     for tokens, attention in zip(written(result), result.attention, strict=True):
         steps = canary.encodings([sounds[3]])[0].vectors.shape[0]
@@ -156,14 +155,14 @@ def looked(batcher: Batcher, waveform: np.ndarray, tasks=TASKS[3], **more) -> Pa
 
 def test_looks_at_growing_audio_read_what_is_new_and_the_last_one_is_what_the_file_gives(canary, sounds, monkeypatch):
     reused, batcher = [], Batcher(canary, 8)
-    growing_encoding = canary.growing_encoding
+    growing_encodings = canary.growing_encodings
 
     def watched(*given):
-        encoded = growing_encoding(*given)
-        reused.append(encoded.reused)
-        return encoded
+        encodings = growing_encodings(*given)
+        reused.extend(encoded.reused for encoded in encodings)
+        return encodings
 
-    monkeypatch.setattr(canary, "growing_encoding", watched, raising=False)
+    monkeypatch.setattr(canary, "growing_encodings", watched, raising=False)
     sound, look = sounds[7], None
     for seconds in (4.0, 4.4, 4.8, 5.2):
         result = looked(batcher, sound[: int(seconds * 16000)], grows=True, look=look)
@@ -179,6 +178,40 @@ def test_looks_at_growing_audio_read_what_is_new_and_the_last_one_is_what_the_fi
     assert len(reused) == 4
     assert (last.look, written(last)) == (None, written(file))
     assert np.abs(last.attention[0] - file.attention[0]).max() < 1e-5
+
+
+def test_looks_of_several_sessions_are_encoded_together_and_each_gets_what_it_gets_alone(canary, sounds, monkeypatch):
+    sizes, growing_encodings = [], canary.growing_encodings
+    monkeypatch.setattr(
+        canary,
+        "growing_encodings",
+        lambda *given: sizes.append(len(given[0])) or growing_encodings(*given),
+        raising=False,
+    )
+    lengths, batcher = ((1, 4.0, 4.4), (5, 2.0, 2.4), (7, 5.6, 6.0)), Batcher(canary, 8)
+    first = [looked(batcher, sounds[i][: int(s * 16000)], TASKS[0], grows=True) for i, s, _ in lengths]
+    later = [
+        Pass(sounds[i][: int(s * 16000)], TASKS[0], OPTIONS[0], attention=True, grows=True, look=before.look)
+        for (i, _, s), before in zip(lengths, first, strict=True)
+    ]
+    sizes.clear()
+    assert batcher.has_room_for(later[2], later[:2])
+    together = dict(run(batcher, list(enumerate(later))))
+    assert sizes == [3]
+    apart = [run(batcher, [(0, each)])[0][1] for each in later]
+    assert [written(together[i]) for i in range(3)] == [written(each) for each in apart]
+    for i, each in enumerate(apart):
+        assert together[i].look.encoded.reused == each.look.encoded.reused > 0
+        assert np.abs(together[i].attention[0] - each.attention[0]).max() < 1e-5
+
+
+def test_looks_are_not_encoded_beside_files_nor_beside_more_audio_than_a_pass_takes(canary, sounds):
+    batcher, look = Batcher(canary, 64), Pass(sounds[1], TASKS[0], grows=True)
+    file, long = replace(look, grows=False), replace(look, waveform=np.zeros(60 * 16000, np.float32))
+    assert not batcher.has_room_for(look, [file])
+    assert not batcher.has_room_for(file, [look])
+    assert batcher.has_room_for(long, [look, long])
+    assert not batcher.has_room_for(long, [look, long, long])
 
 
 def test_a_look_of_a_model_that_was_loaded_before_is_not_gone_on_from(canary, sounds):

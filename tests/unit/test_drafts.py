@@ -157,7 +157,7 @@ def test_rows_with_a_past_a_draft_a_beam_or_nothing_share_a_batch_without_changi
 ):
     past = [remembered(canary, e, p).memory for e, p in zip(encoded, prompts, strict=True)]
     # One longer than all others, one shorter.
-    growing = [canary.growing_encoding(noise(s, seed)) for seed, s in enumerate((9.1, 1.7))]
+    growing = canary.growing_encodings([noise(s, seed) for seed, s in enumerate((9.1, 1.7))], [None, None])
     requests = []
     for i, (each, prompt) in enumerate(zip(encoded, prompts, strict=True)):
         options = DecodingOptions(beam_size=3 if i == 6 else 1, max_new_tokens=8 + 2 * i)

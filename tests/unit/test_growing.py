@@ -16,6 +16,11 @@ def sound() -> np.ndarray:
     return noise(12.0, seed=9)
 
 
+def growing_encoding(canary, waveform, before=None):
+    (encoded,) = canary.growing_encodings([waveform], [before])
+    return encoded
+
+
 def difference(a, b) -> float:
     assert np.shape(a) == np.shape(b)
     return float(np.abs(np.array(a, np.float32) - np.array(b, np.float32)).max())
@@ -23,7 +28,7 @@ def difference(a, b) -> float:
 
 def test_the_first_encoding_of_growing_audio_is_that_of_the_same_audio_as_a_file(canary, sound):
     (whole,) = canary.encodings([sound])
-    growing = canary.growing_encoding(sound)
+    growing = growing_encoding(canary, sound)
     assert difference(growing.vectors, whole.vectors) < 1e-5
     assert growing.total_steps == whole.total_steps
     memory = canary.decoder.cross_memory(whole.vectors[None], [whole.vectors.shape[0]])
@@ -38,7 +43,7 @@ def test_audio_without_any_settled_steps_is_encoded_whole_however_often_it_grows
     monkeypatch.setattr(model.listening, "GROWTH", 100)
     encoded = None
     for seconds in (1.2, 1.6, 3.0, 5.3):
-        encoded = canary.growing_encoding(sound[: int(seconds * RATE)], encoded)
+        encoded = growing_encoding(canary, sound[: int(seconds * RATE)], encoded)
         assert encoded.past.steps == 0
         (whole,) = canary.encodings([sound[: int(seconds * RATE)]])
         assert difference(encoded.vectors, whole.vectors) < 2e-5
@@ -50,15 +55,15 @@ def test_kept_steps_never_change_and_only_later_ones_are_computed(canary, sound,
     grown = canary.encoder.grown
 
     def watched(*given):
-        vectors, past = grown(*given)
+        ((vectors, past),) = grown(*given)
         computed.append(vectors.shape[1])
-        return vectors, past
+        return [(vectors, past)]
 
     monkeypatch.setattr(canary.encoder, "grown", watched, raising=False)
-    encoded = canary.growing_encoding(sound[: 2 * RATE])
+    encoded = growing_encoding(canary, sound[: 2 * RATE])
     for seconds in (2.4, 2.8, 3.2, 5.0, 5.4):
         before, kept = encoded, encoded.past.steps
-        encoded = canary.growing_encoding(sound[: int(seconds * RATE)], before)
+        encoded = growing_encoding(canary, sound[: int(seconds * RATE)], before)
         assert encoded.past.steps > kept == encoded.reused
         assert computed[-1] == len(encoded.vectors) - kept
         assert len(encoded.vectors) == subsampled(int(seconds * 100))
@@ -78,8 +83,8 @@ def test_a_layer_computes_new_steps_as_it_does_among_all_of_them(kernel, library
         lay_out(canary)
     mel, _ = canary.features([sound])
     whole = canary.encoder(mel)
-    _, past = canary.encoder.grown(mel[:, :600], None, 60)
-    vectors, later = canary.encoder.grown(mel, past, 120)
+    ((_, past),) = canary.encoder.grown([mel[:, :600]], [None], [60])
+    ((vectors, later),) = canary.encoder.grown([mel], [past], [120])
     steps = subsampled(mel.shape[1])
     assert vectors.shape[1] == steps - 60
     reach = kernel // 2
@@ -99,27 +104,28 @@ def test_the_convolution_of_new_steps_begins_with_the_kept_ones(library, sound):
     whole = canary.encoder(mel)
     past, parts = None, []
     for frames, settled in ((600, 60), (640, 64), (641, 64), (760, 80), (mel.shape[1], 120)):
-        steps, (vectors, past) = past.steps if past else 0, canary.encoder.grown(mel[:, :frames], past, settled)
+        steps = past.steps if past else 0
+        ((vectors, past),) = canary.encoder.grown([mel[:, :frames]], [past], [settled])
         parts.append(np.array(vectors[:, : settled - steps]))
     parts.append(np.array(vectors[:, settled - steps :]))
     assert difference(np.concatenate(parts, axis=1), whole) < 2e-5
 
 
 def test_the_same_past_can_be_gone_on_from_again(canary, sound):
-    first = canary.growing_encoding(sound[: 3 * RATE])
+    first = growing_encoding(canary, sound[: 3 * RATE])
     louder = np.concatenate([sound[: 3 * RATE], 0.5 * np.ones(RATE // 2, np.float32)])
-    once = canary.growing_encoding(sound[: int(3.5 * RATE)], first)
-    other = canary.growing_encoding(louder, first)
-    again = canary.growing_encoding(sound[: int(3.5 * RATE)], first)
+    once = growing_encoding(canary, sound[: int(3.5 * RATE)], first)
+    other = growing_encoding(canary, louder, first)
+    again = growing_encoding(canary, sound[: int(3.5 * RATE)], first)
     assert difference(once.vectors, other.vectors) > 1e-3
     assert difference(once.vectors, again.vectors) == 0
 
 
 @pytest.mark.parametrize("seconds", [1.9, 4.6], ids=["shorter than what is kept", "half as long again"])
 def test_audio_that_is_half_as_long_again_or_too_short_is_encoded_whole(canary, sound, seconds):
-    before = canary.growing_encoding(sound[: 3 * RATE])
+    before = growing_encoding(canary, sound[: 3 * RATE])
     window = sound[: int(seconds * RATE)]
-    encoded = canary.growing_encoding(window, before)
+    encoded = growing_encoding(canary, window, before)
     assert (encoded.reused, encoded.past.whole) == (0, len(encoded.vectors))
     assert difference(encoded.vectors, canary.encodings([window])[0].vectors) < 2e-5
 
@@ -128,15 +134,37 @@ def test_growing_audio_is_encoded_nearly_as_it_is_whole(canary, sound):
     """Random weights attend to everything everywhere, so they are further off than a trained model's."""
     encoded = None
     for seconds in np.arange(2.0, 12.0, 0.4):
-        encoded = canary.growing_encoding(sound[: int(seconds * RATE)], encoded)
+        encoded = growing_encoding(canary, sound[: int(seconds * RATE)], encoded)
     (whole,) = canary.encodings([sound[: int(seconds * RATE)]])
     error, size = np.array(encoded.vectors) - np.array(whole.vectors), np.array(whole.vectors)
     assert 0 < np.sqrt(np.square(error).mean() / np.square(size).mean()) < 0.15
 
 
+@pytest.mark.parametrize("library", ["numpy", "mlx"])
+def test_audios_that_grow_side_by_side_are_encoded_as_each_alone(library):
+    """One at its beginning, one that is encoded whole again, and two that go on from pasts of different lengths."""
+    canary = tiny_canary()
+    if library == "numpy":
+        lay_out(canary)
+    sounds = [noise(12.0, seed) for seed in range(4)]
+    before = [None, *(growing_encoding(canary, sounds[i][: s * RATE]) for i, s in ((1, 2), (2, 4), (3, 9)))]
+    windows = [sounds[i][: int(s * RATE)] for i, s in enumerate((0.6, 3.2, 4.4, 9.9))]
+    together = canary.growing_encodings(windows, before)
+    alone = [growing_encoding(canary, *each) for each in zip(windows, before, strict=True)]
+    assert [each.reused > 0 for each in together] == [False, False, True, True]
+    for one, other in zip(together, alone, strict=True):
+        assert (one.reused, one.total_steps, one.past.steps) == (other.reused, other.total_steps, other.past.steps)
+        assert difference(one.vectors, other.vectors) < 2e-5
+        for mine, its in zip(one.memory, other.memory, strict=True):
+            assert difference(mine, its) < 2e-5
+        for mine, its in zip(one.past.layers, other.past.layers, strict=True):
+            assert difference(mine.kv, its.kv) < 2e-5
+            assert difference(mine.gated, its.gated) < 2e-5
+
+
 def test_a_model_with_a_local_context_encodes_growing_audio_whole(sound):
     canary = tiny_canary(self_attention_model="rel_pos_local_attn", att_context_size=(6, 6))
-    encoded = canary.growing_encoding(sound[: 3 * RATE])
+    encoded = growing_encoding(canary, sound[: 3 * RATE])
     assert (encoded.past, encoded.memory) == (None, None)
-    encoded = canary.growing_encoding(sound, encoded)
+    encoded = growing_encoding(canary, sound, encoded)
     assert difference(encoded.vectors, canary.encodings([sound])[0].vectors) < 1e-5
