@@ -105,22 +105,28 @@ def main() -> None:
     sides = {name: started(name, peer, environments, weights[name], given.threads) for name, peer in peers.items()}
     for name, side in sides.items():
         print(f"{name} loaded in {side.answer()['load_s']:.1f} s", file=sys.stderr)
-    results = []
+    ran_on = machine.description()
+    found = {"model": archive.name, "threads": given.threads, "machine": ran_on, "results": []}
     for case in cases:
-        results.append(compared(case, sides, peers, forced, given.rounds, given.seconds))
-        print(details(results[-1:]), file=sys.stderr, flush=True)
+        found["results"].append(compared(case, sides, peers, forced, given.rounds, given.seconds))
+        print(details(found["results"][-1:]), file=sys.stderr, flush=True)
+        if given.output:
+            write(found, given.output / given.name)
     for side in sides.values():
         side.end()
-    ran_on = machine.description()
-    found = {"model": archive.name, "threads": given.threads, "machine": ran_on, "results": results}
-    text = f"{table(found)}\n\n{details(results)}\n"
-    print(text)
-    if given.output:
-        given.output.mkdir(parents=True, exist_ok=True)
-        file = given.output / given.name
-        file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        file.with_suffix(".md").write_text(text, encoding="utf-8")
-        plot(found, file.with_suffix(".svg"))
+    print(told(found))
+
+
+def told(found: dict[str, Any]) -> str:
+    return f"{table(found)}\n\n{details(found['results'])}\n"
+
+
+def write(found: dict[str, Any], file: Path) -> None:
+    """FILE.json, FILE.md and FILE.svg, after each case: the next one may take long, or fail."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    file.with_suffix(".md").write_text(told(found), encoding="utf-8")
+    plot(found, file.with_suffix(".svg"))
 
 
 def chosen(names: str | None, every: dict[str, Peer], options: argparse.ArgumentParser) -> dict[str, Peer]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,10 @@ class Side:
     def asked(self, job: dict[str, Any]) -> dict[str, Any]:
         """The answer to one job. Exits with a message if the worker has ended."""
         assert self.process.stdin
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
+        # A worker that has ended gives no answer.
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(job) + "\n")
+            self.process.stdin.flush()
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
