@@ -18,10 +18,11 @@ from server.live.events import LiveResult
 from server.live.segment import LiveOptions
 from server.live.session import LiveSession
 from server.live.windows import WindowTranscriber
+from tests.archives import write_archive
 from tests.libraries import LIBRARIES, computing_with
 from tests.live.looks import Shape, sound
 from tests.live.paced import LEAD_S, STEP_S, WORD_S, PacedCanary, said, words_of
-from tests.live.random_archive import write_archive
+from tests.live.random_archive import members
 
 SMALL = Shape(layers=2, width=64, decoder_layers=2, vocabulary=1792, decoder_width=64)
 # In the 9 s of a session.
@@ -32,7 +33,7 @@ GREEDY = DecodingOptions(beam_size=1)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     parent = tmp_path_factory.mktemp("paced")
-    archive = write_archive(parent / "small.nemo", SMALL)
+    archive = write_archive(parent / "small.nemo", members(SMALL), prefix="")
     return convert(ConversionConfig(source=archive, output=parent / "small"))
 
 
