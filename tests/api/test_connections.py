@@ -72,10 +72,10 @@ def test_a_slow_phone_above_the_lowest_rate_is_waited_for(connected, monkeypatch
 
 
 def test_a_client_that_leaves_during_its_upload_is_no_error(client, caplog):
-    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
-        connection.sendall(UPLOAD % 1_000_000 + bytes(500))
     deadline = time.monotonic() + 10
     with caplog.at_level("INFO"):
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=10) as connection:
+            connection.sendall(UPLOAD % 1_000_000 + bytes(500))
         while "POST /transcribe 499" not in caplog.text:
             assert time.monotonic() < deadline
             time.sleep(0.01)
