@@ -56,10 +56,6 @@ class Line:
         self.tail: list[Token] = []
 
     @property
-    def given(self) -> tuple[int, ...]:
-        return tuple(token.id for token in self.certain)
-
-    @property
     def stable(self) -> int:
         return len(_text(self.certain))
 

@@ -42,16 +42,18 @@ class Heard:
 class Decode(Protocol):
     """Decodes a window (N,) for each task, continuing the `given` tokens.
 
-    last: the window will not grow; look: from the last call for this segment, None at first.
+    last: the window will not grow; look: from the last call for this segment, None at first; tails: the tokens that the
+    last call found after the given ones, () for none. The next ones are probably the same.
     """
 
     async def __call__(
         self,
         window: np.ndarray,
         tasks: tuple[Task, ...],
-        given: tuple[tuple[int, ...], ...],
+        given: tuple[tuple[Token, ...], ...],
         last: bool,
         look: Any = None,
+        tails: tuple[tuple[Token, ...], ...] = (),
     ) -> Heard: ...
 
 
@@ -87,8 +89,9 @@ class WindowTranscriber:
                 return Written(events, (), model_s)
             words, lines = heard.words, lines[1:]
         if lines:
-            given = tuple(line.given for line in lines)
-            heard = await self._decode(window, tuple(line.task for line in lines), given, last, segment.look)
+            tasks = tuple(line.task for line in lines)
+            given, tails = tuple(tuple(line.certain) for line in lines), tuple(tuple(line.tail) for line in lines)
+            heard = await self._decode(window, tasks, given, last, segment.look, tails)
             segment.look = heard.look
             model_s += heard.model_s
             for line, tokens in zip(lines, heard.tokens, strict=True):
