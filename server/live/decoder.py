@@ -65,12 +65,14 @@ class EngineDecoder:
         result = await run_live(self._engine, wanted)
         tokens = tuple(
             self._tokens(before, generated.tokens, attention)
-            for before, generated, attention in zip(prefixes, result.generated, result.attention, strict=True)
+            for before, generated, attention in zip(
+                prefixes[: len(tasks)], result.generated, result.attention, strict=False
+            )
         )
         segments = result.transcripts[-1].segments if wants_words else ()
         detection = result.detection
         return Heard(
-            tokens[: len(tasks)],
+            tokens,
             result.transcripts[0].language,
             detection.probability if detection else 1.0,
             tuple(word for segment in segments for word in segment.words),

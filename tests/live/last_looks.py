@@ -4,7 +4,8 @@
     OPENBLAS_NUM_THREADS=1 python -m tests.live.last_looks --shape canary-180m-flash
 
 Sessions without a server, on toy speech that the toy never met, or with random weights that write as `paced` says. A
-segment is as long as the window. CPU seconds, the median of rounds that take turns in one process.
+segment is as long as the window. CPU seconds, the median of rounds that take turns in one process. Fails if a draft
+changes a word or its times.
 """
 
 import argparse
@@ -38,8 +39,10 @@ SENTENCES = 3
 
 @dataclass(frozen=True)
 class LastLook:
-    """One last look. tokens: of the text with times, its end among them; passes: through the decoder."""
+    """One last look. words: those that were timed; tokens: of their text with its times and its end; passes: through
+    the decoder."""
 
+    words: int
     tokens: int
     passes: int
     cpu_s: float
@@ -84,7 +87,8 @@ class Engine:
         ((_, result),) = outcomes
         if isinstance(result, Exception):
             raise result
-        return result, LastLook(len(result.generated[-1].tokens) + 1, passes, time.process_time() - began)
+        cpu_s = time.process_time() - began
+        return result, LastLook(len(words_of(result)), len(result.generated[-1].tokens) + 1, passes, cpu_s)
 
 
 async def live(engine: Engine, waveform: np.ndarray, language: str) -> None:
@@ -134,19 +138,20 @@ def toy() -> CanaryModel:
 
 def show(model: CanaryModel, windows: Sequence[float], rounds: int, paced: bool) -> None:
     """A table with a row for each length."""
-    print("| window | tokens | passes | CPU s without a draft | with one | share |\n|---|---|---|---|---|---|")
+    print("| window | words timed | tokens | passes | CPU s without a draft | with one | share |")
+    print("|---|---|---|---|---|---|---|")
     for seconds in windows:
         engine = Engine(model, rounds)
         for language, waveform in [("en", sound(seconds))] if paced else toy_sounds(seconds):
             asyncio.run(live(engine, waveform, language))
-        tokens, passes = (
-            statistics.mean(getattr(look, name) for look in engine.drafted) for name in ("tokens", "passes")
+        words, tokens, passes = (
+            statistics.mean(getattr(look, name) for look in engine.drafted) for name in ("words", "tokens", "passes")
         )
         without, with_draft = (
             statistics.median(look.cpu_s for look in looks) for looks in (engine.stepped, engine.drafted)
         )
         print(
-            f"| {seconds:g} s | {tokens:.0f} | {passes:.1f} | {without:.3f} | {with_draft:.3f} | "
+            f"| {seconds:g} s | {words:.0f} | {tokens:.0f} | {passes:.1f} | {without:.3f} | {with_draft:.3f} | "
             f"{with_draft / without:.2f} |",
             flush=True,
         )

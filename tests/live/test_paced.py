@@ -20,6 +20,7 @@ from server.live.session import LiveSession
 from server.live.windows import WindowTranscriber
 from tests.archives import write_archive
 from tests.libraries import LIBRARIES, computing_with
+from tests.live import last_looks
 from tests.live.looks import Shape, sound
 from tests.live.paced import LEAD_S, STEP_S, WORD_S, PacedCanary, said, words_of
 from tests.live.random_archive import members
@@ -133,6 +134,16 @@ def test_words_that_are_timed_stand_between_time_tokens(canary):
         start, end = LEAD_S + number * WORD_S, LEAD_S + (number + 1) * WORD_S
         assert abs(word.start - start) < FAR_S
         assert abs(word.end - end) < FAR_S
+
+
+async def test_the_words_of_a_last_look_are_timed_in_few_passes_from_a_draft_whose_times_are_mostly_wrong(canary):
+    engine = last_looks.Engine(canary, rounds=1)
+    await last_looks.live(engine, sound(12.0), "en")
+    ((stepped,), (drafted,)) = engine.stepped, engine.drafted
+    # Two parts and two times a word, and the end.
+    assert (stepped.words, stepped.tokens) == (drafted.words, drafted.tokens) == (22, 89)
+    assert stepped.passes == 89
+    assert drafted.passes < 10
 
 
 @pytest.mark.parametrize(("policy", "latest_s"), [("alignatt", 1.5), ("agreement", 1.0)])
