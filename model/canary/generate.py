@@ -30,12 +30,12 @@ class _Step:
 
 
 class RunningBatch:
-    """Rows being decoded side by side, each a step at a time.
+    """Rows that are decoded side by side, a token at a time, and texts whose drafts are checked beside them.
 
-    time_ids: the tokens that tell a time. Those of a draft are mended, see `Reading`;
-    look_ahead: prepare each step while the last one is computed, and start it before that one's tokens are looked at,
-    so that a GPU hardly waits for Python; a row that has ended is then stepped once for nothing. By default with arrays
-    that are computed in the background.
+    time_ids: the tokens that tell a time; those of a draft are corrected, see `Reading`. look_ahead: prepare each step
+    while the last one is computed, and start it before that one's tokens are read, so that a GPU hardly waits for
+    Python. A row that has ended is then stepped once for nothing. The default is to do so with arrays that are computed
+    in the background.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RunningBatch:
         return self._read([Reading(utterance) for utterance in utterances])
 
     def _read(self, texts: list[Reading]) -> list[Generated]:
-        """One pass over what each has to read. Texts whose drafts are checked join the rows; the others wait for the
+        """One pass over what each text has to read. A text without a draft left joins the rows; the others wait for the
         next pass."""
         finished, stepping = [], []
         for text, scores in zip(texts, self._reader.read(texts), strict=True):

@@ -10,7 +10,7 @@ from model.canary.rows import Greedy, Searched, Utterance
 
 # The most tokens of a draft that one pass checks.
 STRETCH = 32
-# A shorter rest of a draft is stepped: a pass costs as much as two or three steps.
+# A rest of a draft that is shorter is not checked: a pass costs as much as two or three steps.
 SHORTEST = 3
 # The draft is dropped after so many passes in a row that found none of it right.
 PATIENCE = 2
@@ -19,16 +19,16 @@ PATIENCE = 2
 class Reading:
     """A text whose prompt, or a draft of what follows it, is being read.
 
-    A pass reads what is certain, and then a stretch of the draft. A token of the draft is written if it is the most
-    probable one after those before it, which is what greedy search would have written. In place of the first wrong one
-    the model's own token is written, and the next pass goes on from there. The places after it are scored already, as
-    if the wrong token had been right. There, a time that the model finds most probable is a better guess than the
-    draft's, so it takes its place (a Jacobi iteration). The words of the draft stay: after a wrong time the model would
-    often repeat or skip one.
+    A pass reads the tokens that are certain, and then a stretch of the draft. A token of the draft is written if it is
+    the most probable one after those before it, as greedy search would have written it. In place of the first wrong one
+    the model's own token is written, and the next pass continues from there. The places after it have scores already,
+    computed as if the wrong token were right. A time that is most probable there is a better guess than the draft's and
+    replaces it (a Jacobi iteration). The words of the draft stay: after a wrong time the model often repeats or skips
+    one.
 
-    audio: cross-attention's keys and values (1, 2H, T, d) by layer, None if they are still to be computed; layers:
+    audio: cross-attention's keys and values (1, 2H, T, d) by layer, None before they are computed; layers:
     self-attention's (1, 2H, n, d) of the first n tokens, [] for none; owner: what is written, None before the first
-    pass; seen: what the last pass's tokens attended to (1 + n, T), from the last certain one on, if that is asked for.
+    pass; seen: what the tokens of the last pass attended to (1 + n, T), from the last certain one on, if asked for.
     """
 
     def __init__(self, utterance: Utterance):
@@ -42,7 +42,7 @@ class Reading:
 
     @property
     def unread(self) -> list[int]:
-        """The tokens that are certain and not read yet."""
+        """The certain tokens that have not been read yet."""
         written = self.owner.tokens if isinstance(self.owner, Greedy) else []
         known = self.layers[0].shape[2] if self.layers else 0
         return [*self.utterance.prompt, *written][known:]
@@ -77,12 +77,12 @@ class Reading:
         self._failed = 0 if right else self._failed + 1
 
     def forget_after(self, position: int) -> None:
-        """Drop what was read of tokens that turned out wrong."""
+        """Drop keys and values of tokens that turned out wrong."""
         self.layers = of_row(self.layers, 0, 0, position)
 
 
 class Reader:
-    """Reads what each of several texts has to read next. pad_id: what shorter texts are filled up with."""
+    """Reads the next tokens of several texts in one pass. pad_id: pads those that have fewer."""
 
     def __init__(self, decoder: Decoder, head: Head, pad_id: int):
         self._decoder = decoder

@@ -15,8 +15,8 @@ class Utterance:
 
     key: the caller's name for it; encoded: (T, M), all of it real; prompt: token ids; limit: the most new tokens;
     memory: cross-attention's keys and values of `encoded` (1, 2H, T, d) by layer, if they are known.
-    Of a greedy search, attention: also tell which encoder steps each token was written from; before: the text as it was
-    written last time; remember: also give the next `before`.
+    For greedy search only, attention: also return which encoder steps each token was written from; before: the text as
+    it was written last time, or a guess; remember: also return what the next text of this audio takes as `before`.
 
     Where `before` begins like the prompt, its keys and values are used instead of computing them. What it has after the
     prompt is a draft: a guess at the text. It saves steps where it is right, and changes no token: see `Reading`.
@@ -54,8 +54,10 @@ class Utterance:
 
 @dataclass
 class Greedy:
-    """A text that is decoded greedily. nothing: see `Generated`; attention: (n, T) of the next n tokens each, if the
-    utterance asks for it."""
+    """A text that is decoded greedily.
+
+    nothing: see `Generated`; attention: arrays (n, T), each of the next n tokens, if the utterance asks for it.
+    """
 
     utterance: Utterance
     nothing: float

@@ -25,7 +25,8 @@ STEP_TOKENS = 40
 # Attention falls on the first steps when it has no target; they are VAD padding, so ignore them.
 IGNORED_STEPS = 3
 MIN_SAMPLES = SAMPLE_RATE
-# Encoder steps that a word begins before those that its tokens attend to; the most that it ends after them.
+# Guesses, in encoder steps: how long before its tokens' attention a word begins, and how long after it a word ends at
+# the latest.
 STARTS_BEFORE = 2
 ENDS_AFTER = 4
 
@@ -81,7 +82,7 @@ class EngineDecoder:
         )
 
     def _draft(self, tokens: Sequence[Token]) -> tuple[int, ...]:
-        """A guess at the timed text of `tokens`: flash models write `<|12|> word<|17|>`, others the words alone."""
+        """A guess at the text that times these tokens: with times from a flash model, without from others."""
         if not self._writes_times:
             return tuple(token.id for token in tokens)
         return timed_draft(tokens, self._tokenizer, self._step_s)
@@ -104,7 +105,10 @@ async def run_live(engine: Engine, wanted: Pass) -> PassResult:
 
 
 def timed_draft(tokens: Sequence[Token], tokenizer: Tokenizer, step_s: float) -> tuple[int, ...]:
-    """A guess at how a model writes this text with the times of its words, from the times that tokens attend to."""
+    """A guess at how a flash model writes this text with times, `<|12|> word<|17|>`, from where its tokens attend.
+
+    A word begins before its first token attends, and ends when the next one begins, or soon after its last.
+    """
     times = {step: token for token, step in tokenizer.time_steps.items()}
     spoken = words(tokens)
     places = [[round(token.at_s / step_s) for token in word] for word in spoken]

@@ -113,7 +113,7 @@ class OpenSegment:
 @dataclass(frozen=True)
 class Written:
     """What a look gave besides text. words: of the first line, in seconds from the window's start, if the window is
-    complete and they were timed; model_s: the model's time that it took."""
+    complete and they were timed; model_s: how long the model took."""
 
     events: Sequence[Event] = ()
     words: Sequence[Word] = ()
