@@ -61,6 +61,11 @@ class ModelConfig(Protocol):
         ...
 
     @property
+    def writes_times(self) -> bool:
+        """Whether a text with times has them as tokens, `<|12|> word<|17|>`: see `timestamps.timed_segments`."""
+        ...
+
+    @property
     def translates(self) -> bool:
         """Whether the model can write another language than the spoken one."""
         ...
@@ -148,11 +153,13 @@ class Model(Protocol):
         prefix: tuple[int, ...] = (),
         attention: bool = False,
         before: Any = None,
+        draft: tuple[int, ...] = (),
     ) -> Any:
         """One text, for `RunningBatch.join`. Raises TaskError.
 
         prefix: tokens that the text is known to begin with; attention: also tell what each token was written from;
-        before: the `Generated.memory` of a text of a shorter part of the audio. What is the same costs little again.
+        before: the `Generated.memory` of a text of a shorter part of the audio. What is the same costs little again;
+        draft: without `before`, a guess at the tokens after the prefix. Where it is right, they cost little, too.
         """
         ...
 

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import mlx.core as mx
 
 from model.arrays import mlx as arrays
-from model.canary.generate import RunningBatch, Utterance
+from model.canary.generate import RunningBatch
+from model.canary.rows import Utterance
 
 VOCABULARY = 64
 NEVER = -1  # a token that is never written

@@ -6,7 +6,8 @@ import mlx.core as mx
 
 from model.canary.config import DecoderConfig
 from model.canary.decoder import Decoder, Head
-from model.canary.generate import RunningBatch, Utterance
+from model.canary.generate import RunningBatch
+from model.canary.rows import Utterance
 from model.config import EncoderConfig
 from model.encoder import ConformerLayer
 from model.parakeet.config import JointConfig, PredictionConfig

@@ -15,8 +15,9 @@ from model.alignment import attention_times
 from model.arrays import Array, default_dtype
 from model.canary.config import CanaryConfig
 from model.canary.decoder import CrossMemory, Decoder, Head, TextMemory, Watched
-from model.canary.generate import RunningBatch, Utterance, new_token_limit
+from model.canary.generate import RunningBatch, new_token_limit
 from model.canary.prompt import END, NO_SPEECH, REQUIRED_TOKENS, language_query_tokens, prompt_tokens
+from model.canary.rows import Utterance
 from model.config import ALIGNER_DIR, CONFIG_FILE, SAMPLE_RATE, WEIGHTS_FILE, read_config
 from model.decoding import DecodingOptions, Detection, Encoded, Generated, detection_from
 from model.footprint import Footprint
@@ -169,6 +170,7 @@ class CanaryModel(Listener):
         prefix: tuple[int, ...] = (),
         attention: bool = False,
         before: TextMemory | None = None,
+        draft: tuple[int, ...] = (),
     ) -> Utterance:
         """One text, for `RunningBatch.join`. See `family.Model`. Raises TaskError."""
         self.config.check_options(options)
@@ -177,6 +179,8 @@ class CanaryModel(Listener):
         if before and not grows:
             # What was written earlier was written from another encoding: of it, only the tokens are of use.
             before = TextMemory(before.tokens, [])
+        if draft and not before:
+            before = TextMemory([*utterance.prompt, *draft], [])
         return replace(utterance, memory=encoded.memory, attention=attention, before=before, remember=grows)
 
     def prompted(self, key: int, encoded: Encoded, prompt: list[int], options: DecodingOptions) -> Utterance:
@@ -201,7 +205,9 @@ class CanaryModel(Listener):
     def running_batch(self) -> RunningBatch:
         """An empty batch to decode in."""
         end_id, pad_id = (self.tokenizer.special_id(token) for token in (END, PAD))
-        return RunningBatch(self.decoder, self.head, end_id, pad_id, self._no_speech_id)
+        return RunningBatch(
+            self.decoder, self.head, end_id, pad_id, self._no_speech_id, time_ids=self.tokenizer.time_steps
+        )
 
     def generate(
         self, encoded: list[Encoded], prompts: list[list[int]], options: DecodingOptions = DecodingOptions()

@@ -89,6 +89,11 @@ class ParakeetConfig:
         return False
 
     @property
+    def writes_times(self) -> bool:
+        """False: times are those of frames."""
+        return False
+
+    @property
     def translates(self) -> bool:
         """False: a Parakeet writes what was said."""
         return False

@@ -97,6 +97,7 @@ class ParakeetModel(Listener):
         prefix: tuple[int, ...] = (),
         attention: bool = False,
         before: None = None,
+        draft: tuple[int, ...] = (),
     ) -> Utterance:
         """One text, for `RunningBatch.join`. Raises TaskError, also for a prefix: a text is heard from its start."""
         self.config.check(task)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from server.engine.thread import Engine
 from server.engine.waiting import LIVE
 from server.errors import QueueFull
 from server.live.endpointing import SAMPLE_RATE
-from server.live.policy import Token
+from server.live.policy import Token, words
 from server.live.windows import Heard
 
 # Time between two attempts to enter a full queue.
@@ -24,6 +25,10 @@ STEP_TOKENS = 40
 # Attention falls on the first steps when it has no target; they are VAD padding, so ignore them.
 IGNORED_STEPS = 3
 MIN_SAMPLES = SAMPLE_RATE
+# Guesses, in encoder steps: how long before its tokens' attention a word begins, and how long after it a word ends at
+# the latest.
+STARTS_BEFORE = 2
+ENDS_AFTER = 4
 
 
 class EngineDecoder:
@@ -35,40 +40,52 @@ class EngineDecoder:
         self._tokenizer = engine.info.tokenizer
         self._word_times = word_times
         self._step_s = engine.info.config.step_s
+        self._writes_times = engine.info.config.writes_times
 
     async def __call__(
         self,
         window: np.ndarray,
         tasks: tuple[Task, ...],
-        given: tuple[tuple[int, ...], ...],
+        given: tuple[tuple[Token, ...], ...],
         last: bool,
         look: Look | None = None,
+        tails: tuple[tuple[Token, ...], ...] = (),
     ) -> Heard:
         # Pad on the right here: the engine would pad short audio on both sides, which would shift all times.
         window = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
-        asked, prefixes = tasks, given
+        prefixes = tuple(tuple(token.id for token in tokens) for tokens in given)
+        asked, drafts = tasks, ()
         wants_words = last and self._word_times and not tasks[0].is_translation
         if wants_words:
-            asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*given, ())
+            asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*prefixes, ())
+            drafts = (*[()] * len(tasks), self._draft([*given[0], *(tails[0] if tails else ())]))
         options = DecodingOptions(beam_size=1, max_new_tokens=None if last else STEP_TOKENS)
         # A window that is padded does not grow: its end is moved.
         grows = not last and len(window) > MIN_SAMPLES and all(task.language != AUTO for task in tasks)
-        wanted = Pass(window, asked, options, prefixes, attention=True, grows=grows, look=look)
+        wanted = Pass(window, asked, options, prefixes, attention=True, grows=grows, look=look, drafts=drafts)
         result = await run_live(self._engine, wanted)
         tokens = tuple(
             self._tokens(before, generated.tokens, attention)
-            for before, generated, attention in zip(prefixes, result.generated, result.attention, strict=True)
+            for before, generated, attention in zip(
+                prefixes[: len(tasks)], result.generated, result.attention, strict=False
+            )
         )
-        words = [word for segment in result.transcripts[-1].segments for word in segment.words] if wants_words else ()
+        segments = result.transcripts[-1].segments if wants_words else ()
         detection = result.detection
         return Heard(
-            tokens[: len(tasks)],
+            tokens,
             result.transcripts[0].language,
             detection.probability if detection else 1.0,
-            tuple(words),
+            tuple(word for segment in segments for word in segment.words),
             result.look,
             result.timing.model_s,
         )
+
+    def _draft(self, tokens: Sequence[Token]) -> tuple[int, ...]:
+        """A guess at the text that times these tokens: with times from a flash model, without from others."""
+        if not self._writes_times:
+            return tuple(token.id for token in tokens)
+        return timed_draft(tokens, self._tokenizer, self._step_s)
 
     def _tokens(self, before: Sequence[int], generated: Sequence[int], attention: np.ndarray) -> tuple[Token, ...]:
         kept = [(i, row) for i, row in zip(generated, attention, strict=True) if not self._tokenizer.is_special(i)]
@@ -85,6 +102,24 @@ async def run_live(engine: Engine, wanted: Pass) -> PassResult:
             return await engine.run(wanted, LIVE)
         except QueueFull:
             await asyncio.sleep(RETRY_S)
+
+
+def timed_draft(tokens: Sequence[Token], tokenizer: Tokenizer, step_s: float) -> tuple[int, ...]:
+    """A guess at how a flash model writes this text with times, `<|12|> word<|17|>`, from where its tokens attend.
+
+    A word begins before its first token attends, and ends when the next one begins, or soon after its last.
+    """
+    times = {step: token for token, step in tokenizer.time_steps.items()}
+    spoken = words(tokens)
+    places = [[round(token.at_s / step_s) for token in word] for word in spoken]
+    starts = list(accumulate((max(0, min(place) - STARTS_BEFORE) for place in places), max))
+    draft: list[int] = []
+    for word, place, start, following in zip(spoken, places, starts, [*starts[1:], max(times)], strict=False):
+        end = max(min(max(place) + ENDS_AFTER, following), start)
+        if end not in times:
+            break
+        draft += [times[start], *(token.id for token in word), times[end]]
+    return tuple(draft)
 
 
 def token_texts(tokenizer: Tokenizer, before: Sequence[int], tokens: Sequence[int]) -> list[str]:

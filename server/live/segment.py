@@ -56,10 +56,6 @@ class Line:
         self.tail: list[Token] = []
 
     @property
-    def given(self) -> tuple[int, ...]:
-        return tuple(token.id for token in self.certain)
-
-    @property
     def stable(self) -> int:
         return len(_text(self.certain))
 
@@ -117,7 +113,7 @@ class OpenSegment:
 @dataclass(frozen=True)
 class Written:
     """What a look gave besides text. words: of the first line, in seconds from the window's start, if the window is
-    complete and they were timed; model_s: the model's time that it took."""
+    complete and they were timed; model_s: how long the model took."""
 
     events: Sequence[Event] = ()
     words: Sequence[Word] = ()

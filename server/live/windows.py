@@ -1,7 +1,7 @@
-"""Live text of a model that hears whole windows: each look writes anew what follows the text that is certain.
+"""Live text from a model that transcribes whole windows.
 
-A policy decides which new words are certain. The language is detected here too, and each further task, a translation,
-is a line of its own.
+Each look rewrites what follows the certain text, and a policy decides which new words are certain. The language is
+detected here, too. A translation is a line of its own.
 """
 
 from collections.abc import Callable
@@ -27,8 +27,8 @@ class Heard:
     """A decoder's result for a window: for each task, the tokens that follow the given ones.
 
     words: of the first task, in seconds from the window's start, if the decoder times them; probability: of the
-    language, 1 if it was not detected; look: what the next call for this segment goes on from, known to the decoder
-    alone; model_s: the model's time that it took.
+    language, 1 if it was not detected; look: what the next call for this segment continues from, which only the decoder
+    understands; model_s: how long the model took.
     """
 
     tokens: tuple[tuple[Token, ...], ...]
@@ -42,16 +42,18 @@ class Heard:
 class Decode(Protocol):
     """Decodes a window (N,) for each task, continuing the `given` tokens.
 
-    last: the window will not grow; look: from the last call for this segment, None at first.
+    last: the window will not grow; look: from the last call for this segment, None at first; tails: for each task, the
+    tokens that the last call found after the given ones. Most will be found again.
     """
 
     async def __call__(
         self,
         window: np.ndarray,
         tasks: tuple[Task, ...],
-        given: tuple[tuple[int, ...], ...],
+        given: tuple[tuple[Token, ...], ...],
         last: bool,
         look: Any = None,
+        tails: tuple[tuple[Token, ...], ...] = (),
     ) -> Heard: ...
 
 
@@ -87,8 +89,9 @@ class WindowTranscriber:
                 return Written(events, (), model_s)
             words, lines = heard.words, lines[1:]
         if lines:
-            given = tuple(line.given for line in lines)
-            heard = await self._decode(window, tuple(line.task for line in lines), given, last, segment.look)
+            tasks = tuple(line.task for line in lines)
+            given, tails = tuple(tuple(line.certain) for line in lines), tuple(tuple(line.tail) for line in lines)
+            heard = await self._decode(window, tasks, given, last, segment.look, tails)
             segment.look = heard.look
             model_s += heard.model_s
             for line, tokens in zip(lines, heard.tokens, strict=True):

@@ -7,8 +7,8 @@ from worker import NEVER, Job, Run, Stages, work
 
 from convert.hub import resolve
 from model.arrays import on_cpu
-from model.canary.generate import Utterance
 from model.canary.model import CanaryModel
+from model.canary.rows import Utterance
 from server.cli.bench.stages import EndlessBatch
 
 

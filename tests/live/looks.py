@@ -25,8 +25,9 @@ from model import listening
 from model.arrays import as_on_gpu
 from model.canary.config import DecoderConfig
 from model.canary.decoder import TextMemory
-from model.canary.generate import RunningBatch, Utterance
+from model.canary.generate import RunningBatch
 from model.canary.model import CanaryModel
+from model.canary.rows import Utterance
 from model.cpu.layout import lay_out
 from model.decoding import DecodingOptions, Encoded, Generated
 from tests.configs import canary_config, encoder_config

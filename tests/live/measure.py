@@ -144,7 +144,7 @@ async def simulated(model: str, policy: str, speeches: dict[str, list[Speech]], 
         else:
             decoder = EngineDecoder(engine, word_times=False)
 
-            async def anew(window, tasks, given, last, look=None, decoder=decoder):
+            async def anew(window, tasks, given, last, look=None, tails=(), decoder=decoder):
                 return await decoder(window, tasks, given, last)
 
             session = LiveSession(WindowTranscriber(anew if options.anew else decoder, chosen), chosen)

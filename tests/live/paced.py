@@ -6,10 +6,13 @@ A random model writes at random and never ends a text, so none of its words woul
   in every text, whatever is heard, so text settles as a real model's does. The first begins after 0.6 s, so that none
   is written from the silence with which audio of less than a second is padded.
 - The times that tokens attend to: those of their words.
+- The times of words in a text that has them. A third each are as the service guesses them from attention, one encoder
+  step earlier, and one later. So two of three are wrong in a draft.
 
 Everything is computed as in `canary serve`: features, encoder, prefill, drafts, steps, attention, and the scores of all
-tokens. The next step reads a word that is made up as it would read one that the model chose. In two ways the work is
-not a real model's: words are written for silences too, and a tail is never revised, so that drafts always hold.
+tokens. The next step reads a word that is made up as it would read one that the model chose. In three ways the work is
+not a real model's: words are written for silences too, a tail is never revised, so that its draft always holds, and
+after a wrong time in a draft the model still finds the next times.
 """
 
 import random
@@ -22,12 +25,15 @@ import numpy as np
 
 from model.arrays import Array
 from model.canary import model as canary
-from model.canary.generate import RunningBatch, Utterance, _Greedy, _Searched
+from model.canary.generate import RunningBatch
 from model.canary.model import CanaryModel
 from model.canary.prompt import END
+from model.canary.reading import Reading
+from model.canary.rows import Greedy, Searched, Utterance
 from model.decoding import DecodingOptions, Encoded, Generated
 from model.task import Task
 from model.tokenizer import PAD, Tokenizer
+from server.live.decoder import STARTS_BEFORE
 
 WORD_S, TOKENS = 0.5, 2
 """How long a word lasts, and its tokens."""
@@ -55,13 +61,15 @@ def said(tokenizer: Tokenizer, heard_s: float, with_times: bool = False) -> list
     with_times: each word stands between two time tokens, as flash models write them.
     """
     tokens: list[tuple[int, float]] = []
+    drawn = random.Random(0)
     for number in range(int((heard_s - LEAD_S) / WORD_S + 1e-6)):
-        start, end = LEAD_S + number * WORD_S, LEAD_S + (number + 1) * WORD_S
+        start = LEAD_S + number * WORD_S
         places = [start + (i + 0.5) / TOKENS * WORD_S for i in range(TOKENS)]
         word = list(zip(words_of(tokenizer)[number], places, strict=True))
         if with_times:
-            first, last = (tokenizer.special_id(f"<|{int(at / STEP_S)}|>") for at in (start, end))
-            word = [(first, start), *word, (last, places[-1])]
+            guessed = (int(at / STEP_S) - STARTS_BEFORE for at in (places[0], places[0] + WORD_S))
+            first, last = (tokenizer.special_id(f"<|{step + drawn.choice((-1, 0, 1))}|>") for step in guessed)
+            word = [(first, places[0]), *word, (last, places[-1])]
         tokens += word
     return tokens
 
@@ -81,21 +89,22 @@ class PacedUtterance(Utterance):
 class PacedBatch(RunningBatch):
     """Computes everything, then writes what the utterances' scripts say."""
 
-    def _begun(self, utterance: Utterance, scores: np.ndarray, draft: list[int]) -> _Greedy | _Searched:
-        assert isinstance(utterance, PacedUtterance)
-        scripted = [utterance.token(number) for number in range(len(scores))]
-        return super()._begun(utterance, scores + _against_others(scores.shape, scripted), draft)
+    def _write(self, text: Reading, scores: np.ndarray) -> Greedy | Searched:
+        assert isinstance(text.utterance, PacedUtterance)
+        written = len(text.owner.tokens) if isinstance(text.owner, Greedy) else 0
+        scripted = [text.utterance.token(written + number) for number in range(len(scores))]
+        return super()._write(text, scores + _against_others(scores.shape, scripted))
 
     def _log_probs(self, tokens: Array, ahead: int = 0) -> tuple[Array, dict[int, Array]]:
         scores, seen = super()._log_probs(tokens, ahead)
         scripted = []
         for owner in self._owners:
-            assert isinstance(owner, _Greedy)
+            assert isinstance(owner, Greedy)
             assert isinstance(owner.utterance, PacedUtterance)
             scripted.append(owner.utterance.token(len(owner.tokens) + ahead))
         return scores + self._xp.asarray(_against_others(scores.shape, scripted)), seen
 
-    def _result(self, owner: _Greedy | _Searched) -> Generated | None:
+    def _result(self, owner: Greedy | Searched) -> Generated | None:
         result = super()._result(owner)
         if result is None or result.attention is None:
             return result
@@ -124,9 +133,10 @@ class PacedCanary(CanaryModel):
         prefix: tuple[int, ...] = (),
         attention: bool = False,
         before: Any = None,
+        draft: tuple[int, ...] = (),
     ) -> PacedUtterance:
         greedy = replace(options, beam_size=1)
-        own = super().utterance(key, encoded, task, greedy, prefix, attention, before)
+        own = super().utterance(key, encoded, task, greedy, prefix, attention, before, draft)
         steps = encoded.vectors.shape[0]
         with_times = task.timestamps != "none" and self.config.writes_times
         text = said(self.tokenizer, steps * STEP_S, with_times)[len(prefix) :]
@@ -135,7 +145,9 @@ class PacedCanary(CanaryModel):
 
     def running_batch(self) -> RunningBatch:
         end_id, pad_id = (self.tokenizer.special_id(token) for token in (END, PAD))
-        return PacedBatch(self.decoder, self.head, end_id, pad_id, self._no_speech_id)
+        return PacedBatch(
+            self.decoder, self.head, end_id, pad_id, self._no_speech_id, time_ids=self.tokenizer.time_steps
+        )
 
 
 def take_over() -> None:

@@ -70,9 +70,10 @@ class ScriptedDecoder:
         self,
         window: np.ndarray,
         tasks: tuple[Task, ...],
-        given: tuple[tuple[int, ...], ...],
+        given: tuple[tuple[Token, ...], ...],
         last: bool,
         look: Any = None,
+        tails: tuple[tuple[Token, ...], ...] = (),
     ) -> Heard:
         start = float(window[0]) / SAMPLE_RATE
         end = start + len(window) / SAMPLE_RATE

@@ -76,7 +76,7 @@ class Client:
     def conversation(self) -> asyncio.Task[None]:
         return asyncio.create_task(Conversation(self, self, Seat(self.live)).run())
 
-    async def decode(self, window, tasks, given, last, look=None) -> Heard:
+    async def decode(self, window, tasks, given, last, look=None, tails=()) -> Heard:
         if last:
             self.ending.set()
             await self.may_end

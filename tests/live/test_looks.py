@@ -8,18 +8,24 @@ import pytest
 
 from model.task import AUTO, Task
 from server.engine.batching import Pass, Timing
-from server.live.decoder import EngineDecoder
+from server.live.decoder import ENDS_AFTER, STARTS_BEFORE, EngineDecoder, timed_draft
 from server.live.endpointing import SAMPLE_RATE
+from server.live.policy import Token
 from server.live.segment import LiveOptions
 from tests.live.scripted import ScriptedDecoder, hear_all, live, said, session_over, sound, speech_probabilities
+
+# The token for the time 0.
+FIRST_TIME = 1000
 
 
 class Engine:
     """Hears nothing, and leaves a numbered look of each pass whose audio grows."""
 
     info = SimpleNamespace(
-        tokenizer=SimpleNamespace(text=lambda ids: "", is_special=lambda i: False),
-        config=SimpleNamespace(step_s=0.08),
+        tokenizer=SimpleNamespace(
+            text=lambda ids: "", is_special=lambda i: False, time_steps={FIRST_TIME + step: step for step in range(30)}
+        ),
+        config=SimpleNamespace(step_s=0.08, writes_times=True),
     )
 
     def __init__(self) -> None:
@@ -66,13 +72,54 @@ async def test_a_window_that_is_padded_or_of_an_unknown_language_leaves_no_look(
     assert [len(wanted.waveform) for wanted in engine.passes] == [SAMPLE_RATE, SAMPLE_RATE, 3 * SAMPLE_RATE]
 
 
+CERTAIN = (Token(7, " one", 0.48), Token(8, "s", 0.56))
+TAIL = (Token(9, " two", 0.88), Token(5, ".", 0.96))
+
+
+def time_tokens(*steps: int) -> list[int]:
+    return [FIRST_TIME + step for step in steps]
+
+
+async def test_the_timed_text_of_a_complete_window_has_what_was_found_so_far_as_its_draft(engine):
+    decode = EngineDecoder(engine, word_times=True)  # type: ignore[arg-type]
+    tasks, given, tails = (Task("en"), Task("en", "de")), (CERTAIN, ()), (TAIL, CERTAIN)
+    for last in (False, True):
+        await decode(window(2.0), tasks, given, last, None, tails)
+    growing, complete = engine.passes
+    assert growing.drafts == ()
+    assert complete.prefixes == ((7, 8), (), ())
+    # Tokens attend to steps 6 and 7, then 11 and 12. The first word ends where the second begins.
+    first = time_tokens(6 - STARTS_BEFORE, 11 - STARTS_BEFORE)
+    second = time_tokens(11 - STARTS_BEFORE, 12 + ENDS_AFTER)
+    assert complete.drafts == ((), (), (first[0], 7, 8, first[1], second[0], 9, 5, second[1]))
+
+
+async def test_a_model_that_writes_no_times_has_the_words_alone_as_its_draft(engine, monkeypatch):
+    monkeypatch.setattr(engine.info.config, "writes_times", False)
+    decode = EngineDecoder(engine, word_times=True)  # type: ignore[arg-type]
+    await decode(window(2.0), (Task("en"),), (CERTAIN,), True, None, (TAIL,))
+    assert engine.passes[0].drafts == ((), (7, 8, 9, 5))
+
+
+def test_guessed_times_are_in_order_and_stop_where_the_model_has_none():
+    tokenizer = SimpleNamespace(time_steps={FIRST_TIME + step: step for step in range(30)})
+    heard = [Token(7, " one", 0.0), Token(8, " two", 0.08), Token(9, " three", 0.0), Token(5, " four", 9.0)]
+    draft = timed_draft(heard, tokenizer, 0.08)  # type: ignore[arg-type]
+    assert [token for token in draft if token < FIRST_TIME] == [7, 8, 9]
+    steps = [token - FIRST_TIME for token in draft if token >= FIRST_TIME]
+    assert len(steps) == 6
+    assert steps[0] == 0
+    assert steps == sorted(steps)
+    assert timed_draft([], tokenizer, 0.08) == ()  # type: ignore[arg-type]
+
+
 @dataclass
 class Looking(ScriptedDecoder):
     """Leaves a numbered look of each call, and notes where its window began and which look it was given."""
 
     given: list[tuple[float, int | None]] = field(default_factory=list)
 
-    async def __call__(self, window, tasks, given, last, look=None):
+    async def __call__(self, window, tasks, given, last, look=None, tails=()):
         self.given.append((float(window[0]), look))
         heard = await super().__call__(window, tasks, given, last)
         return replace(heard, look=len(self.given))

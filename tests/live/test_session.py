@@ -59,7 +59,7 @@ async def test_a_full_stop_does_not_stay_until_a_word_follows_it(policy):
     script = said("one two three | four five six")
 
     class Hasty(ScriptedDecoder):
-        async def __call__(self, window, tasks, given, last, look=None):
+        async def __call__(self, window, tasks, given, last, look=None, tails=()):
             heard = await super().__call__(window, tasks, given, last)
             return Heard(((*heard.tokens[0], Token(1, ".", len(window) / SAMPLE_RATE - 2)),), "en")
 
@@ -88,7 +88,7 @@ async def test_words_take_the_times_that_the_decoder_tells():
     script = said("one two")
 
     class Telling(ScriptedDecoder):
-        async def __call__(self, window, tasks, given, last, look=None):
+        async def __call__(self, window, tasks, given, last, look=None, tails=()):
             heard = await super().__call__(window, tasks, given, last)
             return Heard(heard.tokens, "en", 1.0, (Word("One", 0.5, 0.6), Word("too", 0.7, 0.8)) if last else ())
 
@@ -269,7 +269,7 @@ async def test_a_short_segment_of_an_uncertain_language_is_taken_for_the_one_bef
     script = said("one two three four five six seven eight | ja")
     decoder = ScriptedDecoder(script, language="de")
 
-    async def unsure(window, tasks, given, last, look=None):
+    async def unsure(window, tasks, given, last, look=None, tails=()):
         heard = await decoder(window, tasks, given, last)
         short = tasks[0].language == AUTO and len(window) < 1.5 * SAMPLE_RATE
         return Heard(heard.tokens, "fr" if short else tasks[0].language.replace(AUTO, "de"), 0.4 if short else 1.0)
@@ -297,7 +297,7 @@ async def test_a_loop_is_cut_off():
     script = said("one two")
 
     class Looping(ScriptedDecoder):
-        async def __call__(self, window, tasks, given, last, look=None):
+        async def __call__(self, window, tasks, given, last, look=None, tails=()):
             heard = await super().__call__(window, tasks, given, last)
             again = [Token(7, " and", 0.5), Token(8, " on", 0.5)] * 20
             return Heard(((*heard.tokens[0], *again),), "en")
@@ -341,7 +341,7 @@ token = st.builds(lambda text, at: Token(hash(text) % 1000, text, at), pieces, s
 async def test_what_stays_never_changes_whatever_is_heard_and_however_it_is_decoded(data, policy, target):
     """The reader checks every event; the decoder, the detector and the client do as they like."""
 
-    async def anything(window, tasks, given, last, look=None):
+    async def anything(window, tasks, given, last, look=None, tails=()):
         assert len(window) <= 4 * SAMPLE_RATE
         language = data.draw(st.sampled_from(["en", "de"]))
         texts = tuple(tuple(data.draw(st.lists(token, max_size=8))) for _ in tasks)

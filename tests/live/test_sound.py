@@ -15,6 +15,7 @@ from server.live import connection
 from server.live.capacity import LiveCapacity, Seat
 from server.live.connection import Bounds, LiveConnection
 from server.live.decoder import token_texts
+from server.live.policy import Token
 from server.live.sound import RawSound
 from server.web.routes import websockets
 from server.web.routes.websockets import NotReading, Outbox
@@ -194,7 +195,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
     class Engine:
         info = SimpleNamespace(
             tokenizer=SimpleNamespace(text=lambda ids: "", is_special=lambda i: False),
-            config=SimpleNamespace(step_s=0.08),
+            config=SimpleNamespace(step_s=0.08, writes_times=True),
         )
 
         async def run(self, wanted, priority):
@@ -210,7 +211,7 @@ async def test_live_passes_go_first_and_wait_when_the_line_is_full(monkeypatch):
 
     monkeypatch.setattr(decoder, "RETRY_S", 0.0)
     heard = await decoder.EngineDecoder(Engine(), word_times=False)(  # type: ignore[arg-type]
-        np.zeros(100, np.float32), (Task("en"), Task("en", "de")), ((5,), ()), False
+        np.zeros(100, np.float32), (Task("en"), Task("en", "de")), ((Token(5, " a", 0.1),), ()), False
     )
     wanted, priority = asked[-1]
     assert (len(asked), priority, len(heard.tokens), heard.model_s) == (3, LIVE, 2, 0.25)

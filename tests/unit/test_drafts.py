@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from model.canary import reading
 from model.canary.decoder import Decoder, TextMemory
-from model.canary.generate import RunningBatch, Utterance
+from model.canary.generate import RunningBatch
+from model.canary.rows import Utterance
 from model.decoding import DecodingOptions, Encoded, Generated
 from model.task import Task
 from tests.unit.conftest import VOCAB, noise
@@ -29,6 +31,13 @@ def fed(canary, monkeypatch) -> list[int]:
     monkeypatch.setattr(Decoder, "prefill", lambda *args: counts.append(len(args[1][0])) or prefill(*args))
     monkeypatch.setattr(Decoder, "step", lambda *args: counts.append(1) or step(*args))
     return counts
+
+
+@pytest.fixture(params=[4, 7])
+def in_stretches(request, monkeypatch) -> int:
+    """How much of a draft is checked at a time."""
+    monkeypatch.setattr(reading, "STRETCH", request.param)
+    return request.param
 
 
 def run(batch: RunningBatch, *utterances: Utterance) -> list[Generated]:
@@ -60,6 +69,9 @@ def drafts_of(tokens: list[int]) -> dict[str, list[int]]:
         "wrong in the middle": [*tokens[:4], wrong, *tokens[5:]],
         "without a token": [*tokens[:4], *tokens[5:]],
         "with an end inside": [*tokens[:4], 2, *tokens[4:]],
+        "with one token too many": [*tokens[:4], 9, *tokens[4:]],
+        "wrong at every fifth place": [(t + 1) % VOCAB if i % 5 == 4 else t for i, t in enumerate(tokens)],
+        "wrong everywhere": [(t + 1) % VOCAB for t in tokens],
     }
 
 
@@ -74,7 +86,26 @@ def test_a_draft_right_or_wrong_changes_nothing_that_is_written(canary, encoded,
         assert same(checked, stepped), name
 
 
-def test_a_text_that_ends_ends_at_the_same_place_whatever_its_draft_says(canary, encoded, prompts, batch):
+@pytest.mark.parametrize("index", [1, 3, 7])
+def test_a_draft_that_is_checked_in_stretches_changes_nothing_either(
+    canary, encoded, prompts, batch, in_stretches, index
+):
+    plain = replace(canary.prompted(0, encoded[index], prompts[index], FREE), attention=True, remember=True)
+    [stepped] = run(batch(), plain)
+    for name, draft in drafts_of(stepped.tokens).items():
+        [checked] = run(batch(), replace(plain, before=TextMemory(prompts[index] + draft, [])))
+        assert same(checked, stepped), name
+        assert checked.memory.tokens == stepped.memory.tokens
+        for mine, its in zip(checked.memory.layers, stepped.memory.layers, strict=True):
+            assert mine.shape == its.shape
+            assert np.abs(np.array(mine) - np.array(its)).max() < 1e-4, name
+
+
+@pytest.mark.parametrize("stretch", [3, 32])
+def test_a_text_that_ends_ends_at_the_same_place_whatever_its_draft_says(
+    canary, encoded, prompts, batch, stretch, monkeypatch
+):
+    monkeypatch.setattr(reading, "STRETCH", stretch)
     request = canary.prompted(0, encoded[3], prompts[3], FREE)
     [endless] = run(batch(), request)
     end = endless.tokens[9]
@@ -82,6 +113,8 @@ def test_a_text_that_ends_ends_at_the_same_place_whatever_its_draft_says(canary,
     assert first >= 3
     [stepped] = run(batch(end), request)
     assert stepped.tokens == endless.tokens[:first]
+    request = replace(request, attention=True)
+    [stepped] = run(batch(end), request)
     for draft in (stepped.tokens, stepped.tokens[:2], endless.tokens, endless.tokens[: first + 1], [end], [5, 6, end]):
         [checked] = run(batch(end), replace(request, before=TextMemory(prompts[3] + draft, [])))
         assert same(checked, stepped), draft
@@ -100,6 +133,94 @@ def test_an_unchanged_text_is_read_once_and_a_longer_one_steps_from_there(canary
     assert fed[0] == len(prompts[3]) + len(tokens) - 2
     # One token follows the draft in the prefill; the next two steps write the last one and the end.
     assert 2 <= len(fed) - 1 <= 3
+
+
+def test_a_right_draft_takes_a_pass_for_each_stretch_and_one_more_token(
+    canary, encoded, prompts, batch, fed, in_stretches
+):
+    request = canary.prompted(0, encoded[3], prompts[3], FREE)
+    [stepped] = run(batch(), request)
+    fed.clear()
+    run(batch(), replace(request, before=TextMemory(prompts[3] + stepped.tokens, [])))
+    # Each pass reads the last token and a stretch, and writes one token more than it reads of the draft.
+    count, rest = divmod(len(stepped.tokens), in_stretches + 1)
+    assert fed[: 1 + count] == [len(prompts[3]) + in_stretches, *[1 + in_stretches] * (count - 1), rest][: len(fed)]
+    assert len(fed) == count + bool(rest)
+
+
+def test_a_draft_that_is_wrong_is_dropped_after_two_passes_that_found_little(
+    canary, encoded, prompts, batch, fed, in_stretches
+):
+    request = canary.prompted(0, encoded[3], prompts[3], FREE)
+    [stepped] = run(batch(), request)
+    wrong = [(token + 1) % VOCAB for token in stepped.tokens]
+    never_right = TextMemory(prompts[3] + wrong, [])
+    fed.clear()
+    run(batch(), replace(request, before=never_right))
+    assert [count for count in fed if count > 1] == [len(prompts[3]) + in_stretches, 1 + in_stretches]
+    # Each wrote a token; the others were stepped, a step ahead perhaps once for nothing.
+    assert len(fed) in (len(stepped.tokens), len(stepped.tokens) + 1)
+
+
+TIMES = range(44, VOCAB)
+
+
+class Obstinate(RunningBatch):
+    """Writes words of two tokens between times, whatever was written before them."""
+
+    text = tuple(44 + place % 20 if place % 4 in (0, 3) else 10 + place for place in range(30))
+
+    def _write(self, text, scores):
+        written = len(text.owner.tokens) if text.owner else 0
+        for place, row in enumerate(scores := np.array(scores)):
+            row[self.text[min(written + place, len(self.text) - 1)]] = 1.0
+        return super()._write(text, scores)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "limit", "stretches"),
+    [
+        # The first pass reads places 0 to 9, writes 0 to 3, and mends 4 and 7. The second reads 4 to 13 and writes up
+        # to 12; the third reads 13 to 22, and the fourth the rest.
+        ((3, 4, 7, 12), 30, [10, 10, 10, 5]),
+        # Words stay as they are: the second pass reads 4 to 13 and writes 4 and 5.
+        ((3, 5), 28, [10, 10, 10, 10]),
+    ],
+    ids=["times", "a word"],
+)
+def test_times_that_were_wrong_in_a_stretch_are_mended_by_the_pass_that_read_them(
+    canary, encoded, prompts, fed, monkeypatch, wrong, limit, stretches
+):
+    monkeypatch.setattr(reading, "STRETCH", 10)
+    request = canary.prompted(0, encoded[3], prompts[3], DecodingOptions(max_new_tokens=limit))
+    draft = [other(token) if place in wrong else token for place, token in enumerate(Obstinate.text)]
+    batch = Obstinate(canary.decoder, canary.head, NEVER, 2, time_ids=TIMES)
+    [generated] = run(batch, replace(request, before=TextMemory(prompts[3] + draft, [])))
+    assert generated.tokens == list(Obstinate.text[:limit])
+    assert fed == [len(prompts[3]) + stretches[0], *(1 + stretch for stretch in stretches[1:])]
+
+
+def other(token: int) -> int:
+    """Another time or another part of a word."""
+    return 44 + (token - 43) % 20 if token in TIMES else 5
+
+
+def test_a_draft_that_is_being_checked_takes_a_row_and_can_be_dropped(canary, encoded, prompts, batch, in_stretches):
+    requests = [canary.prompted(i, encoded[i], prompts[i], FREE) for i in range(3)]
+    stepped = run(batch(), *requests)
+    drafts = [TextMemory(prompts[i] + stepped[i].tokens, []) for i in range(3)]
+    mixed = batch()
+    assert not mixed.join([requests[0], replace(requests[1], before=drafts[1]), replace(requests[2], before=drafts[2])])
+    assert mixed.rows == 3
+    mixed.step()
+    assert mixed.rows == 3
+    mixed.drop(1)
+    assert mixed.rows == 2
+    finished = []
+    while mixed.rows:
+        finished += mixed.step()
+    assert [generated.key for generated in finished] == [2, 0]
+    assert all(same(generated, stepped[generated.key]) for generated in finished)
 
 
 def remembered(canary, encoded: Encoded, prompt: list[int], options: DecodingOptions = FREE) -> Generated:
@@ -185,6 +306,45 @@ def test_rows_with_a_past_a_draft_a_beam_or_nothing_share_a_batch_without_changi
             assert same(later[one.key], one)
             assert one.key == 4 or (later[one.key].memory is None) == (one.memory is None)
     assert set(later) >= set(range(10)) - {4}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_drafts_in_a_batch_change_neither_their_texts_nor_those_beside_them(
+    canary, encoded, prompts, batch, in_stretches, seed
+):
+    random = np.random.default_rng(seed)
+    requests = []
+    for i, (each, prompt) in enumerate(zip(encoded, prompts, strict=True)):
+        options = DecodingOptions(beam_size=3 if i == 6 else 1, max_new_tokens=12 + 3 * i)
+        requests.append(replace(canary.prompted(i, each, prompt, options), attention=i % 2 == 0, remember=i % 3 == 0))
+    alone = [run(batch(), request)[0] for request in requests]
+    drafted = [
+        replace(request, before=TextMemory(request.prompt + spoilt(generated.tokens, random), [])) if i % 4 else request
+        for i, (request, generated) in enumerate(zip(requests, alone, strict=True))
+    ]
+    mixed = batch()
+    finished = []
+    for i in random.permutation(len(drafted)).tolist():
+        finished += mixed.join([drafted[i]])
+        for _ in range(random.integers(0, 4)):
+            finished += mixed.step()
+    while mixed.rows:
+        finished += mixed.step()
+    finished.sort(key=lambda generated: generated.key)
+    assert [generated.key for generated in finished] == list(range(len(requests)))
+    for one, other in zip(finished, alone, strict=True):
+        assert same(one, other)
+        assert (one.memory is None) == (other.memory is None)
+
+
+def spoilt(tokens: list[int], random: np.random.Generator) -> list[int]:
+    """Some of them changed, left out or doubled."""
+    draft = []
+    for token in tokens:
+        chance = random.random()
+        other = int(random.integers(4, VOCAB))
+        draft += [other] if chance < 0.1 else [] if chance < 0.15 else [token, other] if chance < 0.2 else [token]
+    return draft
 
 
 def test_attention_of_decoding_is_that_of_a_second_pass(canary, encoded, prompts, batch):

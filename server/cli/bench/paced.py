@@ -8,8 +8,9 @@ Everything except the end of a text is as in `canary serve`.
 import sys
 from dataclasses import replace
 
-from model.canary.generate import RunningBatch, Utterance
+from model.canary.generate import RunningBatch
 from model.canary.model import CanaryModel
+from model.canary.rows import Utterance
 from model.decoding import DecodingOptions, Encoded
 from server.cli.bench.stages import EndlessBatch
 from server.cli.serve import serve

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from model.canary.generate import RunningBatch, Utterance
+from model.canary.generate import RunningBatch
 from model.canary.model import CanaryModel
+from model.canary.rows import Utterance
 from model.config import SAMPLE_RATE
 from model.decoding import Encoded
 

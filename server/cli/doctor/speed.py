@@ -18,8 +18,8 @@ from server.cli.doctor.models import ROWS, Models, Sample, pass_of, samples, ser
 from server.cli.doctor.report import WRONG, Check, Finding, failed, ok, warning
 
 if TYPE_CHECKING:
-    from model.canary.generate import Utterance
     from model.canary.model import CanaryModel
+    from model.canary.rows import Utterance
 
 # How far a word's times may be from those spoken.
 TIME_ERROR_S = 0.16
