@@ -52,7 +52,8 @@ class EngineDecoder:
         tails: tuple[tuple[Token, ...], ...] = (),
     ) -> Heard:
         # Pad on the right here: the engine would pad short audio on both sides, which would shift all times.
-        window = np.pad(window, (0, max(0, MIN_SAMPLES - len(window))))
+        padding = max(0, MIN_SAMPLES - len(window))
+        window = np.pad(window, (0, padding))
         prefixes = tuple(tuple(token.id for token in tokens) for tokens in given)
         asked, drafts = tasks, ()
         wants_words = last and self._word_times and not tasks[0].is_translation
@@ -60,8 +61,7 @@ class EngineDecoder:
             asked, prefixes = (*tasks, replace(tasks[0], timestamps="word")), (*prefixes, ())
             drafts = (*[()] * len(tasks), self._draft([*given[0], *(tails[0] if tails else ())]))
         options = DecodingOptions(beam_size=1, max_new_tokens=None if last else STEP_TOKENS)
-        # A window that is padded does not grow: its end is moved.
-        grows = not last and len(window) > MIN_SAMPLES and all(task.language != AUTO for task in tasks)
+        grows = not last and all(task.language != AUTO for task in tasks)
         wanted = Pass(window, asked, options, prefixes, attention=True, grows=grows, look=look, drafts=drafts)
         result = await run_live(self._engine, wanted)
         tokens = tuple(
@@ -77,7 +77,8 @@ class EngineDecoder:
             result.transcripts[0].language,
             detection.probability if detection else 1.0,
             tuple(word for segment in segments for word in segment.words),
-            result.look,
+            # The next window has audio where this one was padded.
+            None if padding else result.look,
             result.timing.model_s,
         )
 

@@ -130,3 +130,52 @@ async def test_a_session_goes_on_with_the_step_that_its_seat_has():
     session = session_over(ScriptedDecoder([]))
     LiveConnection(session, None, Bounds(), seat)  # type: ignore[arg-type]
     assert session.step_s == 2.0
+
+
+class BeatSeat(Seat):
+    """A seat of a session that shares its looks. The test says when the beat comes."""
+
+    shares_looks = True
+    beat_in_s = 3600.0
+
+
+async def shared(heard_s: float, seat: BeatSeat) -> tuple[LiveConnection, ScriptedDecoder, asyncio.Task]:
+    """A session that runs, and has heard so much of speech."""
+
+    async def emit(event: Event) -> None:
+        pass
+
+    script = said("one two three four five six seven eight")
+    decoder, waveform = ScriptedDecoder(script), sound(script)[SAMPLE_RATE // 2 :]
+    session = session_over(decoder)
+    live = LiveConnection(session, emit, Bounds(buffer_s=1e6), seat)
+    session.hear(waveform[: round(heard_s * SAMPLE_RATE)], [1.0] * round(heard_s * SAMPLE_RATE / FRAME))
+    return live, decoder, asyncio.create_task(live.run())
+
+
+async def settled() -> None:
+    """Everything that can go on without sound or time has gone on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    ("heard_s", "beat_in_s", "looks"), [(0.3, 0.0, 1), (0.15, 0.0, 0), (0.3, 3600.0, 0), (0.5, 3600.0, 1)]
+)
+async def test_a_look_that_is_shared_comes_at_the_beat_or_at_once_if_it_is_late(heard_s, beat_in_s, looks):
+    seat = BeatSeat(LiveCapacity())
+    seat.beat_in_s = beat_in_s
+    _, decoder, running = await shared(heard_s, seat)
+    await settled()
+    assert len(decoder.windows) == looks
+    running.cancel()
+
+
+async def test_the_end_of_a_segment_waits_for_no_beat():
+    live, decoder, running = await shared(0.3, BeatSeat(LiveCapacity()))
+    await settled()
+    assert decoder.windows == []
+    await live.finalize()
+    await settled()
+    assert len(decoder.windows) == 1
+    running.cancel()
