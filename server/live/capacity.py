@@ -6,7 +6,7 @@ A look is one pass over the audio of an open segment. Used by one event loop.
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -21,8 +21,6 @@ HALF_LIFE_S = 20.0
 # What a session needs while somebody speaks is the mean of so many looks of all sessions. The first ones do not count:
 # they warm the model up.
 LOOKS, WARM_UP = 50, 5
-# Looks that take less than this share of a step need not be computed together.
-QUICK = 0.25
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,6 @@ class LiveCapacity:
     def give_back(self, seat: "Seat") -> None:
         self._seats.remove(seat)
 
-    def others_than(self, seat: "Seat") -> Iterable["Seat"]:
-        return (other for other in self._seats if other is not seat)
-
     def note(self, look: LookCost) -> float:
         """A session has looked. Returns what this audio would have cost at the widest step, in seconds."""
         looks = look.new_s / self.widest_step_s
@@ -128,27 +123,6 @@ class Seat:
             return capacity.load_of_one
         used_s, age_s = self._faded(capacity.clock() - self._noted_at)
         return used_s / age_s
-
-    @property
-    def shares_looks(self) -> bool:
-        """Whether its looks are worth computing together with those of other sessions.
-
-        They are if they take long and another session looks as well.
-        """
-        capacity = self._capacity
-        others = capacity.others_than(self)
-        looking = any(capacity.clock() - seat._noted_at < 2 * seat.step_s for seat in others)
-        return looking and self._took_s > QUICK * capacity.step_s
-
-    @property
-    def beat_s(self) -> float:
-        """The time between two beats. Sessions that share their looks look at beats, which are the same for all."""
-        return self._capacity.step_s
-
-    @property
-    def beat_in_s(self) -> float:
-        """Seconds until the next beat."""
-        return self.beat_s - self._capacity.clock() % self.beat_s
 
     def note(self, took_s: float, look: LookCost) -> None:
         """A look took `took_s`, waiting included. The next step leaves other work as much time once more.

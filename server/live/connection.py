@@ -6,7 +6,6 @@ Knows no protocol: a route passes samples to `hear` and gets events through `emi
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
@@ -122,29 +121,10 @@ class LiveConnection:
         """Step the session whenever a step is due, until cancelled. Raises what a step raises."""
         while True:
             self._changed.clear()
-            if await self._is_due():
+            while self.session.due:
                 await self._step()
                 self._progress.set()
-            else:
-                await self._changed.wait()
-
-    async def _is_due(self) -> bool:
-        """Whether a step is due now. A look that is shared waits for the next beat, or for the end of the segment.
-
-        One that is late already waits no longer.
-        """
-        session, seat = self.session, self._seat
-        if session.due or not (session.looks_together and seat.shares_looks):
-            return session.due
-        # From half a step on: then looks at beats are a step apart, even if sound comes a little late.
-        if session.new_s < seat.step_s - seat.beat_s / 2:
-            return False
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seat.beat_in_s):
-                while not session.ended:
-                    await self._changed.wait()
-                    self._changed.clear()
-        return True
+            await self._changed.wait()
 
     async def _step(self) -> None:
         began = time.monotonic()

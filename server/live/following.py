@@ -74,8 +74,6 @@ class FollowingTranscriber:
     def __init__(self, follow: Follow):
         self._follow = follow
         self.right_s = follow.right_s
-        # A CPU encodes pieces one by one, so that looks at the same time would wait for each other.
-        self.looks_together = False
 
     async def __call__(self, window: np.ndarray, segment: OpenSegment, last: bool, cut: int | None) -> Written:
         line = segment.lines[0]

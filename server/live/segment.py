@@ -124,13 +124,10 @@ class Transcribe(Protocol):
     """Brings the lines of a segment up to date with its window (N,).
 
     last: the window will not grow; cut: the sample where the text ends if it is inside a turn. The audio after it is
-    context, of which the decoder needs `right_s`. looks_together: those of several sessions are computed as one.
+    context, of which the decoder needs `right_s`.
     """
 
     @property
     def right_s(self) -> float: ...
-
-    @property
-    def looks_together(self) -> bool: ...
 
     async def __call__(self, window: np.ndarray, segment: OpenSegment, last: bool, cut: int | None) -> Written: ...

@@ -86,27 +86,15 @@ class LiveSession:
         return len(self._queue)
 
     @property
-    def ended(self) -> bool:
-        """Whether the first segment is complete, or a finalize request is next."""
-        return bool(self._queue) and (isinstance(self._queue[0], Finalized) or self._is_complete(self._queue[0]))
-
-    @property
-    def new_s(self) -> float:
-        """Seconds of the first segment's audio that no look has had."""
-        if not self._queue or isinstance(self._queue[0], Finalized):
-            return 0.0
-        looked_at = self._current.looked_at if self._current else 0
-        return (self._sound.end - max(self._queue[0].start, looked_at)) / SAMPLE_RATE
-
-    @property
     def due(self) -> bool:
         """Whether there is something to decode."""
-        return self.ended or self.new_s >= self.step_s
-
-    @property
-    def looks_together(self) -> bool:
-        """Whether looks of several sessions are computed as one."""
-        return self._transcribe.looks_together
+        if not self._queue:
+            return False
+        first = self._queue[0]
+        if isinstance(first, Finalized) or self._is_complete(first):
+            return True
+        looked_at = max(first.start, self._current.looked_at if self._current else 0)
+        return self._sound.end - looked_at >= self.step_s * SAMPLE_RATE
 
     def hear(self, samples: np.ndarray, speech: list[float]) -> list[Event]:
         """Take samples (N,) float32 at 16 kHz, and the speech probability of each frame that they complete."""

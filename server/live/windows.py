@@ -62,7 +62,6 @@ class WindowTranscriber:
 
     # A text is decoded from its window alone.
     right_s = 0.0
-    looks_together = True
 
     def __init__(self, decode: Decode, options: LiveOptions, check: Callable[[Task], None] = lambda task: None):
         self._decode = decode

@@ -82,23 +82,6 @@ def test_the_long_last_look_of_a_segment_does_not_widen_the_step_of_the_next_one
     assert seat.step_s == 0.4
 
 
-def test_sessions_share_looks_while_several_of_them_look_and_that_takes_long(capacity, clock):
-    one, other = capacity.take(), capacity.take()
-    speak(capacity, clock, one, other, look_s=0.03, seconds=10)
-    assert (one.shares_looks, other.shares_looks) == (False, False)
-    speak(capacity, clock, one, other, look_s=0.1, seconds=10)
-    assert (one.shares_looks, other.shares_looks) == (True, True)
-    speak(capacity, clock, one, look_s=0.2, seconds=10)
-    assert (one.shares_looks, other.shares_looks) == (False, True)
-
-
-def test_the_beat_is_the_same_for_all_sessions_and_a_step_long(capacity, clock):
-    seats = [capacity.take() for _ in range(2)]
-    for clock.now, left_s in ((0.1, 0.3), (12.1, 0.3), (12.39, 0.01)):
-        assert [seat.beat_in_s for seat in seats] == pytest.approx([left_s] * 2)
-    assert seats[0].beat_s == 0.4
-
-
 def test_a_step_is_never_wider_than_the_widest(capacity):
     seat = capacity.take()
     for _ in range(20):
