@@ -171,8 +171,8 @@ class Batcher:
     def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
         """Whether it can join now, encoded together with `beside`. A pass wider than the whole batch may run alone.
 
-        Looks at growing audio are encoded together: reading the weights is most of their work. Models that encode in
-        batches take other passes of similar length together, too. Others take one at a time, with a step between.
+        Looks at growing audio are encoded together, without padding. Models that encode in batches take other passes of
+        similar length together, too. Others take one at a time, with a step between.
         """
         rows = self.rows + sum(each.rows for each in beside)
         if rows and rows + wanted.rows > self._max_rows:
