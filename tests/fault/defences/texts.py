@@ -47,7 +47,7 @@ TEXTS: dict[str, tuple[Defence, ...]] = {
         ),
         defence(
             "padding is masked for the decoder, too",
-            "model/canary/generate.py",
+            "model/canary/reading.py",
             "unit/test_equivalences.py::test_a_padded_batch_of_eight_mixed_requests_gives_the_tokens_of_eight_single_ones",
             "return xp.stack(rows), lengths",
             "return xp.stack(rows), [T] * len(rows)",
