@@ -11,9 +11,10 @@ from sentencepiece import SentencePieceProcessor
 
 from model import weights
 from model.config import WEIGHTS_FILE, AlignerConfig, read_config
-from model.encoder import FastConformer, subsampled
+from model.encoder import FastConformer
 from model.features import LogMel
 from model.layers import Layer, Linear
+from model.subsampling import subsampled
 from model.tokenizer import load_pieces
 
 _PUNCTUATION = {",", ".", "!", "?"}

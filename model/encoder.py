@@ -12,21 +12,12 @@ from model.arrays import Array
 from model.config import EncoderConfig
 from model.growing import EncoderPast, Growing, LayerPast
 from model.layers import Layer, LayerNorm, Linear
+from model.subsampling import Subsampling, subsampled
 
-# Encoder steps that are subsampled at a time: on a CPU so that the maps stay in its cache, on a GPU so that those of a
-# long recording fit into memory.
-STRETCH, GPU_STRETCH = 8, 1024
 # Steps whose local attention is computed at a time.
 BLOCK = 128
 # Projected positions are kept for audio up to so many encoder steps (41 s).
 POSITIONS_KEPT = 512
-
-
-def subsampled(length, convolutions: int = 3):
-    """How many of `length` frames (int or array) are left after convolutions of stride 2."""
-    for _ in range(convolutions):
-        length = (length - 1) // 2 + 1
-    return length
 
 
 def positional_encoding(length: int, d_model: int) -> np.ndarray:
@@ -35,74 +26,6 @@ def positional_encoding(length: int, d_model: int) -> np.ndarray:
     rate = np.exp(np.arange(0, d_model, 2, dtype=np.float32) * np.float32(-math.log(10000.0) / d_model))
     angle = distance * rate
     return np.stack([np.sin(angle), np.cos(angle)], axis=-1).reshape(2 * length - 1, d_model)
-
-
-class Depthwise2d(Layer):
-    """Depthwise 3x3 convolution of stride 2 over (time, frequency), padded in frequency alone."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.weight = mx.zeros((channels, 3, 3, 1))
-        self.bias = mx.zeros((channels,))
-
-    def __call__(self, x: Array) -> Array:
-        return self.xp.depthwise_2d(x, self.weight, self.bias)
-
-
-class Subsampling(Layer):
-    """`dw_striding` by 8: three convolutions of stride 2, then a projection to the model's width."""
-
-    def __init__(self, config: EncoderConfig):
-        super().__init__()
-        C = config.subsampling_conv_channels
-        self.conv_in = nn.Conv2d(1, C, kernel_size=3, stride=2, padding=(0, 1))
-        self.depthwise1 = Depthwise2d(C)
-        self.pointwise1 = Linear(C, C)
-        self.depthwise2 = Depthwise2d(C)
-        self.pointwise2 = Linear(C, C)
-        self.out = Linear(C * subsampled(config.feat_in), config.d_model)
-
-    def __call__(self, mel: Array, lengths: Array | None, first: int = 0) -> Array:
-        """mel: (B, T, n_mels); lengths: (B,) valid frames, None where all are → (B, T' - first, d_model).
-
-        Frames past a length count as zeros in every convolution. first: the first step to compute.
-        """
-        T = subsampled(mel.shape[1])
-        # The first map is 256 channels wide.
-        stretch = GPU_STRETCH if self.xp.CONCURRENT else STRETCH
-        parts = [self._map(3, t, min(t + stretch, T), mel, lengths) for t in range(first, T, stretch)]
-        x = self.xp.concatenate(parts, axis=1)
-        return self.out(x.reshape(*x.shape[:2], -1))
-
-    def _map(self, level: int, start: int, stop: int, mel: Array, lengths: Array | None) -> Array:
-        """Frames start … stop of the map after `level` convolutions, (B, stop - start, F, C or 1).
-
-        Frames before the start of the audio and past its end are zero.
-        """
-        if level == 0:
-            return self._frames(mel[..., None], 0, start, stop, mel.shape[1], lengths)
-        x = self._map(level - 1, 2 * start - 1, 2 * stop, mel, lengths)
-        if level == 1:
-            x = self.xp.conv_2d(x, self.conv_in.weight, self.conv_in.bias)
-        elif level == 2:
-            x = self.pointwise1(self.depthwise1(x))
-        else:
-            x = self.pointwise2(self.depthwise2(x))
-        x = self.xp.relu(x)
-        lengths = None if lengths is None else subsampled(lengths, level)
-        return self._frames(x, start, start, stop, subsampled(mel.shape[1], level), lengths)
-
-    def _frames(self, x: Array, first: int, start: int, stop: int, total: int, lengths: Array | None) -> Array:
-        """Frames start … stop of x (B, n, F, C), whose frame 0 is number `first` of `total`; zero outside of these."""
-        xp = self.xp
-        low, high = max(start, 0), min(stop, total)
-        inside = x[:, low - first : high - first]
-        if lengths is not None:
-            valid = xp.arange(low, high) < lengths[:, None]
-            inside = xp.where(valid[..., None, None], inside, 0)
-        if (low, high) == (start, stop):
-            return inside
-        return xp.pad(inside, [(0, 0), (low - start, stop - high), (0, 0), (0, 0)])
 
 
 def _skewed(band: Array, xp: Any) -> Array:

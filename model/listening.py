@@ -8,10 +8,11 @@ import numpy as np
 from model.arrays import Array
 from model.config import EncoderConfig, PreprocessorConfig
 from model.decoding import Encoded
-from model.encoder import FastConformer, subsampled
+from model.encoder import FastConformer
 from model.features import LogMel
 from model.growing import EncoderPast
 from model.layers import Layer
+from model.subsampling import subsampled
 
 # While audio grows, a step is computed anew until so much audio follows it.
 SETTLED_S = 1.0

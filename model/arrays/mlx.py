@@ -43,9 +43,7 @@ __all__ = [
     "attention_weights",
     "concatenate",
     "contiguous",
-    "conv_2d",
     "depthwise_1d",
-    "depthwise_2d",
     "evaluate",
     "exp",
     "fft",
@@ -215,22 +213,6 @@ def depthwise_1d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     # A GPU's fast kernel for depthwise convolution does not pad (MLX #2567).
     padded = pad(x, [(0, 0), (K // 2, K // 2), (0, 0)])
     return mx.conv1d(padded, weight, groups=D) + bias
-
-
-def conv_2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """3x3 convolution of stride 2 from one channel, padded by one in frequency and not in time.
-
-    x: (B, T, F, 1); weight: (C, 3, 3, 1). Returns (B, (T - 3) // 2 + 1, ceil(F / 2), C).
-    """
-    return mx.conv2d(x, weight, stride=2, padding=(0, 1)) + bias
-
-
-def depthwise_2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """Depthwise 3x3 convolution of stride 2, padded by one in frequency and not in time.
-
-    x: (B, T, F, C); weight: (C, 3, 3, 1). Returns (B, (T - 3) // 2 + 1, ceil(F / 2), C).
-    """
-    return mx.conv2d(x, weight, stride=2, padding=(0, 1), groups=x.shape[-1]) + bias
 
 
 class FixedSlots:

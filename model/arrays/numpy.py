@@ -42,9 +42,7 @@ __all__ = [
     "attention_weights",
     "concatenate",
     "contiguous",
-    "conv_2d",
     "depthwise_1d",
-    "depthwise_2d",
     "evaluate",
     "exp",
     "fft",
@@ -175,23 +173,12 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
     """Scaled dot-product attention.
 
-    q: (…, S, d); k, v: (…, T, d); mask: true where to attend, or a bias to add, broadcast to (…, S, T).
-    Returns (…, S, d).
+    q: (B, H, S, d); k, v: (B, H, T, d); mask: true where to attend, or a bias to add, broadcast to (B, H, S, T).
+    Returns (B, H, S, d).
     """
     if mask is not None and mask.dtype == bool:
         mask = np.where(mask, np.float32(0), np.float32(-np.inf))
-    # For one query numpy is faster: it does not copy keys and values that are part of a row's room.
-    if q.shape[-2] > 1:
-        return functions.attention(q, k, v, mask)
-    weights = (q * np.float32(q.shape[-1] ** -0.5)) @ k.swapaxes(-1, -2)
-    if mask is not None:
-        weights += mask
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    attended = weights @ v
-    # After the product, so d columns are divided instead of T.
-    attended /= weights.sum(axis=-1, keepdims=True)
-    return attended
+    return functions.attention(q, k, v, mask)
 
 
 def attention_weights(q: np.ndarray, k: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
@@ -238,38 +225,6 @@ def depthwise_1d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndar
     return total
 
 
-def conv_2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """3x3 convolution of stride 2 from one channel, padded by one in frequency and not in time.
-
-    x: (B, T, F, 1); weight: (C, 3, 3, 1). Returns (B, (T - 3) // 2 + 1, ceil(F / 2), C).
-    """
-    padded = np.pad(x[..., 0], [(0, 0), (0, 0), (1, 1)])
-    windows = sliding_window_view(padded, (3, 3), axis=(1, 2))[:, ::2, ::2]
-    found = windows.reshape(*windows.shape[:3], 9) @ weight.reshape(-1, 9).T
-    found += bias
-    return found
-
-
-def depthwise_2d(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Depthwise 3x3 convolution of stride 2, padded by one in frequency and not in time.
-
-    x: (B, T, F, C); weight: (C, 3, 3, 1). Returns (B, (T - 3) // 2 + 1, ceil(F / 2), C).
-    """
-    T, F = (x.shape[1] - 3) // 2 + 1, (x.shape[2] - 1) // 2 + 1
-    total = np.full((x.shape[0], T, F, x.shape[3]), bias, np.float32)
-    scratch = np.empty_like(total)
-    taps = weight[..., 0].transpose(1, 2, 0).copy()
-    for t in range(3):
-        rows = x[:, t : t + 2 * T - 1 : 2]
-        for f in range(3):
-            # The first column's left neighbour is padding, and an odd width's last one's right neighbour.
-            first = int(f == 0)
-            heard = rows[:, :, 2 * first + f - 1 :: 2][:, :, : F - first]
-            last = first + heard.shape[2]
-            total[:, :, first:last] += np.multiply(heard, taps[t, f], out=scratch[:, :, first:last])
-    return total
-
-
 class FixedSlots:
     """Keys and values of a decoder's attention layers, for the rows of a running batch. A row keeps its length.
 
@@ -287,11 +242,7 @@ class FixedSlots:
 
     def attend(self, layer: int, q: np.ndarray) -> np.ndarray:
         """What the queries (R, H, 1, d) find in their rows: (R, H, 1, d)."""
-        H = q.shape[1]
-        found = [
-            attention(queries, row[layer][:H], row[layer][H:], None) for queries, row in zip(q, self._rows, strict=True)
-        ]
-        return np.stack(found)
+        return _attended(q, [row[layer] for row in self._rows])
 
     def weights(self, layer: int, q: np.ndarray, rows: list[int]) -> list[np.ndarray]:
         """What the queries (R, H, 1, d) of these rows attend to in them: (1, T) each, the mean over heads."""
@@ -334,11 +285,8 @@ class GrowingSlots(FixedSlots):
             row[layer][:, length - 1] = kv[i, :, 0]
 
     def attend(self, layer: int, q: np.ndarray) -> np.ndarray:
-        found, H = [], q.shape[1]
-        for queries, row, length in zip(q, self._rows, self._lengths, strict=True):
-            kv = row[layer][:, :length]
-            found.append(attention(queries, kv[:H], kv[H:], None))
-        return np.stack(found)
+        pairs = zip(self._rows, self._lengths, strict=True)
+        return _attended(q, [row[layer][:, :length] for row, length in pairs])
 
     def leave(self, row: int) -> None:
         super().leave(row)
@@ -358,6 +306,31 @@ class GrowingSlots(FixedSlots):
         copies = [[kv.copy() for kv in self._rows[source]] for source in sources]
         for row, copied in zip(rows, copies, strict=True):
             self._rows[row] = copied
+
+
+def _attended(q: np.ndarray, rows: list[np.ndarray]) -> np.ndarray:
+    """Attention of one query in each row: q (R, H, 1, d), keys and values (2H, T, d) of any T → (R, H, 1, d).
+
+    Only the products go row by row: a step of many rows has no time for more calls.
+    """
+    H, d = q.shape[1], q.shape[3]
+    lengths = [kv.shape[1] for kv in rows]
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    places = [slice(*each) for each in zip(starts.tolist(), ends.tolist(), strict=True)]
+    q = q * np.float32(d**-0.5)
+    # Of all rows, one after the other.
+    weights = np.empty((H, 1, sum(lengths)), np.float32)
+    for queries, kv, place in zip(q, rows, places, strict=True):
+        np.matmul(queries, kv[:H].swapaxes(-1, -2), out=weights[..., place])
+    weights -= np.repeat(np.maximum.reduceat(weights, starts, axis=-1), lengths, axis=-1)
+    np.exp(weights, out=weights)
+    found = np.empty(q.shape, np.float32)
+    for result, kv, place in zip(found, rows, places, strict=True):
+        np.matmul(weights[..., place], kv[H:], out=result)
+    # After the product, so d columns are divided instead of T.
+    found /= np.add.reduceat(weights, starts, axis=-1).transpose(2, 0, 1)[..., None]
+    return found
 
 
 def _grown(x: np.ndarray, positions: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits on an x86-64 CPU, with weights that are packed once (`model.cpu.products`).
+"""Products in 8 bits on an x86-64 CPU, with weights that are packed once.
 
 MLX has no fast product of packed weights on a CPU. CPUs with VNNI instructions multiply 8-bit integers four times as
 fast as float32. A decode step is bound by reading the weights, and 8 bits are a quarter of float32.
@@ -11,10 +11,8 @@ import mlx.core as mx
 import numpy as np
 
 from model import arrays
-from model.arrays import Array
 from model.cpu.onnx_graph import graph, node
 from model.cpu.products import Product
-from model.layers import Layer
 
 # Linux's names of the instructions that multiply 8-bit integers. Without them sums of two products could overflow.
 _VNNI = {"avx512_vnni", "avx_vnni"}
@@ -31,6 +29,7 @@ _CONSTANTS = {
     # The scale of a row of zeros or of denormal numbers, which count as zeros.
     "least": np.array([np.finfo(np.float32).tiny], np.float32),
     "zero": np.array(_ZERO, np.uint8),
+    "one": np.array(1, np.float32),
 }
 _NODES = [
     node("Abs", ["rows"], "sizes"),
@@ -40,11 +39,10 @@ _NODES = [
     node("Shape", ["row scales"], "row count"),
     node("Expand", ["zero", "row count"], "zeros"),
     node("QuantizeLinear", ["rows", "row scales", "zeros"], "integers", axis=0),
-    node("MatMulInteger", ["integers", "weight", "zero"], "sums"),
-    node("Cast", ["sums"], "whole", to=1),
+    # It takes one scale for all rows, not one for each.
+    node("MatMulIntegerToFloat", ["integers", "weight", "one", "output scales", "zero"], "scaled", extension=True),
     node("Unsqueeze", ["row scales", "columns"], "row scales in a column"),
-    node("Mul", ["whole", "row scales in a column"], "by row"),
-    node("Mul", ["by row", "output scales"], "product"),
+    node("Mul", ["scaled", "row scales in a column"], "product"),
 ]
 
 
@@ -63,25 +61,13 @@ def _instructions() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-class Int8Linear(Layer):
-    """A linear layer that multiplies integers: weights have a scale for each output, inputs one for each row.
+def product(integers: np.ndarray, scales: np.ndarray) -> Product:
+    """Of rows with a weight that `quantized` returned: both have scales, weights one for each output.
 
     Each row is scaled by itself, and 0 stays 0: so a row's result never depends on the other rows.
     """
-
-    def __init__(self, integers: np.ndarray, scales: np.ndarray, bias: mx.array | None):
-        """integers, scales: as `quantized` returns them; bias: (O,)."""
-        super().__init__()
-        self._bias = None if bias is None else np.array(bias.astype(mx.float32))
-        weights = {"weight": integers, "output scales": scales}
-        self._product = Product(graph(_NODES, {"rows": 2}, ("product", 2), weights, _CONSTANTS), weights)
-
-    def __call__(self, x: Array) -> Array:
-        """(…, I) → (…, O)"""
-        found = self._product(self.xp.to_numpy(x).reshape(-1, x.shape[-1]))
-        if self._bias is not None:
-            found += self._bias
-        return self.xp.asarray(found.reshape(*x.shape[:-1], -1), x.dtype)
+    weights = {"weight": integers, "output scales": scales}
+    return Product(graph(_NODES, {"rows": 2}, ("product", 2), weights, _CONSTANTS), weights)
 
 
 def quantized(weight: mx.array) -> Quantized:

@@ -13,12 +13,16 @@ from mlx.utils import tree_map_with_path
 from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig
 from model.cpu import allocator, int8, packed_file, prepacked
-from model.cpu.int8 import Int8Linear
-from model.cpu.prepacked import PrepackedEmbedding, PrepackedLinear
+from model.cpu.int8 import Quantized
+from model.cpu.products import ProductEmbedding, ProductLinear
+from model.cpu.subsampling import CpuSubsampling
+from model.encoder import FastConformer
 from model.layers import Embedding, Linear
 
 log = logging.getLogger(__name__)
 
+# They are not packed, so that a GPU computes them in float32. But reading them takes most of a step's time.
+_FOR_EACH_TOKEN = ("prediction.", "joint.prediction", "joint.out")
 # float32 numbers in a line of a CPU's cache. Transposing so many rows at a time is six times as fast as all at once.
 _LINE = 16
 
@@ -30,6 +34,9 @@ def lay_out(module: nn.Module) -> None:
     one block, for which numpy asks the system for large pages: so one row is multiplied as fast as memory is read.
     Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
     """
+    for each in module.modules():
+        if isinstance(each, FastConformer):
+            each.subsampling = CpuSubsampling(each.subsampling)
     _replace(module, _prepacked)
     modules = module.modules()
     matrices: list[Any] = [each for each in modules if isinstance(each, nn.Linear | nn.Embedding)]
@@ -58,8 +65,8 @@ def _prepacked(_: str, layer: nn.Module) -> nn.Module:
     # Of what it takes to pack a weight, malloc could use too little again for the next one.
     allocator.give_back_freed_memory()
     if isinstance(layer, Embedding):
-        return PrepackedEmbedding(weight.copy())
-    return PrepackedLinear(weight, None if layer.bias is None else np.array(layer.bias))
+        return ProductEmbedding(weight.copy(), prepacked.product(weight))
+    return ProductLinear(prepacked.product(weight), None if layer.bias is None else np.array(layer.bias))
 
 
 def take_packed(
@@ -67,7 +74,8 @@ def take_packed(
 ) -> None:
     """Prepare `module` for the packed weights of `layers`, which are from `path`, and `weights` for its layers.
 
-    A CPU that is fast at it computes in 8 bits. Others have no fast product of packed weights and unpack them.
+    A CPU that is fast at it computes them in 8 bits, and with them the other layers that are read for each token.
+    Others have no fast product of packed weights and unpack them.
     """
     if not int8.is_fast():
         log.warning(
@@ -77,21 +85,42 @@ def take_packed(
         for layer in layers:
             weights[f"{layer}.weight"] = _unpacked(weights, layer, quantization)
         return
-    log.info("%d layers of %d bits are computed in 8 bits", len(layers), quantization.bits)
-    shapes = {name: layer.weight.shape for name, layer in module.named_modules() if name in layers}
+    chosen = {
+        name: layer for name, layer in module.named_modules() if name in layers or is_read_for_each_token(name, layer)
+    }
+    more = len(chosen) - len(layers)
+    log.info("%d layers of %d bits and %d of more are computed in 8 bits", len(layers), quantization.bits, more)
+    shapes = {name: layer.weight.shape for name, layer in chosen.items()}
     kept = packed_file.read(path, shapes)
-    quantized = kept or {name: int8.quantized(_unpacked(weights, name, quantization)) for name in shapes}
+    quantized = kept or {
+        name: int8.quantized(_unpacked(weights, name, quantization) if name in layers else weights[f"{name}.weight"])
+        for name in shapes
+    }
     if not kept:
         packed_file.write(path, quantized)
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
-        if name not in layers:
+        if name not in shapes:
             return layer
-        for part in ("weight", "scales", "biases"):
-            weights.pop(f"{name}.{part}", None)
-        return Int8Linear(*quantized.pop(name), weights.pop(f"{name}.bias", None))
+        if isinstance(layer, Linear):
+            for part in ("weight", "scales", "biases"):
+                weights.pop(f"{name}.{part}", None)
+        return in_8_bits(layer, quantized.pop(name), weights.pop(f"{name}.bias", None))
 
     _replace(module, replaced)
+
+
+def in_8_bits(layer: nn.Module, quantized: Quantized, bias: mx.array | None) -> nn.Module:
+    """What computes a Linear in 8 bits, or the scores of an Embedding."""
+    product = int8.product(*quantized)
+    if isinstance(layer, Embedding):
+        return ProductEmbedding(layer.weight, product)
+    return ProductLinear(product, None if bias is None else np.array(bias.astype(mx.float32)))
+
+
+def is_read_for_each_token(name: str, layer: nn.Module) -> bool:
+    """Whether it is a head, or a linear layer of what a transducer computes for each token."""
+    return isinstance(layer, Embedding) or (isinstance(layer, Linear) and name.startswith(_FOR_EACH_TOKEN))
 
 
 def _replace(module: nn.Module, replaced: Callable[[str, nn.Module], nn.Module]) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 _IR_VERSION, _OPSET = 8, 18
 _TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}
 _FLOAT, _EXTERNAL = _TYPES["float32"], 1
-_FLOAT_ATTRIBUTE, _INT_ATTRIBUTE = 1, 2
+_FLOAT_ATTRIBUTE, _INT_ATTRIBUTE, _INTS_ATTRIBUTE = 1, 2, 7
 # onnxruntime's own operators.
 _EXTENSIONS = "com.microsoft"
 
 
-def node(operator: str, inputs: Sequence[str], output: str, *, extension: bool = False, **attributes: float) -> bytes:
+def node(
+    operator: str, inputs: Sequence[str], output: str, *, extension: bool = False, **attributes: float | list[int]
+) -> bytes:
     """One operation. An input without a name is left out. extension: it is one of onnxruntime's own."""
     content = b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(4, operator)
     content += b"".join(_field(5, _attribute(name, value)) for name, value in attributes.items())
@@ -46,7 +48,9 @@ def graph(
     return _field(1, _IR_VERSION) + operators + _field(7, content)
 
 
-def _attribute(name: str, value: float) -> bytes:
+def _attribute(name: str, value: float | list[int]) -> bytes:
+    if isinstance(value, list):
+        return _field(1, name) + b"".join(_field(8, each) for each in value) + _field(20, _INTS_ATTRIBUTE)
     if isinstance(value, int):
         return _field(1, name) + _field(3, value) + _field(20, _INT_ATTRIBUTE)
     return _field(1, name) + _varint(2 << 3 | 5) + struct.pack("<f", value) + _field(20, _FLOAT_ATTRIBUTE)

@@ -21,7 +21,7 @@ from model.safetensors_writer import write_safetensors
 log = logging.getLogger(__name__)
 
 SUFFIX = ".int8"
-_VERSION = "3"
+_VERSION = "4"
 # Partial files of this age were left by processes that were killed.
 _ABANDONED_S = 600
 # The parts of a layer's weight, as tensors of the file.

@@ -1,4 +1,4 @@
-"""Products with a weight that is packed once, by onnxruntime.
+"""Linear layers whose weights are packed once, by onnxruntime. They are made by `prepacked` and `int8`.
 
 onnxruntime would start threads for every weight. Threads for the whole process would make other sessions fail unless
 they ask for them: the speech detector's, and those of programs that import `Canary`. So many rows are shared between
@@ -13,10 +13,14 @@ from functools import cache
 
 import numpy as np
 
+from model.arrays import Array
 from model.cpu.session import session
+from model.layers import Layer
 
 # What each thread gets at least.
 _ROWS = 32
+# 40 s of audio. malloc does not keep the memory of larger results (see `allocator`): the system would zero it anew.
+_MOST_ROWS = 500
 
 
 def thread_count() -> int:
@@ -43,8 +47,45 @@ class Product:
         return np.concatenate([self._computed(first), *(each.result() for each in waiting)])
 
     def _computed(self, rows: np.ndarray) -> np.ndarray:
-        (found,) = self._session.run(["product"], {"rows": rows})
-        return found
+        if len(rows) <= _MOST_ROWS:
+            (found,) = self._session.run(["product"], {"rows": rows})
+            return found
+        return np.concatenate([self._computed(part) for part in np.array_split(rows, -(-len(rows) // _MOST_ROWS))])
+
+
+class ProductLinear(Layer):
+    def __init__(self, product: Product, bias: np.ndarray | None):
+        """product: (R, I) → (R, O); bias: (O,)"""
+        super().__init__()
+        self._product = product
+        self._bias = bias
+
+    def __call__(self, x: Array) -> Array:
+        """(…, I) → (…, O)"""
+        xp = self.xp
+        return xp.asarray(_with_bias(self._product, xp.to_numpy(x), self._bias), x.dtype)
+
+
+class ProductEmbedding(Layer):
+    """A vector for each token; a head scores tokens by its own product."""
+
+    def __init__(self, weight: Array, head: Product):
+        """weight: the vectors (V, M); head: (R, M) → (R, V)"""
+        super().__init__()
+        self.weight = weight
+        self._head = head
+
+    def scores(self, x: Array, bias: Array) -> Array:
+        """(…, M) with bias (V,) → (…, V), float32"""
+        xp = self.xp
+        return xp.asarray(_with_bias(self._head, xp.to_numpy(x), xp.to_numpy(bias)))
+
+
+def _with_bias(product: Product, x: np.ndarray, bias: np.ndarray | None) -> np.ndarray:
+    found = product(x.reshape(-1, x.shape[-1]))
+    if bias is not None:
+        found += bias
+    return found.reshape(*x.shape[:-1], found.shape[-1])
 
 
 @cache

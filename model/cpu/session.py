@@ -18,16 +18,21 @@ def runtime() -> ModuleType:
     return onnxruntime
 
 
-def session(graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None) -> Any:
-    """An InferenceSession. graph: a file, or from `model.cpu.onnx_graph` with its weights, which are copied."""
+def session(graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None, optimized: bool = False) -> Any:
+    """An InferenceSession.
+
+    graph: a file, or from `model.cpu.onnx_graph` with its weights, which are copied; optimized: let onnxruntime choose
+    other operations and layouts for it. For a file it always does.
+    """
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     if isinstance(graph, bytes):
-        # There is nothing to optimize, and malloc keeps freed memory already.
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        # malloc keeps freed memory already.
         options.enable_cpu_mem_arena = False
+        if not optimized:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if weights:
         # They share the arrays' memory, which the session copies.
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(each)) for each in weights.values()]

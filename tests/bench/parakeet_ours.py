@@ -7,13 +7,15 @@ from worker import Job, Run, Stages, work
 from convert.hub import resolve
 from model.arrays import on_cpu
 from model.decoding import DecodingOptions
+from model.loading import load as load_model
 from model.parakeet.model import ParakeetModel
 from model.task import AUTO, Task
 
 
 def load(archive: Path) -> Run:
     dtype = "float32" if on_cpu() else "bfloat16"
-    parakeet = ParakeetModel.load(resolve(archive, dtype=dtype), dtype)
+    parakeet = load_model(resolve(archive, dtype=dtype), dtype)
+    assert isinstance(parakeet, ParakeetModel)
 
     def run(job: Job, stages: Stages) -> list[list[int]]:
         encoded = parakeet.encodings(job.waveforms)

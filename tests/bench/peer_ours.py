@@ -9,12 +9,14 @@ from convert.hub import resolve
 from model.arrays import on_cpu
 from model.canary.model import CanaryModel
 from model.canary.rows import Utterance
+from model.loading import load as load_model
 from server.cli.bench.stages import EndlessBatch
 
 
 def load(archive: Path) -> Run:
     dtype = "float32" if on_cpu() else "bfloat16"
-    canary = CanaryModel.load(resolve(archive, dtype=dtype), dtype)
+    canary = load_model(resolve(archive, dtype=dtype), dtype)
+    assert isinstance(canary, CanaryModel)
     own_bias = canary.head.bias
 
     def run(job: Job, stages: Stages) -> list[list[int]]:

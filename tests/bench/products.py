@@ -9,15 +9,13 @@ import argparse
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import torch
 
 from model.arrays import numpy as numpy_arrays
-from model.cpu import int8
-from model.cpu.prepacked import PrepackedLinear
+from model.cpu import int8, prepacked
 from model.process import prepare_process
 from tests.bench.machine import cpu_name
 
@@ -30,15 +28,14 @@ def ways(weight: np.ndarray) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Each takes rows (R, I) and gives (R, O), for a weight (O, I)."""
     as_numpy_reads = np.ascontiguousarray(weight.T).T
     in_16_bits = torch.from_numpy(weight).bfloat16()
-    in_8_bits: Any = int8.Int8Linear(*int8.quantized(mx.array(weight)), None)
-    in_8_bits.xp = numpy_arrays
+    in_8_bits = int8.product(*int8.quantized(mx.array(weight)))
 
     def bfloat16(x: np.ndarray) -> np.ndarray:
         return torch.nn.functional.linear(torch.from_numpy(x).bfloat16(), in_16_bits).float().numpy()
 
     return {
         "float32, numpy": lambda x: numpy_arrays.linear(x, as_numpy_reads, None),
-        "float32, onnxruntime": PrepackedLinear(weight, None),
+        "float32, onnxruntime": prepacked.product(weight),
         "bfloat16, torch": bfloat16,
         "8 bits, onnxruntime": in_8_bits,
     }

@@ -22,8 +22,8 @@ from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary.model import CanaryModel
 from model.config import WEIGHTS_FILE
-from model.cpu.int8 import Int8Linear, quantized
-from model.cpu.layout import lay_out
+from model.cpu import int8
+from model.cpu.layout import in_8_bits, is_read_for_each_token, lay_out
 from model.task import Task
 from server.cli.bench.stages import sound
 from tests.toy.grammar import LANGUAGES
@@ -101,10 +101,12 @@ def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) 
 
 
 def computing_in_8_bits(canary: CanaryModel) -> CanaryModel:
-    """The model with its large layers as a CPU computes them that is fast at it."""
+    """The model as a CPU computes it that is fast at it."""
 
     def replaced(name: str, layer: nn.Module) -> nn.Module:
-        return Int8Linear(*quantized(layer.weight), layer.get("bias")) if is_large(f"{name}.weight") else layer
+        if not is_large(f"{name}.weight") and not is_read_for_each_token(name, layer):
+            return layer
+        return in_8_bits(layer, int8.quantized(layer.weight), layer.get("bias"))
 
     canary.update_modules(tree_map_with_path(replaced, canary.leaf_modules(), is_leaf=nn.Module.is_module))
     return canary

@@ -12,7 +12,7 @@ import json, resource
 import mlx.nn as nn
 import numpy as np, psutil
 from model.cpu.layout import lay_out
-from model.cpu.prepacked import PrepackedLinear
+from model.cpu.products import ProductLinear
 from model.layers import Linear
 from model.process import prepare_process
 
@@ -27,7 +27,7 @@ def used(count):
     module = Layers(count)
     lay_out(module)
     for layer in module.layers:
-        assert type(layer) is PrepackedLinear
+        assert type(layer) is ProductLinear
         layer(np.ones((16, 1024), np.float32))
     return module
 

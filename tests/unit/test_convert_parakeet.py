@@ -17,6 +17,7 @@ from convert.parakeet import parakeet_table
 from convert.weights import DROPPED
 from model import memory
 from model.config import EncoderConfig, PreprocessorConfig, TokenizerConfig, read_config
+from model.cpu.products import ProductLinear
 from model.parakeet.config import JointConfig, ParakeetConfig, PredictionConfig
 from model.parakeet.model import ParakeetModel
 from model.task import AUTO, Task, TaskError
@@ -186,6 +187,27 @@ def test_quantizing_packs_the_encoder_and_leaves_the_heads(tmp_path):
     assert len(packed) == 16
     assert all(name.startswith("encoder.layers.") for name in packed)
     assert ParakeetModel.load(folder, "float32").config.quantization is not None
+
+
+def test_a_cpu_that_is_fast_at_8_bits_computes_what_a_token_takes_in_them_too(tmp_path, monkeypatch):
+    folder = converted(tmp_path, quantize=8, group_size=32)
+    monkeypatch.setattr("model.arrays.on_cpu", lambda: True)
+    monkeypatch.setenv("CANARY_ARRAYS", "numpy")
+    monkeypatch.setattr("model.cpu.int8._instructions", lambda: {"avx_vnni"})
+    parakeet = ParakeetModel.load(folder, "float32")
+    in_8_bits = {name for name, layer in parakeet.named_modules() if isinstance(layer, ProductLinear)}
+    assert {name for name in in_8_bits if not name.startswith("encoder.")} == {
+        "prediction.layers.0",
+        "joint.prediction",
+        "joint.out",
+    }
+    assert len(in_8_bits) == 16 + 3
+    monkeypatch.setattr("model.cpu.int8._instructions", set)
+    slow = ParakeetModel.load(folder, "float32")
+    frames, texts = (np.random.default_rng(k).standard_normal((5, slow.config.joint.hidden)) for k in (1, 2))
+    logits = slow.joint(frames.astype(np.float32), texts.astype(np.float32))
+    found = parakeet.joint(frames.astype(np.float32), texts.astype(np.float32))
+    assert 0 < np.abs(found - logits).max() < 0.02 * np.abs(logits).max()
 
 
 def test_preserve_keys_keeps_nemos_names_and_layouts(tmp_path):

@@ -12,8 +12,8 @@ from model.canary.beam import _top
 from model.canary.generate import RunningBatch
 from model.cpu.layout import lay_out
 from model.decoding import DecodingOptions, Encoded
-from model.encoder import subsampled
 from model.layers import Linear
+from model.subsampling import subsampled
 from tests.unit.conftest import MAX_SEQUENCE, tiny_canary
 
 FREE = DecodingOptions(max_new_tokens=24)

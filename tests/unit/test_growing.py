@@ -5,7 +5,7 @@ import pytest
 
 import model.listening
 from model.cpu.layout import lay_out
-from model.encoder import subsampled
+from model.subsampling import subsampled
 from tests.unit.conftest import noise, tiny_canary
 
 RATE = 16_000

@@ -10,7 +10,7 @@ import pytest
 from convert.convert import ConversionConfig, convert
 from model.canary.model import CanaryModel
 from model.cpu import int8, packed_file
-from model.cpu.int8 import Int8Linear
+from model.cpu.products import ProductLinear
 from server.cli.verify import verify
 from tests import archives
 
@@ -52,16 +52,16 @@ def kept_in(folder: Path) -> Path:
 
 def encoding(folder: Path) -> np.ndarray:
     canary = CanaryModel.load(folder, "float32")
-    assert len([layer for layer in canary.modules() if isinstance(layer, Int8Linear)]) == 18
+    assert len([layer for layer in canary.modules() if isinstance(layer, ProductLinear)]) == 18
     return canary.encode(np.random.default_rng(1).standard_normal((1, 80, 128)).astype(np.float32))
 
 
 def test_weights_in_8_bits_are_kept_by_the_first_load_and_compute_the_same_in_the_next(folder, made):
     first = encoding(folder)
-    assert len(made) == 18
+    assert len(made) == 19
     written = kept_in(folder).read_bytes()
     assert np.array_equal(encoding(folder), first)
-    assert len(made) == 18
+    assert len(made) == 19
     assert kept_in(folder).read_bytes() == written
     assert not list(folder.glob(".*"))
 
@@ -75,7 +75,7 @@ def emptied(path: Path) -> None:
 
 
 def with_another_header(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"version":"3"', b'"version":"0"'))
+    path.write_bytes(path.read_bytes().replace(b'"version":"4"', b'"version":"0"'))
 
 
 def with_a_broken_header(path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_file_of_weights_in_8_bits_that_is_damaged_or_of_another_version_is_ma
     damage(kept_in(folder))
     caplog.clear()
     assert np.array_equal(encoding(folder), first)
-    assert len(made) == 36
+    assert len(made) == 38
     assert "it is made again" in caplog.text
     assert kept_in(folder).read_bytes() == written
 
@@ -126,7 +126,7 @@ def test_weights_in_8_bits_of_a_model_that_was_replaced_are_made_again(folder, m
     other = convert(ConversionConfig(source=archive, output=tmp_path / "other", quantize=8, group_size=32))
     shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")
     assert not np.array_equal(encoding(folder), first)
-    assert len(made) == 36
+    assert len(made) == 38
     assert np.array_equal(encoding(folder), encoding(other))
 
 
@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_written_to_is_loaded_without_keeping_weights_in
     assert f"8-bit weights are not kept in {kept_in(folder)}: No space left on device" in caplog.text
     assert sorted(path.name for path in folder.iterdir() if "int8" in path.name) == []
     assert np.array_equal(encoding(folder), first)
-    assert len(made) == 36
+    assert len(made) == 38
 
 
 def test_what_a_killed_process_left_half_written_is_removed_when_it_is_old(folder):

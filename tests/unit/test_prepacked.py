@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from model.arrays import numpy as numpy_arrays
 from model.cpu import prepacked, products
 from model.cpu.layout import lay_out
-from model.cpu.prepacked import PrepackedEmbedding, PrepackedLinear
+from model.cpu.products import ProductEmbedding, ProductLinear
 from model.decoding import DecodingOptions
 from model.layers import Embedding, Linear
 from model.parakeet.config import PredictionConfig
 from model.parakeet.prediction import PredictionNetwork
 from tests.unit.conftest import tiny_canary
 
-ROWS = (1, 2, 3, 4, 8, 16, 17, 125)
+ROWS = (1, 2, 3, 4, 8, 16, 17, 125, 1250)
 
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
@@ -46,12 +47,19 @@ def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
+def linear(weight: np.ndarray, bias: np.ndarray | None = None) -> ProductLinear:
+    """Prepacked, for numpy's arrays."""
+    layer = ProductLinear(prepacked.product(weight), bias)
+    layer.xp = numpy_arrays
+    return layer
+
+
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize(("outputs", "inputs"), [(256, 256), (2048, 512), (1000, 257), (5, 3)])
 def test_products_are_exact_to_float32_for_any_number_of_rows(outputs, inputs):
     weight, bias, x = drawn(outputs, inputs), drawn(outputs), drawn(max(ROWS), inputs)
     exact = x.astype(np.float64) @ weight.T.astype(np.float64)
-    without, layer = PrepackedLinear(weight, None), PrepackedLinear(weight, bias)
+    without, layer = linear(weight), linear(weight, bias)
     for rows in ROWS:
         np.testing.assert_allclose(without(x[:rows]), exact[:rows], atol=1e-6 * inputs)
         np.testing.assert_allclose(layer(x[:rows]), exact[:rows] + bias, atol=1e-6 * inputs)
@@ -60,7 +68,7 @@ def test_products_are_exact_to_float32_for_any_number_of_rows(outputs, inputs):
 
 @pytest.mark.usefixtures("threads")
 def test_a_rows_product_does_not_depend_on_the_other_rows():
-    layer, x = PrepackedLinear(drawn(1024, 512), None), drawn(125, 512)
+    layer, x = linear(drawn(1024, 512)), drawn(max(ROWS), 512)
     together = layer(x)
     for rows in ROWS:
         np.testing.assert_allclose(layer(x[:rows]), together[:rows], atol=2e-5)
@@ -70,20 +78,20 @@ def test_a_rows_product_does_not_depend_on_the_other_rows():
 def test_a_product_reads_rows_of_any_stride_and_leaves_them_as_they_are():
     weight, x = drawn(256, 256), drawn(256, 8)
     before = x.copy()
-    np.testing.assert_allclose(PrepackedLinear(weight, None)(x.T), x.T @ weight.T, atol=2e-4)
+    np.testing.assert_allclose(linear(weight)(x.T), x.T @ weight.T, atol=2e-4)
     assert np.array_equal(x, before)
 
 
 def test_a_prepacked_weight_keeps_nothing_of_the_array_that_it_was_made_from():
     weight, x = drawn(256, 256), drawn(2, 256)
     expected = x @ weight.T
-    layer = PrepackedLinear(weight, None)
+    layer = linear(weight)
     weight[:] = 0
     np.testing.assert_allclose(layer(x), expected, atol=2e-4)
 
 
 def test_many_rows_are_shared_between_threads_and_few_are_not(monkeypatch):
-    layer, by_thread = PrepackedLinear(drawn(256, 256), None), defaultdict(list)
+    layer, by_thread = linear(drawn(256, 256)), defaultdict(list)
     session = layer._product._session
 
     class Seen:
@@ -115,8 +123,8 @@ def test_wide_layers_and_a_heads_embedding_are_prepacked_and_compute_the_same():
     before = module.narrow(module.layers[1](module.layers[0](x)))
     scores, vectors = module.embedding.scores(x, bias), module.embedding.weight[mx.array(tokens)]
     lay_out(module)
-    assert [type(layer) for layer in module.layers] == [PrepackedLinear] * 2
-    assert (type(module.narrow), type(module.embedding)) == (Linear, PrepackedEmbedding)
+    assert [type(layer) for layer in module.layers] == [ProductLinear] * 2
+    assert (type(module.narrow), type(module.embedding)) == (Linear, ProductEmbedding)
     assert tree_flatten(module.parameters()) == []
     rows = np.array(x)
     np.testing.assert_allclose(module.narrow(module.layers[1](module.layers[0](rows))), before, atol=1e-4)
@@ -177,7 +185,7 @@ def test_a_parakeets_lstm_layers_are_prepacked_and_compute_the_same():
     tokens, memory = [3, 20, 7], [drawn(3, 12) for _ in range(4)]
     output, after = network(mx.array(tokens), [mx.array(each) for each in memory])
     lay_out(network)
-    assert [type(layer) for layer in network.layers] == [PrepackedLinear] * 2
+    assert [type(layer) for layer in network.layers] == [ProductLinear] * 2
     found, found_after = network(tokens, memory)
     np.testing.assert_allclose(found, output, atol=1e-5)
     for one, other in zip(found_after, after, strict=True):

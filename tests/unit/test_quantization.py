@@ -16,7 +16,7 @@ from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.config import ConfigError, QuantizationConfig, WeightsError, read_config
 from model.cpu import int8
-from model.cpu.int8 import Int8Linear
+from model.cpu.products import ProductLinear
 from tests import archives
 
 # The encoder is 32 wide, which groups of 32 fill; the decoder 48, which they do not, but for its inner layer of 192.
@@ -163,8 +163,8 @@ def test_a_slow_cpu_unpacks_which_is_said_and_computes_what_the_packed_numbers_s
 def test_a_fast_cpu_computes_in_8_bits_what_the_packed_numbers_stand_for(packed, caplog, monkeypatch):
     caplog.set_level("INFO", "model")
     canary = CanaryModel.load(packed, "float32")
-    assert "18 layers of 8 bits are computed in 8 bits" in caplog.text
-    replaced = {name for name, layer in canary.named_modules() if isinstance(layer, Int8Linear)}
+    assert "18 layers of 8 bits and 1 of more are computed in 8 bits" in caplog.text
+    replaced = {name for name, layer in canary.named_modules() if isinstance(layer, ProductLinear)}
     weights = load_file(packed / "model.safetensors")
     assert replaced == {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
     found = canary.encode(mel())
@@ -241,19 +241,24 @@ def test_a_packed_weight_without_its_offsets_is_refused(packed):
         CanaryModel.load(packed)
 
 
+def in_8_bits(weight: np.ndarray | mx.array, bias: np.ndarray | None = None) -> ProductLinear:
+    """For MLX's arrays."""
+    return ProductLinear(int8.product(*int8.quantized(mx.array(weight))), bias)
+
+
 def test_a_product_in_8_bits_is_exact_where_whole_numbers_are_asked_for():
     rng = np.random.default_rng(2)
     weight, x = (rng.integers(-127, 128, shape).astype(np.float32) for shape in ((48, 32), (2, 5, 32)))
     # The largest number of a row is what its others are rounded against.
     weight[:, 0] = x[..., 0] = 127
     bias = rng.standard_normal(48).astype(np.float32)
-    found = Int8Linear(*int8.quantized(mx.array(weight)), mx.array(bias))(mx.array(x))
+    found = in_8_bits(weight, bias)(mx.array(x))
     np.testing.assert_allclose(np.array(found), x @ weight.T + bias, rtol=1e-6)
 
 
 def test_a_row_in_8_bits_gets_what_it_gets_alone_whatever_its_company():
     rng = np.random.default_rng(3)
-    layer = Int8Linear(*int8.quantized(mx.array(rng.standard_normal((48, 32)).astype(np.float32))), None)
+    layer = in_8_bits(rng.standard_normal((48, 32)).astype(np.float32))
     rows = rng.standard_normal((80, 32)).astype(np.float32) * np.logspace(-6, 6, 80, dtype=np.float32)[:, None]
     alone = np.concatenate([np.array(layer(mx.array(row[None]))) for row in rows])
     for count in (2, 5, 16, 33, 80):
@@ -264,13 +269,13 @@ def test_rows_of_zeros_are_the_bias_in_8_bits():
     bias = np.arange(48, dtype=np.float32)
     weight = np.ones((48, 32), np.float32)
     weight[3] = 0
-    layer = Int8Linear(*int8.quantized(mx.array(weight)), mx.array(bias))
+    layer = in_8_bits(weight, bias)
     assert np.array_equal(np.array(layer(mx.zeros((2, 32)))), np.stack([bias, bias]))
     assert np.array_equal(np.array(layer(mx.ones((1, 32))))[0, 2:5], [2 + 32, 3, 4 + 32])
 
 
 def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
-    layer = Int8Linear(*int8.quantized(mx.ones((48, 32), mx.bfloat16)), mx.ones((48,), mx.bfloat16))
+    layer = in_8_bits(mx.ones((48, 32), mx.bfloat16), np.ones(48, np.float32))
     found = layer(mx.ones((3, 32), mx.bfloat16))
     assert found.dtype == mx.bfloat16
     assert np.array_equal(np.array(found.astype(mx.float32)), np.full((3, 48), 33))
