@@ -15,40 +15,26 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
 
 from model.decoding import DecodingOptions
-from model.family import Model, ModelConfig
+from model.family import Model
 from model.process import prepare_process
-from model.task import Task, TaskError
-from model.tokenizer import Tokenizer
+from model.task import Task
 from model.transcript import Transcript
-from server.engine.batching import Batcher, Pass, PassResult
-from server.engine.failure import Failure, reason_for
+from server.engine.batching import Batcher
+from server.engine.failure import Failure, for_the_caller, reason_for
+from server.engine.info import ModelInfo
+from server.engine.passes import Pass, PassResult
 from server.engine.waiting import INTERACTIVE, LIVE, PassQueue, Waiting
 from server.engine.watchdog import Heartbeat, Watchdog, Work
-from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed, WaitedTooLong
+from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, WaitedTooLong
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The loaded model, for other threads and for people."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    dtype: str
-    device: str
-    load_s: float
-
-    @property
-    def name(self) -> str:
-        return self.config.name
 
 
 class Engine:
@@ -74,6 +60,9 @@ class Engine:
         self._changed = threading.Condition()
         self._queue = PassQueue()
         self._clock = clock
+        # The passes that are being encoded, and until when that has been charged.
+        self._encoding: Sequence[Waiting] = []
+        self._charged_until = 0.0
         self._accepted = 0
         self._running: dict[int, Waiting] = {}
         self._cancelled: set[int] = set()
@@ -287,7 +276,7 @@ class Engine:
             )
             self._refuse_line()
             return
-        batcher = Batcher(model, self._max_rows, self._heartbeat.beat)
+        batcher = Batcher(model, self._max_rows, self._heartbeat.beat, self._let_looks_go_first)
         self._watchdog.start()
         try:
             while self._wait_for_work():
@@ -301,19 +290,34 @@ class Engine:
             self._tell_all()
 
     def _turn(self, batcher: Batcher) -> None:
-        # A method of its own, so that its outcomes are not kept while the engine waits for work.
         self._free_cancelled(batcher)
-        joining = self._admit(batcher)
-        began = self._clock()
-        outcomes = batcher.join([(request.number, request.wanted) for request in joining])
-        self._charge(joining, [len(request.wanted.waveform) + 1 for request in joining], began)
-        stepping = self._unfinished(outcomes)
-        began = self._clock()
-        outcomes += batcher.step()
-        self._charge(stepping, [request.wanted.rows for request in stepping], began)
+        self._advance(batcher, self._admit(batcher))
         self._heartbeat.rest()
+
+    def _advance(self, batcher: Batcher, joining: Sequence[Waiting]) -> None:
+        """Encode passes and add them to the batch, then one step of all in it."""
+        # A method of its own, so that its outcomes are not kept while the engine waits for work.
+        self._encoding, self._charged_until = joining, self._clock()
+        outcomes = batcher.join([(request.number, request.wanted) for request in joining])
+        self._charge_encoding()
+        stepping, began = self._in_batch(batcher), self._clock()
+        outcomes += batcher.step()
+        self._charge(stepping, [request.wanted.rows for request in stepping], self._clock() - began)
         self._retire(outcomes)
         self._rows = batcher.rows
+
+    def _let_looks_go_first(self, batcher: Batcher) -> None:
+        """Between two layers of an encoding: run the looks at growing audio that are next, until they are done.
+
+        Only those that are next together, so that the encoding goes on, however many there are.
+        """
+        self._charge_encoding()
+        encoding = self._encoding
+        if looks := self._admit(batcher, only_looks=True):
+            self._advance(batcher, looks)
+            while any(look.number in self._running for look in looks):
+                self._advance(batcher, [])
+        self._encoding, self._charged_until = encoding, self._clock()
 
     def _load(self) -> Model:
         began = time.monotonic()
@@ -341,11 +345,16 @@ class Engine:
         for number in cancelled:
             batcher.cancel(number)
 
-    def _admit(self, batcher: Batcher) -> list[Waiting]:
-        """The next passes to join, in order: as many as have room and are encoded together. None overtakes another."""
+    def _admit(self, batcher: Batcher, only_looks: bool = False) -> list[Waiting]:
+        """The next passes to join, in order: as many as have room and are encoded together. None overtakes another.
+
+        only_looks: stop at one that is no look at growing audio.
+        """
         admitted: list[Waiting] = []
         with self._changed:
             while request := self._queue.next(any(other.priority == LIVE for other in self._running.values())):
+                if only_looks and not request.wanted.grows:
+                    break
                 if not batcher.has_room_for(request.wanted, [other.wanted for other in admitted]):
                     break
                 self._queue.take(request)
@@ -358,15 +367,20 @@ class Engine:
                     admitted.append(request)
         return admitted
 
-    def _unfinished(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> list[Waiting]:
-        """The passes in the batch that have no outcome yet."""
-        finished = {number for number, _ in outcomes}
+    def _in_batch(self, batcher: Batcher) -> list[Waiting]:
+        """The passes in the batch. Others that run may still be encoded."""
         with self._changed:
-            return [request for number, request in self._running.items() if number not in finished]
+            return [request for number, request in self._running.items() if number in batcher.tickets]
 
-    def _charge(self, requests: Sequence[Waiting], sizes: Sequence[int], since: float) -> None:
-        """Divide the model's time since `since` among passes, by size."""
-        spent_s = self._clock() - since
+    def _charge_encoding(self) -> None:
+        """Charge what is being encoded for the time since it was charged last."""
+        now = self._clock()
+        sizes = [len(request.wanted.waveform) + 1 for request in self._encoding]
+        self._charge(self._encoding, sizes, now - self._charged_until)
+        self._charged_until = now
+
+    def _charge(self, requests: Sequence[Waiting], sizes: Sequence[int], spent_s: float) -> None:
+        """Divide the model's time among passes, by size."""
         with self._changed:
             for request, size in zip(requests, sizes, strict=True):
                 self._queue.charge(request, spent_s * size / sum(sizes))
@@ -379,15 +393,7 @@ class Engine:
             if request is None:
                 continue
             if isinstance(outcome, Exception):
-                request.future.set_exception(_for_the_caller(outcome))
+                request.future.set_exception(for_the_caller(outcome))
             else:
                 timing = replace(outcome.timing, queue_s=request.queue_s, model_s=request.model_s)
                 request.future.set_result(replace(outcome, timing=timing))
-
-
-def _for_the_caller(error: Exception) -> Exception:
-    """The error without its traceback, which would carry arrays to another thread; logged if unexpected."""
-    if isinstance(error, TaskError | ServiceError):
-        return error.with_traceback(None)
-    log.error("transcription failed", exc_info=error)
-    return TranscriptionFailed("The model failed on this audio; see the server's log.")

@@ -9,7 +9,7 @@ import time
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from server.engine.batching import Pass, PassResult
+from server.engine.passes import Pass, PassResult
 from server.errors import ServiceError
 
 # Priorities.

@@ -79,7 +79,7 @@ class StandIn:
     def _result(self, wanted):
         from model.decoding import Generated
         from model.transcript import Segment, Transcript
-        from server.engine.batching import PassResult, Timing
+        from server.engine.passes import PassResult, Timing
 
         # Only live passes go on from a text, be it empty.
         time.sleep(LOOK_S if wanted.prefixes else FILE_S * wanted.length_s)
