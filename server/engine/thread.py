@@ -2,7 +2,8 @@
 
 MLX arrays belong to the thread that made them, so this thread loads the model, runs it and frees it; only waveforms,
 tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
-retire, so a request joins the running batch at the next token and leaves it at its own end.
+retire, so a request joins the running batch at the next token and leaves it at its own end. Looks at growing audio
+need not wait for the next turn: they go first between the layers of a long encoding.
 
 If the loop ends for any reason, or the watchdog finds that it hangs, the engine has failed: all running and waiting
 requests get an error, and no more are accepted. A failed engine is not used again; `registry` replaces it.
@@ -29,7 +30,7 @@ from server.engine.batching import Batcher
 from server.engine.failure import Failure, for_the_caller, reason_for
 from server.engine.info import ModelInfo
 from server.engine.passes import Pass, PassResult
-from server.engine.waiting import INTERACTIVE, LIVE, PassQueue, Waiting
+from server.engine.waiting import INTERACTIVE, LIVE, Meter, PassQueue, Waiting
 from server.engine.watchdog import Heartbeat, Watchdog, Work
 from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, WaitedTooLong
 from server.settings import Settings
@@ -59,10 +60,7 @@ class Engine:
         self._max_rows = max_rows
         self._changed = threading.Condition()
         self._queue = PassQueue()
-        self._clock = clock
-        # The passes that are being encoded, and until when that has been charged.
-        self._encoding: Sequence[Waiting] = []
-        self._charged_until = 0.0
+        self._meter = Meter(self._queue, self._changed, clock)
         self._accepted = 0
         self._running: dict[int, Waiting] = {}
         self._cancelled: set[int] = set()
@@ -297,12 +295,13 @@ class Engine:
     def _advance(self, batcher: Batcher, joining: Sequence[Waiting]) -> None:
         """Encode passes and add them to the batch, then one step of all in it."""
         # A method of its own, so that its outcomes are not kept while the engine waits for work.
-        self._encoding, self._charged_until = joining, self._clock()
+        self._meter.begin(joining, [len(request.wanted.waveform) + 1 for request in joining])
         outcomes = batcher.join([(request.number, request.wanted) for request in joining])
-        self._charge_encoding()
-        stepping, began = self._in_batch(batcher), self._clock()
+        self._meter.charge()
+        stepping = self._in_batch(batcher)
+        self._meter.begin(stepping, [request.wanted.rows for request in stepping])
         outcomes += batcher.step()
-        self._charge(stepping, [request.wanted.rows for request in stepping], self._clock() - began)
+        self._meter.charge()
         self._retire(outcomes)
         self._rows = batcher.rows
 
@@ -311,13 +310,11 @@ class Engine:
 
         Only those that are next together, so that the encoding goes on, however many there are.
         """
-        self._charge_encoding()
-        encoding = self._encoding
-        if looks := self._admit(batcher, only_looks=True):
-            self._advance(batcher, looks)
-            while any(look.number in self._running for look in looks):
-                self._advance(batcher, [])
-        self._encoding, self._charged_until = encoding, self._clock()
+        with self._meter.paused():
+            if looks := self._admit(batcher, only_looks=True):
+                self._advance(batcher, looks)
+                while any(look.number in self._running for look in looks):
+                    self._advance(batcher, [])
 
     def _load(self) -> Model:
         began = time.monotonic()
@@ -371,19 +368,6 @@ class Engine:
         """The passes in the batch. Others that run may still be encoded."""
         with self._changed:
             return [request for number, request in self._running.items() if number in batcher.tickets]
-
-    def _charge_encoding(self) -> None:
-        """Charge what is being encoded for the time since it was charged last."""
-        now = self._clock()
-        sizes = [len(request.wanted.waveform) + 1 for request in self._encoding]
-        self._charge(self._encoding, sizes, now - self._charged_until)
-        self._charged_until = now
-
-    def _charge(self, requests: Sequence[Waiting], sizes: Sequence[int], spent_s: float) -> None:
-        """Divide the model's time among passes, by size."""
-        with self._changed:
-            for request, size in zip(requests, sizes, strict=True):
-                self._queue.charge(request, spent_s * size / sum(sizes))
 
     def _retire(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> None:
         for number, outcome in outcomes:
