@@ -58,9 +58,9 @@ class StandIn:
     The model beside it only gives its tokenizer.
     """
 
-    rows = 0
+    rows, tickets = 0, ()
 
-    def __init__(self, model, max_rows, beat):
+    def __init__(self, model, max_rows, beat, between_layers):
         self._tokenizer = model.tokenizer
         self._tokens = model.tokenizer.encode("The woman sees ten new houses at school every day", "en")
 
