@@ -274,9 +274,9 @@ class Engine:
             )
             self._refuse_line()
             return
-        batcher = Batcher(model, self._max_rows, self._heartbeat.beat, self._let_looks_go_first)
         self._watchdog.start()
         try:
+            batcher = Batcher(model, self._max_rows, self._heartbeat.beat, self._let_looks_go_first)
             while self._wait_for_work():
                 self._turn(batcher)
         # Also SystemExit and the like, which would end a thread silently.

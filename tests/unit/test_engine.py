@@ -315,6 +315,16 @@ async def test_files_get_their_share_of_the_model_while_live_passes_wait():
     assert now == pytest.approx(145.2)
 
 
+async def test_an_engine_whose_batch_cannot_be_made_has_failed_and_keeps_nobody_waiting(model):
+    model.running_batch = lambda: 1 / 0
+    engine = Engine(lambda: model)
+    await engine.start()
+    with pytest.raises(ModelFailed):
+        await engine.transcribe(wave(1), Task())
+    assert (engine.status, engine.failure.reason) == ("failed", "crash")
+    await engine.stop()
+
+
 class Layered(MockCanary):
     """A whole encoding takes ten layers of 0.1 s, a look's 0.02 s, and a step of the batch 0.01 s."""
 
