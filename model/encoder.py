@@ -1,6 +1,7 @@
 """FastConformer encoder: log-mel frames to one vector per 80 ms. NeMo's ConformerEncoder."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from model.growing import EncoderPast, Growing, LayerPast
 from model.layers import Layer, LayerNorm, Linear
 from model.subsampling import Subsampling, subsampled
 
+# A GPU gets so many layers at a time, since it stands still until it has the first commands of the next ones.
+LAYERS_ON_GPU = 4
 # Steps whose local attention is computed at a time.
 BLOCK = 128
 # Projected positions are kept for audio up to so many encoder steps (41 s).
@@ -209,11 +212,18 @@ class FastConformer(Layer):
         self.subsampling = Subsampling(config)
         self.layers = [ConformerLayer(config) for _ in range(config.n_layers)]
 
-    def __call__(self, mel: Array, lengths: Array = None, local: tuple[int, int] | None = None) -> Array:
+    def __call__(
+        self,
+        mel: Array,
+        lengths: Array = None,
+        local: tuple[int, int] | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> Array:
         """mel: (B, T, n_mels); lengths: (B,) valid frames, or None where all T are → (B, T', d_model).
 
         local: how many steps attention sees to the left and to the right, instead of as many as the model was trained
         with: for audio so long that T'² scores would not fit into memory.
+        between_layers: called after every few of them, see `family.Model.encodings`.
         T' is the subsampled T. Steps past a row's subsampled length are meaningless.
         """
         local = local or self._config.local_context
@@ -221,8 +231,11 @@ class FastConformer(Layer):
         lengths = None if lengths is None else xp.asarray(lengths)
         x = self._steps(mel, lengths)
         inside = None if lengths is None else (xp.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, 1):
             x = layer(x, inside, local)
+            if between_layers and not (xp.CONCURRENT and number % LAYERS_ON_GPU):
+                xp.evaluate(x)
+                between_layers()
         return x
 
     def grown(

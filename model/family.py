@@ -4,7 +4,7 @@ A family is a package beside this file (`model.canary`). `server` knows these pr
 `model.loading` picks the family of a converted folder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -121,8 +121,12 @@ class Model(Protocol):
         """Whether `encodings` pads audios to one length and encodes them in one batch, or one after the other."""
         ...
 
-    def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
-        """The encoding of each waveform, (N,) float32 at 16 kHz."""
+    def encodings(self, waveforms: list[np.ndarray], between_layers: Callable[[], None] | None = None) -> list[Encoded]:
+        """The encoding of each waveform, (N,) float32 at 16 kHz.
+
+        between_layers: called after every few of the encoder's layers, so that short work need not wait until a long
+        encoding ends. It may compute with the model.
+        """
         ...
 
     def growing_encodings(self, waveforms: list[np.ndarray], before: list[Encoded | None]) -> list[Encoded]:
@@ -133,10 +137,10 @@ class Model(Protocol):
         """
         ...
 
-    def long_encoding(self, waveform: np.ndarray) -> Encoded:
+    def long_encoding(self, waveform: np.ndarray, between_layers: Callable[[], None] | None = None) -> Encoded:
         """The encoding of a long waveform (N,), by attention to what is near: memory grows with N, not with its square.
 
-        Only for a model that takes `DecodingOptions.one_pass`.
+        between_layers: see `encodings`. Only for a model that takes `DecodingOptions.one_pass`.
         """
         ...
 

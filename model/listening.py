@@ -1,6 +1,7 @@
 """What every family's model begins with: waveforms → features → encoder vectors."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -48,19 +49,30 @@ class Listener(Layer):
             row[: len(waveform)] = waveform
         return self.preprocessor(padded, lengths)
 
-    def encode(self, mel: Array, lengths: Array = None, local: tuple[int, int] | None = None) -> Array:
+    def encode(
+        self,
+        mel: Array,
+        lengths: Array = None,
+        local: tuple[int, int] | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> Array:
         """(B, T, n_mels) and the valid frames (B,), or None if all are → (B, T', M), what text is written from.
 
-        local: see `FastConformer`. Steps of a row past its first `subsampled(length)` are meaningless.
+        local, between_layers: see `FastConformer`. Steps of a row past its first `subsampled(length)` are meaningless.
         """
-        return self.projected(self.encoder(mel, lengths, local))
+        return self.projected(self.encoder(mel, lengths, local, between_layers))
 
     def projected(self, vectors: Array) -> Array:
         """The encoder's vectors (…, D) as text is written from them: (…, M)."""
         return vectors
 
-    def encoded_together(self, waveforms: list[np.ndarray], local: tuple[int, int] | None = None) -> list[Encoded]:
-        """The encoding of each waveform as it is, computed in one padded batch. local: see `FastConformer`."""
+    def encoded_together(
+        self,
+        waveforms: list[np.ndarray],
+        local: tuple[int, int] | None = None,
+        between_layers: Callable[[], None] | None = None,
+    ) -> list[Encoded]:
+        """The encoding of each waveform as it is, computed in one padded batch. For the rest see `FastConformer`."""
         began = time.monotonic()
         mel, lengths = self.features(waveforms)
         self.xp.evaluate(mel)
@@ -68,7 +80,7 @@ class Listener(Layer):
         frames = [len(w) // self._hop_length for w in waveforms]
         # Without the frame after the last valid one, which is zero, equal lengths need no masks.
         mel = mel[:, : max(frames)]
-        encoded = self.encode(mel, None if min(frames) == max(frames) else lengths, local)
+        encoded = self.encode(mel, None if min(frames) == max(frames) else lengths, local, between_layers)
         self.xp.evaluate(encoded)
         times = had_features - began, time.monotonic() - had_features
         # NeMo's length limit counts the frame after the last valid one.

@@ -22,8 +22,9 @@ from model.task import Task
 from model.transcript import Segment
 from server.audio.decode import SAMPLE_RATE, AudioLimits, decode_blocks, header_length_s
 from server.audio.samples import sample_blocks
+from server.engine.info import ModelInfo
 from server.engine.registry import load_model
-from server.engine.thread import Engine, ModelInfo
+from server.engine.thread import Engine
 from server.engine.waiting import BULK
 from server.errors import invalid_field
 from server.longform.transcribe import AT_ONCE, OnProgress, Progress, transcribe_recording

@@ -75,11 +75,11 @@ class CanaryModel(Listener):
         hidden, _ = self.decoder.prefill(tokens, self.decoder.cross_memory(encoded, lengths))
         return self.head(hidden, self.decoder.token_embedding)
 
-    def encodings(self, waveforms: list[np.ndarray]) -> list[Encoded]:
-        """The encoding of each waveform, those shorter than a second padded."""
+    def encodings(self, waveforms: list[np.ndarray], between_layers: Callable[[], None] | None = None) -> list[Encoded]:
+        """The encoding of each waveform, those shorter than a second padded. between_layers: see `family.Model`."""
         waveforms = [at_least_a_second(w) for w in waveforms]
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
-        return [encoded for group in groups for encoded in self.encoded_together(group)]
+        return [each for group in groups for each in self.encoded_together(group, between_layers=between_layers)]
 
     def growing_encodings(self, waveforms: list[np.ndarray], before: list[Encoded | None]) -> list[Encoded]:
         """The encodings of audios (N,) that go on growing. before: that of a shorter part of each, from its beginning.
@@ -107,7 +107,7 @@ class CanaryModel(Listener):
             for encoded, memory in zip(encodings, memories, strict=True)
         ]
 
-    def long_encoding(self, waveform: np.ndarray) -> Encoded:
+    def long_encoding(self, waveform: np.ndarray, between_layers: Callable[[], None] | None = None) -> Encoded:
         """Not for a Canary: its decoder has no room for a long text."""
         raise NotImplementedError(f"{self.config.name} does not take audio of any length")
 

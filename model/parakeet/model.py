@@ -1,5 +1,6 @@
 """The whole model: `ParakeetModel.load` a converted folder, then waveforms to transcripts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -65,15 +66,20 @@ class ParakeetModel(Listener):
         """What the model in a converted folder takes in `dtype`. Raises ConfigError or WeightsError."""
         return footprint(Path(folder), read_config(folder, ParakeetConfig)).need(dtype)
 
-    def encodings(self, waveforms: list[np.ndarray], local: tuple[int, int] | None = None) -> list[Encoded]:
-        """The encoding of each waveform. local: see `FastConformer`."""
+    def encodings(
+        self,
+        waveforms: list[np.ndarray],
+        between_layers: Callable[[], None] | None = None,
+        local: tuple[int, int] | None = None,
+    ) -> list[Encoded]:
+        """The encoding of each waveform. between_layers: see `family.Model`; local: see `FastConformer`."""
         waveforms = [self._at_least_a_step(w) for w in waveforms]
         groups = [waveforms] if self.encodes_together else [[w] for w in waveforms]
-        return [encoded for group in groups for encoded in self.encoded_together(group, local)]
+        return [each for group in groups for each in self.encoded_together(group, local, between_layers)]
 
-    def long_encoding(self, waveform: np.ndarray) -> Encoded:
+    def long_encoding(self, waveform: np.ndarray, between_layers: Callable[[], None] | None = None) -> Encoded:
         """The encoding of a long waveform. Attention sees LONG_CONTEXT, or what the model was trained with."""
-        return self.encodings([waveform], self.config.encoder.local_context or LONG_CONTEXT)[0]
+        return self.encodings([waveform], between_layers, self.config.encoder.local_context or LONG_CONTEXT)[0]
 
     def _at_least_a_step(self, waveform: np.ndarray) -> np.ndarray:
         """Shorter audio zero-padded to one encoder step. NeMo refuses audio that is too short to normalise."""

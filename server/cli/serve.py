@@ -14,8 +14,8 @@ from server.cli.commands import exit_at_once_if_busy
 from server.cli.failures import chosen_settings, fail, one_line_failures
 from server.cli.supervise import become_supervisor
 from server.cli.supervised import Supervised
+from server.engine.info import ModelInfo
 from server.engine.registry import Engines
-from server.engine.thread import ModelInfo
 from server.logs import configure_logging
 from server.settings import VERSION, Settings
 from server.web.app import create_app

@@ -4,121 +4,24 @@ Knows the model; knows no threads, no queue, no requests. Everything here happen
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from model.config import SAMPLE_RATE
-from model.decoding import DecodingOptions, Detection, Encoded, Generated
+from model.decoding import Detection, Encoded, Generated
 from model.device_errors import DeviceError, is_device_failure
 from model.family import Model
 from model.task import AUTO, Task
-from model.transcript import Transcript
+from server.engine.passes import Look, Pass, PassResult, Piece, Timing
 
 # Limits of what is encoded together: seconds with padding, if there is any, and their ratio to seconds without.
 MAX_PADDED_S = 160.0
 MAX_PADDING = 1.25
-DEFAULT_OPTIONS = DecodingOptions()
 # What a device that works can always encode: a second.
 SILENCE = np.zeros(SAMPLE_RATE, np.float32)
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """What to decode in a pass over growing audio, for a model that carries state. Encoder steps count from its start.
-
-    The pass encodes the audio from `context` on. It goes on from the end of `before` with the steps up to `end` (None:
-    all), then decodes the later ones into a provisional text. before: the text so far, with its state; None at first.
-    """
-
-    context: int = 0
-    end: int | None = None
-    before: Generated | None = None
-
-    @property
-    def begin(self) -> int:
-        """The first step to decode."""
-        return self.before.state.frames if self.before else 0
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What a pass over growing audio leaves for the next one.
-
-    of: identifies the batcher that made it; texts: each task's `Generated.memory`. The model's arrays in it are already
-    computed, and only the engine's thread may compute with them.
-    """
-
-    of: object
-    encoded: Encoded
-    texts: dict[Task, Any]
-
-
-@dataclass(frozen=True, eq=False)
-class Pass:
-    """One stretch of audio, short enough for one pass, to be decoded for each of `tasks`.
-
-    waveform: (N,) float32 at 16 kHz; prefixes: the tokens that each task's text begins with, () for none; attention:
-    also return the encoder steps that each token attended to; detect_language: detect the spoken language even if every
-    task names one; piece: continue the text of the only task; start_by: the latest time to leave the queue, by the
-    monotonic clock, or None.
-    grows: the audio will grow, so return a look for the next pass; look: that of the last pass, over a shorter part of
-    the same audio. Audio that no longer grows is encoded whole; a look then only saves decode steps.
-    drafts: a guess at what follows each prefix, () for none. It changes no text, and saves time where it is right.
-    """
-
-    waveform: np.ndarray
-    tasks: tuple[Task, ...]
-    options: DecodingOptions = DEFAULT_OPTIONS
-    prefixes: tuple[tuple[int, ...], ...] = ()
-    attention: bool = False
-    detect_language: bool = False
-    piece: Piece | None = None
-    start_by: float | None = None
-    grows: bool = False
-    look: Look | None = None
-    drafts: tuple[tuple[int, ...], ...] = ()
-
-    @property
-    def rows(self) -> int:
-        """The decoder rows that it takes."""
-        return len(self.tasks) * (self.options.beam_size or 1)
-
-    @property
-    def length_s(self) -> float:
-        return len(self.waveform) / SAMPLE_RATE
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds that a pass spent in each stage. Stages shared with other passes count in full.
-
-    model_s: the model's time for this pass: shared stages count in part.
-    """
-
-    queue_s: float = 0.0
-    features_s: float = 0.0
-    encode_s: float = 0.0
-    decode_s: float = 0.0
-    model_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class PassResult:
-    """For each task: the transcript, the tokens after the prefix, and their attention (tokens, encoder steps).
-
-    For a piece: the transcript of the text so far, and two texts: the one so far, with its state, and the provisional
-    one. look: for the next pass, if the audio grows.
-    """
-
-    transcripts: tuple[Transcript, ...]
-    generated: tuple[Generated, ...]
-    attention: tuple[np.ndarray, ...]
-    detection: Detection | None
-    timing: Timing
-    look: Look | None = None
 
 
 @dataclass
@@ -147,10 +50,18 @@ class Batcher:
     passes have no outcomes.
     """
 
-    def __init__(self, model: Model, max_rows: int, beat: Beat = lambda kind, size: None):
+    def __init__(
+        self,
+        model: Model,
+        max_rows: int,
+        beat: Beat = lambda kind, size: None,
+        between_layers: Callable[["Batcher"], None] = lambda batcher: None,
+    ):
+        """between_layers: called while audio that does not grow is encoded. It may join passes that do, and step."""
         self._model = model
         self._max_rows = max_rows
         self._beat = beat
+        self._between_layers = between_layers
         self._batch = model.running_batch()
         # In looks, instead of the model, which they would keep in memory.
         self._identity = object()
@@ -167,6 +78,11 @@ class Batcher:
     def running(self) -> int:
         """Passes in the batch."""
         return len(self._running)
+
+    @property
+    def tickets(self) -> Collection[int]:
+        """Those of the passes in the batch."""
+        return self._running.keys()
 
     def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:
         """Whether it can join now, encoded together with `beside`. A pass wider than the whole batch may run alone.
@@ -230,18 +146,26 @@ class Batcher:
 
     def _encoded(self, passes: Sequence[tuple[int, Pass]]) -> list[tuple[int, Pass, Encoded | Exception]]:
         """Each pass with its encoding. If encoding them together fails, each alone, to find the one at fault."""
-        if passes:
-            self._beat("encode", len(passes) * max(wanted.length_s for _, wanted in passes))
+        if not passes:
+            return []
+        length_s = len(passes) * max(wanted.length_s for _, wanted in passes)
+
+        def between_layers() -> None:
+            self._between_layers(self)
+            self._beat("encode", length_s)
+
+        self._beat("encode", length_s)
         try:
             only = passes[0][1] if len(passes) == 1 else None
             if only and only.options.one_pass:
-                encodings = [self._model.long_encoding(only.waveform)]
-            elif passes and passes[0][1].grows:
+                encodings = [self._model.long_encoding(only.waveform, between_layers)]
+            elif passes[0][1].grows:
                 looks = [self._own(wanted.look) for _, wanted in passes]
                 waveforms = [wanted.waveform for _, wanted in passes]
                 encodings = self._model.growing_encodings(waveforms, [look and look.encoded for look in looks])
             else:
-                encodings = self._model.encodings([self._to_encode(wanted) for _, wanted in passes])
+                waveforms = [self._to_encode(wanted) for _, wanted in passes]
+                encodings = self._model.encodings(waveforms, between_layers)
         except Exception as error:
             if len(passes) == 1:
                 return [(*passes[0], self._error_of_one(error))]

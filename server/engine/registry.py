@@ -20,7 +20,8 @@ from model.family import Model
 from model.task import CanaryOnlyError, TaskError
 from server.engine.admission import Admission, most_passes
 from server.engine.failure import Failure
-from server.engine.thread import Engine, ModelInfo
+from server.engine.info import ModelInfo
+from server.engine.thread import Engine
 from server.errors import EngineStopped, ModelGivenUp, ModelLoading, ModelNotFound
 from server.settings import Settings
 

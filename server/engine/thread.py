@@ -2,7 +2,8 @@
 
 MLX arrays belong to the thread that made them, so this thread loads the model, runs it and frees it; only waveforms,
 tasks and transcripts cross. It knows no HTTP and no audio formats. Each turn of its loop is: admit → encode → step →
-retire, so a request joins the running batch at the next token and leaves it at its own end.
+retire, so a request joins the running batch at the next token and leaves it at its own end. Looks at growing audio
+need not wait for the next turn: they go first between the layers of a long encoding.
 
 If the loop ends for any reason, or the watchdog finds that it hangs, the engine has failed: all running and waiting
 requests get an error, and no more are accepted. A failed engine is not used again; `registry` replaces it.
@@ -15,40 +16,26 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
 
 from model.decoding import DecodingOptions
-from model.family import Model, ModelConfig
+from model.family import Model
 from model.process import prepare_process
-from model.task import Task, TaskError
-from model.tokenizer import Tokenizer
+from model.task import Task
 from model.transcript import Transcript
-from server.engine.batching import Batcher, Pass, PassResult
-from server.engine.failure import Failure, reason_for
-from server.engine.waiting import INTERACTIVE, LIVE, PassQueue, Waiting
+from server.engine.batching import Batcher
+from server.engine.failure import Failure, for_the_caller, reason_for
+from server.engine.info import ModelInfo
+from server.engine.passes import Pass, PassResult
+from server.engine.waiting import INTERACTIVE, LIVE, Meter, PassQueue, Waiting
 from server.engine.watchdog import Heartbeat, Watchdog, Work
-from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, TranscriptionFailed, WaitedTooLong
+from server.errors import EngineStopped, ModelFailed, QueueFull, ServiceError, WaitedTooLong
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """The loaded model, for other threads and for people."""
-
-    config: ModelConfig
-    tokenizer: Tokenizer
-    dtype: str
-    device: str
-    load_s: float
-
-    @property
-    def name(self) -> str:
-        return self.config.name
 
 
 class Engine:
@@ -73,7 +60,7 @@ class Engine:
         self._max_rows = max_rows
         self._changed = threading.Condition()
         self._queue = PassQueue()
-        self._clock = clock
+        self._meter = Meter(self._queue, self._changed, clock)
         self._accepted = 0
         self._running: dict[int, Waiting] = {}
         self._cancelled: set[int] = set()
@@ -287,9 +274,9 @@ class Engine:
             )
             self._refuse_line()
             return
-        batcher = Batcher(model, self._max_rows, self._heartbeat.beat)
         self._watchdog.start()
         try:
+            batcher = Batcher(model, self._max_rows, self._heartbeat.beat, self._let_looks_go_first)
             while self._wait_for_work():
                 self._turn(batcher)
         # Also SystemExit and the like, which would end a thread silently.
@@ -301,19 +288,33 @@ class Engine:
             self._tell_all()
 
     def _turn(self, batcher: Batcher) -> None:
-        # A method of its own, so that its outcomes are not kept while the engine waits for work.
         self._free_cancelled(batcher)
-        joining = self._admit(batcher)
-        began = self._clock()
-        outcomes = batcher.join([(request.number, request.wanted) for request in joining])
-        self._charge(joining, [len(request.wanted.waveform) + 1 for request in joining], began)
-        stepping = self._unfinished(outcomes)
-        began = self._clock()
-        outcomes += batcher.step()
-        self._charge(stepping, [request.wanted.rows for request in stepping], began)
+        self._advance(batcher, self._admit(batcher))
         self._heartbeat.rest()
+
+    def _advance(self, batcher: Batcher, joining: Sequence[Waiting]) -> None:
+        """Encode passes and add them to the batch, then one step of all in it."""
+        # A method of its own, so that its outcomes are not kept while the engine waits for work.
+        self._meter.begin(joining, [len(request.wanted.waveform) + 1 for request in joining])
+        outcomes = batcher.join([(request.number, request.wanted) for request in joining])
+        self._meter.charge()
+        stepping = self._in_batch(batcher)
+        self._meter.begin(stepping, [request.wanted.rows for request in stepping])
+        outcomes += batcher.step()
+        self._meter.charge()
         self._retire(outcomes)
         self._rows = batcher.rows
+
+    def _let_looks_go_first(self, batcher: Batcher) -> None:
+        """Between two layers of an encoding: run the looks at growing audio that are next, until they are done.
+
+        Only those that are next together, so that the encoding goes on, however many there are.
+        """
+        with self._meter.paused():
+            if looks := self._admit(batcher, only_looks=True):
+                self._advance(batcher, looks)
+                while any(look.number in self._running for look in looks):
+                    self._advance(batcher, [])
 
     def _load(self) -> Model:
         began = time.monotonic()
@@ -341,11 +342,16 @@ class Engine:
         for number in cancelled:
             batcher.cancel(number)
 
-    def _admit(self, batcher: Batcher) -> list[Waiting]:
-        """The next passes to join, in order: as many as have room and are encoded together. None overtakes another."""
+    def _admit(self, batcher: Batcher, only_looks: bool = False) -> list[Waiting]:
+        """The next passes to join, in order: as many as have room and are encoded together. None overtakes another.
+
+        only_looks: stop at one that is no look at growing audio.
+        """
         admitted: list[Waiting] = []
         with self._changed:
             while request := self._queue.next(any(other.priority == LIVE for other in self._running.values())):
+                if only_looks and not request.wanted.grows:
+                    break
                 if not batcher.has_room_for(request.wanted, [other.wanted for other in admitted]):
                     break
                 self._queue.take(request)
@@ -358,18 +364,10 @@ class Engine:
                     admitted.append(request)
         return admitted
 
-    def _unfinished(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> list[Waiting]:
-        """The passes in the batch that have no outcome yet."""
-        finished = {number for number, _ in outcomes}
+    def _in_batch(self, batcher: Batcher) -> list[Waiting]:
+        """The passes in the batch. Others that run may still be encoded."""
         with self._changed:
-            return [request for number, request in self._running.items() if number not in finished]
-
-    def _charge(self, requests: Sequence[Waiting], sizes: Sequence[int], since: float) -> None:
-        """Divide the model's time since `since` among passes, by size."""
-        spent_s = self._clock() - since
-        with self._changed:
-            for request, size in zip(requests, sizes, strict=True):
-                self._queue.charge(request, spent_s * size / sum(sizes))
+            return [request for number, request in self._running.items() if number in batcher.tickets]
 
     def _retire(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> None:
         for number, outcome in outcomes:
@@ -379,15 +377,7 @@ class Engine:
             if request is None:
                 continue
             if isinstance(outcome, Exception):
-                request.future.set_exception(_for_the_caller(outcome))
+                request.future.set_exception(for_the_caller(outcome))
             else:
                 timing = replace(outcome.timing, queue_s=request.queue_s, model_s=request.model_s)
                 request.future.set_result(replace(outcome, timing=timing))
-
-
-def _for_the_caller(error: Exception) -> Exception:
-    """The error without its traceback, which would carry arrays to another thread; logged if unexpected."""
-    if isinstance(error, TaskError | ServiceError):
-        return error.with_traceback(None)
-    log.error("transcription failed", exc_info=error)
-    return TranscriptionFailed("The model failed on this audio; see the server's log.")

@@ -6,10 +6,13 @@ Live sessions go first, but while files wait too, each kind gets its share of th
 
 import bisect
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from server.engine.batching import Pass, PassResult
+from server.engine.passes import Pass, PassResult
 from server.errors import ServiceError
 
 # Priorities.
@@ -113,3 +116,36 @@ class PassQueue:
 
     def _lane(self, request: Waiting) -> Lane:
         return self.live if request.priority == LIVE else self.files
+
+
+class Meter:
+    """Charges the model's time to the passes that it is spent on.
+
+    lock: guards the queue; clock: in seconds.
+    """
+
+    def __init__(self, queue: PassQueue, lock: AbstractContextManager[Any], clock: Callable[[], float]):
+        self._queue, self._lock, self._clock = queue, lock, clock
+        self._requests: Sequence[Waiting] = []
+        self._sizes: Sequence[int] = []
+        self._since = 0.0
+
+    def begin(self, requests: Sequence[Waiting], sizes: Sequence[int]) -> None:
+        """From now on, time is spent on these passes, divided by size."""
+        self._requests, self._sizes, self._since = requests, sizes, self._clock()
+
+    def charge(self) -> None:
+        """Charge the time since `begin`, and let go of the passes."""
+        spent_s = self._clock() - self._since
+        with self._lock:
+            for request, size in zip(self._requests, self._sizes, strict=True):
+                self._queue.charge(request, spent_s * size / sum(self._sizes))
+        self._requests, self._sizes = [], []
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile, time is spent on other passes."""
+        requests, sizes = self._requests, self._sizes
+        self.charge()
+        yield
+        self.begin(requests, sizes)

@@ -10,7 +10,7 @@ import numpy as np
 from model.decoding import DecodingOptions
 from model.task import AUTO, Task
 from model.tokenizer import Tokenizer
-from server.engine.batching import Look, Pass, PassResult
+from server.engine.passes import Look, Pass, PassResult
 from server.engine.thread import Engine
 from server.engine.waiting import LIVE
 from server.errors import QueueFull

@@ -15,7 +15,7 @@ import numpy as np
 from model.decoding import DecodingOptions, Generated
 from model.task import AUTO, Task
 from model.transcript import Word
-from server.engine.batching import Pass, PassResult, Piece
+from server.engine.passes import Pass, PassResult, Piece
 from server.engine.thread import Engine
 from server.live.decoder import run_live, token_texts
 from server.live.endpointing import SAMPLE_RATE

@@ -19,8 +19,8 @@ from model.family import ModelConfig
 from model.task import AUTO, Task, TaskError
 from model.transcript import Segment, Transcript, Word
 from server.audio.vad import SpeechDetector
-from server.engine.batching import Pass, PassResult, Timing
-from server.engine.thread import ModelInfo
+from server.engine.info import ModelInfo
+from server.engine.passes import Pass, PassResult, Timing
 from server.errors import QueueFull
 from server.longform.cutting import LONG_PAUSE_S, MARGIN_S, SAMPLE_RATE, Cutting, Piece, cut, is_silent, speech_spans
 from server.longform.joining import Joiner, kept_words, overlap_words

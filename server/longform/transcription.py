@@ -6,7 +6,7 @@ from typing import Any
 from model.decoding import Detection
 from model.task import AUTO, Task
 from model.transcript import Transcript
-from server.engine.batching import Timing
+from server.engine.passes import Timing
 from server.longform.pieces import Spans
 from server.longform.spoken import ASSUMED
 from server.text import formats

@@ -6,8 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from server.engine.batching import Timing
 from server.engine.failure import MESSAGES
+from server.engine.passes import Timing
 from server.engine.registry import Engines
 from server.live.capacity import LiveCapacity
 

@@ -145,7 +145,7 @@ class MockCanary:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def encodings(self, waveforms) -> list[SimpleNamespace]:
+    def encodings(self, waveforms, between_layers=None) -> list[SimpleNamespace]:
         self.heard += [len(waveform) for waveform in waveforms]
         self.entered.set()
         assert self.gate.wait(30)

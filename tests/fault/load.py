@@ -50,7 +50,7 @@ from tests.api.conftest import MockCanary
 speed = float(sys.argv.pop(1))
 
 class Paced(MockCanary):
-    def encodings(self, waveforms):
+    def encodings(self, waveforms, between_layers=None):
         time.sleep(sum(map(len, waveforms)) / 16_000 / speed)
         self.heard.clear()
         self.tasks.clear()

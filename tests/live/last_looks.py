@@ -23,7 +23,8 @@ import numpy as np
 
 from model.canary.model import CanaryModel
 from server.audio.vad import FRAME
-from server.engine.batching import Batcher, Pass, PassResult
+from server.engine.batching import Batcher
+from server.engine.passes import Pass, PassResult
 from server.live.decoder import EngineDecoder
 from server.live.endpointing import SAMPLE_RATE
 from server.live.segment import LiveOptions

@@ -58,9 +58,9 @@ class StandIn:
     The model beside it only gives its tokenizer.
     """
 
-    rows = 0
+    rows, tickets = 0, ()
 
-    def __init__(self, model, max_rows, beat):
+    def __init__(self, model, max_rows, beat, between_layers):
         self._tokenizer = model.tokenizer
         self._tokens = model.tokenizer.encode("The woman sees ten new houses at school every day", "en")
 
@@ -79,7 +79,7 @@ class StandIn:
     def _result(self, wanted):
         from model.decoding import Generated
         from model.transcript import Segment, Transcript
-        from server.engine.batching import PassResult, Timing
+        from server.engine.passes import PassResult, Timing
 
         # Only live passes go on from a text, be it empty.
         time.sleep(LOOK_S if wanted.prefixes else FILE_S * wanted.length_s)

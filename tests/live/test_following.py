@@ -27,7 +27,8 @@ from model.task import Task
 from model.tokenizer import load_tokenizer
 from server.audio.vad import FRAME, SpeechDetector
 from server.cli.doctor.sounds import sound
-from server.engine.batching import Batcher, Pass, PassResult, Piece
+from server.engine.batching import Batcher
+from server.engine.passes import Pass, PassResult, Piece
 from server.engine.thread import Engine
 from server.errors import EngineStopped
 from server.live.endpointing import SAMPLE_RATE, Endpointing
@@ -111,7 +112,7 @@ def test_pieces_of_given_vectors_have_the_tokens_of_the_whole_at_once(folder, mo
     # Each sample is its own number, so that the encoder knows which part it was given.
     window = np.arange(steps * STEP, dtype=np.float32)
 
-    def encodings(waveforms: list[np.ndarray]) -> list[Encoded]:
+    def encodings(waveforms: list[np.ndarray], between_layers: object = None) -> list[Encoded]:
         parts = [(int(w[0]) // STEP, int(w[-1]) // STEP + 1) for w in waveforms]
         return [Encoded(vectors[begin:end], end - begin) for begin, end in parts]
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.task import AUTO, Task
-from server.engine.batching import Pass, Timing
+from server.engine.passes import Pass, Timing
 from server.live.decoder import ENDS_AFTER, STARTS_BEFORE, EngineDecoder, timed_draft
 from server.live.endpointing import SAMPLE_RATE
 from server.live.policy import Token

@@ -10,7 +10,8 @@ from convert.convert import ConversionConfig, convert
 from model.decoding import DecodingOptions
 from model.task import Task
 from server.audio.vad import FRAME
-from server.engine.batching import Batcher, Look, Pass, PassResult
+from server.engine.batching import Batcher
+from server.engine.passes import Look, Pass, PassResult
 from server.engine.thread import Engine
 from server.live.decoder import EngineDecoder
 from server.live.endpointing import SAMPLE_RATE

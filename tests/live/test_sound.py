@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model.task import Task
-from server.engine.batching import Timing
+from server.engine.passes import Timing
 from server.engine.waiting import LIVE
 from server.errors import AudioError, QueueFull
 from server.live import connection

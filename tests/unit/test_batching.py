@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from model.canary.model import CanaryModel
 from model.decoding import DecodingOptions
 from model.task import Task
-from server.engine.batching import Batcher, Pass, PassResult
+from server.engine.batching import Batcher
+from server.engine.passes import Pass, PassResult
 
 TASKS = (
     (Task("en"),),
@@ -37,7 +38,7 @@ def encoded_once(canary: CanaryModel):
     encode, known = canary.encodings, {}
     with pytest.MonkeyPatch.context() as patch:
 
-        def encodings(waveforms):
+        def encodings(waveforms, between_layers=None):
             for waveform in waveforms:
                 if waveform.tobytes() not in known:
                     known[waveform.tobytes()] = encode([waveform])[0]

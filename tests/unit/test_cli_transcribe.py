@@ -20,7 +20,7 @@ from model.decoding import DecodingOptions, detection_from
 from model.task import Task
 from model.transcript import Segment, Transcript, Word
 from server.__main__ import main
-from server.engine.batching import Pass, PassResult, Timing
+from server.engine.passes import Pass, PassResult, Timing
 from server.errors import AudioError, TranscriptionFailed
 from tests.configs import canary_config
 

@@ -6,7 +6,8 @@ import pytest
 
 from model.device_errors import DeviceError, is_device_failure
 from model.task import Task
-from server.engine.batching import Batcher, Pass
+from server.engine.batching import Batcher
+from server.engine.passes import Pass
 from server.engine.thread import Engine
 from server.errors import ModelFailed, TranscriptionFailed
 
@@ -23,7 +24,7 @@ class FailingCanary(MockCanary):
     in_encoding: frozenset[int] = frozenset()
     in_step: frozenset[int] = frozenset()
 
-    def encodings(self, waveforms):
+    def encodings(self, waveforms, between_layers=None):
         encodings = super().encodings(waveforms)
         if self.in_encoding & {int(waveform[0]) for waveform in waveforms}:
             raise self.error

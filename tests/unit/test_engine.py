@@ -13,7 +13,8 @@ from model.canary.config import CanaryConfig
 from model.decoding import DecodingOptions, Generated
 from model.task import Task, TaskError
 from model.transcript import Transcript
-from server.engine.batching import Batcher, Pass
+from server.engine.batching import Batcher
+from server.engine.passes import Pass
 from server.engine.thread import Engine
 from server.engine.waiting import INTERACTIVE, LIVE
 from server.errors import EngineStopped, ModelFailed, QueueFull, TranscriptionFailed
@@ -37,7 +38,7 @@ class MockCanary:
     steps: int = 3
     threads: set[str] = field(default_factory=set)
 
-    def encodings(self, waveforms):
+    def encodings(self, waveforms, between_layers=None):
         numbers = [int(waveform[0]) for waveform in waveforms]
         self.threads.add(threading.current_thread().name)
         self.entered.set()
@@ -278,7 +279,7 @@ async def test_files_get_their_share_of_the_model_while_live_passes_wait():
     now, begun = 0.0, []
 
     class Timed(MockCanary):
-        def encodings(self, waveforms):
+        def encodings(self, waveforms, between_layers=None):
             nonlocal now
             begun.append((now, waveforms[0][0]))
             now += len(waveforms[0]) / 160_000
@@ -312,6 +313,92 @@ async def test_files_get_their_share_of_the_model_while_live_passes_wait():
     assert [result.timing.model_s for result in results[40:]] == pytest.approx([0.13] * 800)
     assert spent == {"files": pytest.approx(41.2), "live": pytest.approx(104.0)}
     assert now == pytest.approx(145.2)
+
+
+async def test_an_engine_whose_batch_cannot_be_made_has_failed_and_keeps_nobody_waiting(model):
+    model.running_batch = lambda: 1 / 0
+    engine = Engine(lambda: model)
+    await engine.start()
+    with pytest.raises(ModelFailed):
+        await engine.transcribe(wave(1), Task())
+    assert (engine.status, engine.failure.reason) == ("failed", "crash")
+    await engine.stop()
+
+
+class Layered(MockCanary):
+    """A whole encoding takes ten layers of 0.1 s, a look's 0.02 s, and a step of the batch 0.01 s."""
+
+    def __init__(self):
+        super().__init__(steps=1)
+        self.now, self.events = 0.0, []
+
+    def clock(self) -> float:
+        return self.now
+
+    def encodings(self, waveforms, between_layers=None):
+        self.entered.set()
+        assert self.gate.wait(10)
+        for _ in range(10):
+            self.now += 0.1
+            self.events.append(f"layer of {int(waveforms[0][0])}")
+            between_layers()
+        return super().encodings(waveforms)
+
+    def growing_encodings(self, waveforms, before):
+        self.now += 0.02
+        self.events.append(f"look {int(waveforms[0][0])}")
+        return super().encodings(waveforms)
+
+    def running_batch(self):
+        return LayeredBatch(self)
+
+
+class LayeredBatch(MockBatch):
+    def step(self):
+        if self.utterances:
+            self.model.now += 0.01
+        return super().step()
+
+
+async def test_looks_go_first_between_the_layers_of_a_files_encoding_one_group_at_a_time():
+    model = Layered()
+    # Room for one row, so that looks cannot go together.
+    engine = Engine(lambda: model, max_rows=1, clock=model.clock)  # type: ignore[arg-type, return-value]
+    await engine.start()
+    files = [asyncio.ensure_future(engine.run(Pass(wave(n), (Task(),)), INTERACTIVE)) for n in (1, 2)]
+    await asyncio.to_thread(model.entered.wait, 10)
+    looks = [asyncio.ensure_future(engine.run(Pass(wave(n), (Task(),), grows=True), LIVE)) for n in (7, 8, 9)]
+    await until(lambda: engine.waiting == 4)
+    model.gate.set()
+    done = []
+    for request in (*files, *looks):
+        request.add_done_callback(lambda r: done.append(r.result().transcripts[0].text))
+    results = await asyncio.gather(*files, *looks)
+    assert done == ["7", "8", "9", "1", "2"]
+    first, then = ["layer of 1"], ["layer of 2"]
+    assert model.events == [*first, "look 7", *first, "look 8", *first, "look 9", *first * 7, *then * 10]
+    # The file's time is its own: what went first does not count.
+    assert [result.timing.model_s for result in results] == pytest.approx([1.01] * 2 + [0.03] * 3)
+    assert engine.spent_s == {"files": pytest.approx(2.02), "live": pytest.approx(0.09)}
+    await engine.stop()
+
+
+async def test_files_get_their_share_though_looks_go_first_between_layers():
+    model = Layered()
+    engine = Engine(lambda: model, max_queue=2000, clock=model.clock)  # type: ignore[arg-type, return-value]
+    await engine.start()
+    requests = [asyncio.ensure_future(engine.run(Pass(wave(1), (Task(),)), INTERACTIVE)) for _ in range(10)]
+    # Too long to go together.
+    look = Pass(np.full(81 * 16_000, 7, np.float32), (Task(),), grows=True)
+    requests += [asyncio.ensure_future(engine.run(look, LIVE)) for _ in range(1500)]
+    await until(lambda: engine.waiting + engine.running == 1510)
+    model.gate.set()
+    await asyncio.gather(*requests)
+    # When the last of the ten files begins.
+    layers = [at for at, event in enumerate(model.events) if event == "layer of 1"]
+    live_s, files_s = model.events[: layers[90]].count("look 7") * 0.03, 9 * 1.01
+    assert 2.9 < live_s / files_s < 3.1
+    await engine.stop()
 
 
 async def test_a_full_line_refuses_the_next_request_and_takes_more_later(model):

@@ -49,6 +49,30 @@ def test_audio_without_any_settled_steps_is_encoded_whole_however_often_it_grows
         assert difference(encoded.vectors, whole.vectors) < 2e-5
 
 
+def test_growing_audio_may_be_encoded_between_the_layers_of_a_whole_encoding_which_changes_neither(canary, sound):
+    half, looks = sound[: len(sound) // 2], []
+
+    def look():
+        looks.append(growing_encoding(canary, half))
+
+    (alone,) = canary.encodings([sound])
+    (interrupted,) = canary.encodings([sound], look)
+    # The model has two layers. A GPU computes four at a time.
+    assert len(looks) == (0 if canary.xp.CONCURRENT else 2)
+    assert np.array_equal(np.array(interrupted.vectors), np.array(alone.vectors))
+    for encoded in looks:
+        assert np.array_equal(encoded.vectors, growing_encoding(canary, half).vectors)
+
+
+def test_a_gpu_lets_others_in_after_every_fourth_layer(sound):
+    canary, calls = tiny_canary(n_layers=9), []
+    canary.encodings([sound], lambda: calls.append(1))
+    assert len(calls) == 2
+    lay_out(canary)
+    canary.encodings([sound], lambda: calls.append(1))
+    assert len(calls) == 2 + 9
+
+
 def test_kept_steps_never_change_and_only_later_ones_are_computed(canary, sound, monkeypatch):
     monkeypatch.setattr(model.listening, "GROWTH", 100)
     computed = []

@@ -12,7 +12,7 @@ import soundfile
 from model.decoding import DecodingOptions, detection_from
 from model.task import Task
 from model.transcript import Segment, Transcript, Word
-from server.engine.batching import Pass, PassResult, Timing
+from server.engine.passes import Pass, PassResult, Timing
 from server.errors import QueueFull, TranscriptionFailed
 from server.longform.cutting import SAMPLE_RATE, Cutting
 from server.longform.transcribe import AT_ONCE, Progress, transcribe_audio

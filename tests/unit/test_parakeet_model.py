@@ -9,7 +9,8 @@ from model.decoding import DecodingOptions
 from model.parakeet.model import ParakeetModel
 from model.task import AUTO, Task, TaskError
 from server.cli.doctor.sounds import LENGTHS, sound
-from server.engine.batching import Batcher, Pass, PassResult
+from server.engine.batching import Batcher
+from server.engine.passes import Pass, PassResult
 from tests.libraries import LIBRARIES, computing_with
 from tests.parakeet_archives import converted_in
 
@@ -60,7 +61,7 @@ def test_a_long_pass_is_encoded_by_attention_to_what_is_near_and_alone(hybrid):
     assert batcher.has_room_for(long)
     assert not batcher.has_room_for(long, [Pass(noise, (WORDS,))])
     assert not batcher.has_room_for(Pass(noise, (WORDS,)), [long])
-    near, far = (hybrid.encodings([noise], local)[0] for local in ((256, 256), None))
+    near, far = (hybrid.encodings([noise], local=local)[0] for local in ((256, 256), None))
     assert not np.allclose(np.array(near.vectors), np.array(far.vectors), atol=1e-3)
     (expected,) = hybrid.generate([hybrid.utterance(0, near, WORDS, DecodingOptions())])
     assert passed(batcher, [long], 1)[0].generated[0].tokens == expected.tokens

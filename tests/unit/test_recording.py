@@ -10,7 +10,7 @@ import pytest
 from model.task import Task
 from server.audio.decode import Blocks
 from server.engine.admission import Admission
-from server.engine.batching import Pass, PassResult
+from server.engine.passes import Pass, PassResult
 from server.errors import RequestError, WaitedTooLong
 from server.longform.transcribe import transcribe_recording
 from server.longform.transcription import Transcription, language_source

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.task import Task
-from server.engine.batching import Pass
+from server.engine.passes import Pass
 from server.engine.waiting import BULK, INTERACTIVE, LIVE, PassQueue, Waiting
 
 NOTHING = Pass(np.zeros(1, np.float32), (Task(),))

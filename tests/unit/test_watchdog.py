@@ -7,7 +7,7 @@ import pytest
 
 from model.task import Task
 from server.engine import watchdog
-from server.engine.batching import Pass
+from server.engine.passes import Pass
 from server.engine.thread import Engine
 from server.engine.waiting import LIVE
 from server.engine.watchdog import Heartbeat, Watchdog
@@ -49,7 +49,7 @@ class FailingCanary(MockCanary):
     def in_encoding(self) -> None:
         pass
 
-    def encodings(self, waveforms):
+    def encodings(self, waveforms, between_layers=None):
         encodings = super().encodings(waveforms)
         self.in_encoding()
         return encodings

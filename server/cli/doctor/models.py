@@ -13,7 +13,8 @@ from convert.errors import ConversionError
 from convert.hub import converted_folder, resolve
 from model.task import Task
 from server.cli.doctor.report import Finding, failed, warning
-from server.engine.batching import Batcher, Pass, PassResult
+from server.engine.batching import Batcher
+from server.engine.passes import Pass, PassResult
 from server.settings import Settings
 
 if TYPE_CHECKING:

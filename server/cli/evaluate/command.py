@@ -22,7 +22,7 @@ from server.cli.evaluate.transcribing import Job, progress_of, transcribe_jobs
 from server.cli.failures import chosen_settings, complain, fail, log_to_stderr, one_line_failures
 from server.cli.progress import CountBar
 from server.cli.recordings import loaded_engine
-from server.engine.thread import ModelInfo
+from server.engine.info import ModelInfo
 from server.errors import RequestError
 from server.settings import VERSION, Settings
 from server.text.languages import language_pair
