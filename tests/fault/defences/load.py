@@ -59,6 +59,13 @@ LOAD: dict[str, tuple[Defence, ...]] = {
             "return waiting[0].passes[0] if waiting else None",
         ),
         defence(
+            "an encoding goes on, however many looks go first",
+            _ENGINE + "thread.py",
+            "unit/test_engine.py::test_looks_go_first_between_the_layers_of_a_files_encoding_one_group_at_a_time",
+            "if looks := self._admit(batcher, only_looks=True):",
+            "while looks := self._admit(batcher, only_looks=True):",
+        ),
+        defence(
             "a live session that the model has no time for is refused",
             "server/live/capacity.py",
             "live/test_capacity.py::test_sessions_are_admitted_while_all_of_them_can_look_at_the_widest_step",

@@ -169,7 +169,7 @@ REQUESTS: dict[str, tuple[Defence, ...]] = {
     "internals in an error": (
         defence(
             "a failing model's error is not passed on",
-            _ENGINE + "thread.py",
+            _ENGINE + "failure.py",
             "api/test_native.py::test_a_failing_model_is_a_500_that_says_nothing_of_its_insides_and_the_next_request_is_served",
             'TranscriptionFailed("The model failed on this audio; see the server\'s log.")',
             "TranscriptionFailed(str(error))",
