@@ -111,7 +111,7 @@ def main() -> None:
         found["results"].append(compared(case, sides, peers, forced, given.rounds, given.seconds))
         print(details(found["results"][-1:]), file=sys.stderr, flush=True)
         if given.output:
-            write(found, given.output / given.name)
+            write(found, given.output, given.name)
     for side in sides.values():
         side.end()
     print(told(found))
@@ -121,12 +121,12 @@ def told(found: dict[str, Any]) -> str:
     return f"{table(found)}\n\n{details(found['results'])}\n"
 
 
-def write(found: dict[str, Any], file: Path) -> None:
-    """FILE.json, FILE.md and FILE.svg, after each case: the next one may take long, or fail."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(told(found), encoding="utf-8")
-    plot(found, file.with_suffix(".svg"))
+def write(found: dict[str, Any], folder: Path, name: str) -> None:
+    """NAME.json, NAME.md and NAME.svg, after each case: the next one may take long, or fail."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(told(found), encoding="utf-8")
+    plot(found, folder / f"{name}.svg")
 
 
 def chosen(names: str | None, every: dict[str, Peer], options: argparse.ArgumentParser) -> dict[str, Peer]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.bench import blas, machine, rounds, summary, worker
+from tests.bench import blas, machine, peers, rounds, summary, worker
 
 
 class ScriptedSide:
@@ -176,3 +176,14 @@ def test_the_details_name_what_went_wrong_with_a_side():
         "| 20 s | ours | 10.0–10.0–10.0 | 2.00–2.00–2.00 | 1.00–1.00–1.00 | 0.000 | 0.000 | 0.000 | 2 | 100 % | 1 |",
         "|  | nemo | wrote 1 tokens instead of 2 |  |  |  |  |  |  |  |  |",
     ]
+
+
+def test_results_are_named_as_asked_be_there_a_dot_in_the_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "told", lambda found: "table")
+    monkeypatch.setattr(peers, "plot", lambda found, path: path.write_text("plot"))
+    peers.write({"results": []}, tmp_path / "results", "parakeet-0.6b")
+    assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == {
+        "parakeet-0.6b.json": '{\n "results": []\n}\n',
+        "parakeet-0.6b.md": "table",
+        "parakeet-0.6b.svg": "plot",
+    }
