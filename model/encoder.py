@@ -15,7 +15,7 @@ from model.growing import EncoderPast, Growing, LayerPast
 from model.layers import Layer, LayerNorm, Linear
 from model.subsampling import Subsampling, subsampled
 
-# A GPU gets so many layers at a time, since it stands still until it has the first commands of the next ones.
+# A GPU gets so many layers at a time. It computes them while the next ones are prepared, so that it never stands still.
 LAYERS_ON_GPU = 4
 # Steps whose local attention is computed at a time.
 BLOCK = 128
@@ -231,10 +231,13 @@ class FastConformer(Layer):
         lengths = None if lengths is None else xp.asarray(lengths)
         x = self._steps(mel, lengths)
         inside = None if lengths is None else (xp.arange(x.shape[1]) < subsampled(lengths)[:, None])[..., None]
+        before = x
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, inside, local)
             if between_layers and not (xp.CONCURRENT and number % LAYERS_ON_GPU):
-                xp.evaluate(x)
+                xp.start(x)
+                xp.wait_for(before)
+                before = x
                 between_layers()
         return x
 

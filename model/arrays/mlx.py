@@ -70,6 +70,7 @@ __all__ = [
     "start",
     "take_along_axis",
     "to_numpy",
+    "wait_for",
     "where",
 ]
 
@@ -102,6 +103,11 @@ def evaluate(*arrays: mx.array) -> None:
 def start(*arrays: mx.array) -> None:
     """Begin to compute the arrays, without waiting."""
     mx.async_eval(*arrays)
+
+
+def wait_for(*arrays: mx.array) -> None:
+    """Wait until the arrays are computed, but not for what was begun after them."""
+    mx.eval(*arrays)
 
 
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:

@@ -30,8 +30,9 @@ _LINE = 16
 def lay_out(module: nn.Module) -> None:
     """Make `module`, whose parameters are float32, compute with numpy's arrays from now on.
 
-    Layers inside it that are faster with prepacked weights are replaced. The other matrices are stored by inputs, in
-    one block, for which numpy asks the system for large pages: so one row is multiplied as fast as memory is read.
+    An encoder's subsampling, and layers that are faster with prepacked weights, are replaced. The other matrices are
+    stored by inputs, in one block, for which numpy asks the system for large pages: so one row is multiplied as fast as
+    memory is read.
     Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
     """
     for each in module.modules():

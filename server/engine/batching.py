@@ -75,13 +75,8 @@ class Batcher:
         return self._batch.rows
 
     @property
-    def running(self) -> int:
-        """Passes in the batch."""
-        return len(self._running)
-
-    @property
-    def tickets(self) -> Collection[int]:
-        """Those of the passes in the batch."""
+    def running(self) -> Collection[int]:
+        """The tickets of the passes in the batch."""
         return self._running.keys()
 
     def has_room_for(self, wanted: Pass, beside: Sequence[Pass] = ()) -> bool:

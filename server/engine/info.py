@@ -8,6 +8,8 @@ from model.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class ModelInfo:
+    """dtype: what it computes in; device: where, for people; load_s: how many seconds loading took."""
+
     config: ModelConfig
     tokenizer: Tokenizer
     dtype: str

@@ -367,7 +367,7 @@ class Engine:
     def _in_batch(self, batcher: Batcher) -> list[Waiting]:
         """The passes in the batch. Others that run may still be encoded."""
         with self._changed:
-            return [request for number, request in self._running.items() if number in batcher.tickets]
+            return [request for number, request in self._running.items() if number in batcher.running]
 
     def _retire(self, outcomes: "list[tuple[int, PassResult | Exception]]") -> None:
         for number, outcome in outcomes:

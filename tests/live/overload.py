@@ -58,7 +58,7 @@ class StandIn:
     The model beside it only gives its tokenizer.
     """
 
-    rows, tickets = 0, ()
+    rows, running = 0, ()
 
     def __init__(self, model, max_rows, beat, between_layers):
         self._tokenizer = model.tokenizer
