@@ -31,7 +31,7 @@ def transcribe(client, wav) -> tuple[int, str | None]:
     return response.status_code, response.json().get("error", {}).get("code")
 
 
-def failing(waveforms):
+def failing(waveforms, between_layers=None):
     raise RuntimeError(TIMEOUT)
 
 
