@@ -12,7 +12,7 @@ import numpy as np
 from model.arrays import Array
 from model.config import EncoderConfig
 from model.growing import EncoderPast, Growing, LayerPast
-from model.layers import Layer, LayerNorm, Linear
+from model.layers import Layer, LayerNorm, Linear, rowwise
 from model.subsampling import Subsampling, subsampled
 
 # A GPU gets so many layers at a time. It computes them while the next ones are prepared, so that it never stands still.
@@ -65,16 +65,17 @@ class RelativeAttention(Layer):
         self._projected: Array = mx.zeros((H, 0, D // H))
 
     def __call__(
-        self, x: Array, mask: Array | None, local: tuple[int, int] | None, growing: Growing | None = None
+        self, qkv: Array, mask: Array | None, local: tuple[int, int] | None, growing: Growing | None = None
     ) -> Array:
-        """x: (B, T, D); mask: (B, 1, 1, T), true where a key is real, or None for all.
+        """What queries find, (B, T, D), of queries, keys and values (B, T, 3D).
 
-        local: how many steps each one sees to its left and to its right, or None for all; growing: the audios that x
-        (1, T, D) has steps of. Each step sees those of its own audio, the earlier ones as well.
+        mask: (B, 1, 1, T), true where a key is real, or None for all; local: how many steps each one sees to its left
+        and to its right, or None for all; growing: the audios that the T steps (B = 1) are of. Each step sees those of
+        its own audio, the earlier ones as well.
         """
-        B, T, D = x.shape
-        H = self.pos_bias_u.shape[0]
-        heads = self.linear_qkv(x).reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
+        B, T, width = qkv.shape
+        H, D = self.pos_bias_u.shape[0], width // 3
+        heads = qkv.reshape(B, T, 3 * H, D // H).transpose(0, 2, 1, 3)
         q, kv = heads[:, :H], heads[:, H:]
         if growing is not None:
             attended = self._growing(q, kv, growing)
@@ -82,7 +83,7 @@ class RelativeAttention(Layer):
             attended = self._full(q, kv[:, :H], kv[:, H:], mask)
         else:
             attended = self._local(q, kv[:, :H], kv[:, H:], mask, *local)
-        return self.linear_out(attended.transpose(0, 2, 1, 3).reshape(B, T, D))
+        return attended.transpose(0, 2, 1, 3).reshape(B, T, D)
 
     def _growing(self, q: Array, kv: Array, growing: Growing) -> Array:
         """Each query sees all keys of its audio. q: (1, H, T, d) and kv: (1, 2H, T, d), of the new steps."""
@@ -151,12 +152,13 @@ class Convolution(Layer):
         self.pointwise_conv2 = Linear(D, D, bias=config.use_bias)
 
     def __call__(self, x: Array, inside: Array | None, growing: Growing | None = None) -> Array:
-        """x: (B, T, D); inside: (B, T, 1), true at real frames, or None for all; growing: see `RelativeAttention`."""
-        x = self.xp.glu(self.pointwise_conv1(x))
+        """The depthwise convolution of the gated x (B, T, D).
+
+        inside: (B, T, 1), true at real frames, or None for all; growing: see `RelativeAttention`.
+        """
         if inside is not None:
             x = self.xp.where(inside, x, 0)
-        x = self._depthwise(x) if growing is None else self._growing(x, growing)
-        return self.pointwise_conv2(self.xp.silu(x))
+        return self._depthwise(x) if growing is None else self._growing(x, growing)
 
     def _growing(self, x: Array, growing: Growing) -> Array:
         """Each audio's steps see its earlier ones. x: (1, T, D), the new steps."""
@@ -196,9 +198,23 @@ class ConformerLayer(Layer):
         local, growing: see `RelativeAttention`. The steps of x are added to the growing audios' pasts.
         """
         mask = None if inside is None else inside.transpose(0, 2, 1)[:, None]
+        x, qkv = self.to_attention(x)
+        x, gated = self.to_convolution(x, self.self_attn(qkv, mask, local, growing))
+        return self.to_next_layer(x, self.conv(gated, inside, growing))
+
+    @rowwise
+    def to_attention(self, x: Array) -> tuple[Array, Array]:
         x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))
-        x = x + self.self_attn(self.norm_self_att(x), mask, local, growing)
-        x = x + self.conv(self.norm_conv(x), inside, growing)
+        return x, self.self_attn.linear_qkv(self.norm_self_att(x))
+
+    @rowwise
+    def to_convolution(self, x: Array, attended: Array) -> tuple[Array, Array]:
+        x = x + self.self_attn.linear_out(attended)
+        return x, self.xp.glu(self.conv.pointwise_conv1(self.norm_conv(x)))
+
+    @rowwise
+    def to_next_layer(self, x: Array, convolved: Array) -> Array:
+        x = x + self.conv.pointwise_conv2(self.xp.silu(convolved))
         x = self.xp.add_half(x, self.feed_forward2(self.norm_feed_forward2(x)))
         return self.norm_out(x)
 

@@ -1,8 +1,22 @@
 """What the networks are made of. A layer computes with the array library that it holds, `xp`."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import mlx.nn as nn
 
 from model.arrays import Array, mlx
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def rowwise(method: F) -> F:
+    """Mark a layer's method that treats each row by itself: arrays (…, I) of the same rows → arrays (…, O).
+
+    On a CPU it may become one graph; see `model.cpu.recording`, which has the functions that it may use.
+    """
+    method.__dict__["is_rowwise"] = True
+    return method
 
 
 class Layer(nn.Module):

@@ -59,6 +59,7 @@ __all__ = [
     "maximum",
     "minimum",
     "pad",
+    "product",
     "real",
     "relative_scores",
     "relu",
@@ -113,6 +114,11 @@ def wait_for(*arrays: mx.array) -> None:
 def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     """(…, I) with weight (O, I) and bias (O,) → (…, O)"""
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
+
+
+def product(x: mx.array, product: Callable[[np.ndarray], np.ndarray]) -> mx.array:
+    """By a `cpu.recording.Product`: (…, I) → (…, O)"""
+    return asarray(product(to_numpy(x)), x.dtype)
 
 
 def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.array:

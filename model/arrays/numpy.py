@@ -58,6 +58,7 @@ __all__ = [
     "maximum",
     "minimum",
     "pad",
+    "product",
     "real",
     "relative_scores",
     "relu",
@@ -111,6 +112,11 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
     if bias is not None:
         found += bias
     return found.reshape(*x.shape[:-1], -1)
+
+
+def product(x: np.ndarray, product: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """By a `cpu.recording.Product`: (…, I) → (…, O)"""
+    return product(x)
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Transformer decoder and its head. NeMo's TransformerDecoderNM (pre-norm, fixed positions) and TokenClassifier."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from model.arrays import Array
 from model.canary.config import DecoderConfig
-from model.layers import Embedding, Layer, LayerNorm, Linear
+from model.layers import Embedding, Layer, LayerNorm, Linear, rowwise
 
 
 class Memory(Protocol):
@@ -145,56 +145,50 @@ def _joined(x: Array) -> Array:
 
 
 class SelfAttention(Layer):
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, M: int):
         super().__init__()
-        M = config.hidden_size
-        self._n_heads = config.num_attention_heads
         self.linear_qkv = Linear(M, 3 * M)
         self.linear_out = Linear(M, M)
-
-    def project(self, x: Array) -> tuple[Array, Array]:
-        """x: (R, S, M) → queries (R, H, S, d), keys and values (R, 2H, S, d)."""
-        heads = _heads(self.linear_qkv(x), 3 * self._n_heads)
-        return heads[:, : self._n_heads], heads[:, self._n_heads :]
-
-    def attend(self, q: Array, kv: Array, mask: Array) -> Array:
-        """What the queries find in keys and values of the whole sequence: (R, S, M)."""
-        return self.output(self.xp.attention(q, *_keys_and_values(kv), mask))
-
-    def output(self, attended: Array) -> Array:
-        """(R, H, S, d) → (R, S, M)"""
-        return self.linear_out(_joined(attended))
 
 
 class CrossAttention(Layer):
     """The half that makes queries. The keys and values of all layers come from `Decoder.cross_memory`."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, M: int):
         super().__init__()
-        self._n_heads = config.num_attention_heads
-        self.linear_q = Linear(config.hidden_size, config.hidden_size)
-        self.linear_out = Linear(config.hidden_size, config.hidden_size)
-
-    def __call__(self, x: Array, memory: Memory, layer: int) -> Array:
-        q = _heads(self.linear_q(x), self._n_heads)
-        return self.linear_out(_joined(memory.attend(layer, q)))
+        self.linear_q = Linear(M, M)
+        self.linear_out = Linear(M, M)
 
 
 class DecoderLayer(Layer):
+    """What it computes before, between and after its attentions."""
+
     def __init__(self, config: DecoderConfig):
         super().__init__()
         M = config.hidden_size
         self.layer_norm_1 = LayerNorm(M)
-        self.self_attn = SelfAttention(config)
+        self.self_attn = SelfAttention(M)
         self.layer_norm_2 = LayerNorm(M)
-        self.cross_attn = CrossAttention(config)
+        self.cross_attn = CrossAttention(M)
         self.layer_norm_3 = LayerNorm(M)
         self.dense_in = Linear(M, config.inner_size)
         self.dense_out = Linear(config.inner_size, M)
 
-    def after_self_attention(self, x: Array, audio: Memory, layer: int) -> Array:
-        """The rest of the layer. audio: what cross-attention attends to; layer: this one's number."""
-        x = x + self.cross_attn(self.layer_norm_2(x), audio, layer)
+    @rowwise
+    def to_self_attention(self, x: Array) -> Array:
+        """(R, S, M) → queries, keys and values (R, S, 3M)."""
+        return self.self_attn.linear_qkv(self.layer_norm_1(x))
+
+    @rowwise
+    def to_cross_attention(self, x: Array, attended: Array) -> tuple[Array, Array]:
+        """x, and what its queries found in the text, → x and queries, all (R, S, M)."""
+        x = x + self.self_attn.linear_out(attended)
+        return x, self.cross_attn.linear_q(self.layer_norm_2(x))
+
+    @rowwise
+    def to_next_layer(self, x: Array, attended: Array) -> Array:
+        """x, and what its queries found in the audio, → x, all (R, S, M)."""
+        x = x + self.cross_attn.linear_out(attended)
         return x + self.dense_out(self.xp.relu(self.dense_in(self.layer_norm_3(x))))
 
 
@@ -254,17 +248,16 @@ class Decoder(Layer):
             seen, positions = _after(past, S)
             # Padding may lie beyond the longest sequence.
             positions = self.xp.asarray(np.minimum(positions, self.position_encoding.shape[0] - 1))
-        mask = self.xp.asarray(seen)
-        x = self._embedded(tokens, self.position_encoding[positions])
-        written = []
-        for i, layer in enumerate(self.layers):
-            q, kv = layer.self_attn.project(layer.layer_norm_1(x))
+        mask, written = self.xp.asarray(seen), []
+
+        def attended(layer: int, q: Array, kv: Array) -> Array:
             if past is not None:
-                kv = self.xp.concatenate([past.layers[i], kv], axis=2)
+                kv = self.xp.concatenate([past.layers[layer], kv], axis=2)
             written.append(kv)
-            x = x + layer.self_attn.attend(q, kv, mask)
-            x = layer.after_self_attention(x, audio, i)
-        return self.final_layer_norm(x), written
+            return self.xp.attention(q, *_keys_and_values(kv), mask)
+
+        x = self._embedded(tokens, self.position_encoding[positions])
+        return self._decoded(x, attended, audio), written
 
     @property
     def alignment_layer(self) -> int:
@@ -281,12 +274,25 @@ class Decoder(Layer):
         """
         text.begin_step()
         x = self._embedded(tokens, self.position_encoding[self.xp.asarray(positions)])[:, None]
+
+        def attended(layer: int, q: Array, kv: Array) -> Array:
+            text.write(layer, kv)
+            return text.attend(layer, q)
+
+        return self._decoded(x, attended, audio)[:, 0]
+
+    def _decoded(self, x: Array, attended: Callable[[int, Array, Array], Array], audio: Memory) -> Array:
+        """Through all layers: (R, S, M) → (R, S, M).
+
+        attended: a layer, its queries (R, H, S, d), their keys and values (R, 2H, S, d) → what the queries find in the
+        text (R, H, S, d).
+        """
+        H = self._config.num_attention_heads
         for i, layer in enumerate(self.layers):
-            q, kv = layer.self_attn.project(layer.layer_norm_1(x))
-            text.write(i, kv)
-            x = x + layer.self_attn.output(text.attend(i, q))
-            x = layer.after_self_attention(x, audio, i)
-        return self.final_layer_norm(x)[:, 0]
+            heads = _heads(layer.to_self_attention(x), 3 * H)
+            x, q = layer.to_cross_attention(x, _joined(attended(i, heads[:, :H], heads[:, H:])))
+            x = layer.to_next_layer(x, _joined(audio.attend(i, _heads(q, H))))
+        return self.final_layer_norm(x)
 
     def empty_text_slots(self) -> Any:
         """`GrowingSlots` for self-attention."""

@@ -42,19 +42,19 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, bias: np.ndarray | No
 
 @cache
 def _silu() -> Any:
-    return session(graph([node("QuickGelu", ["x"], "y", extension=True, alpha=1.0)], {"x": 1}, ("y", 1)))
+    return session(graph([node("QuickGelu", ["x"], "y", extension=True, alpha=1.0)], {"x": 1}, {"y": 1}))
 
 
 @cache
 def _layer_norm(eps: float) -> Any:
     inputs = {"x": 2, "weight": 1, "bias": 1}
-    return session(graph([node("LayerNormalization", list(inputs), "y", epsilon=eps)], inputs, ("y", 2)))
+    return session(graph([node("LayerNormalization", list(inputs), "y", epsilon=eps)], inputs, {"y": 2}))
 
 
 @cache
 def _dot_products() -> Any:
     nodes = [node("FusedMatMul", ["x", "y"], "products", extension=True, transB=1)]
-    return session(graph(nodes, {"x": 4, "y": 4}, ("products", 4)))
+    return session(graph(nodes, {"x": 4, "y": 4}, {"products": 4}))
 
 
 @cache
@@ -62,4 +62,4 @@ def _attention(heads: int, biased: bool) -> Any:
     inputs = {"q": 3, "k": 4, "v": 4} | ({"bias": 4} if biased else {})
     named = ["q", "k", "v", "", "", "bias"] if biased else ["q", "k", "v"]
     nodes = [node("MultiHeadAttention", named, "attended", extension=True, num_heads=heads)]
-    return session(graph(nodes, inputs, ("attended", 3)))
+    return session(graph(nodes, inputs, {"attended": 3}))

@@ -11,8 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from model import arrays
-from model.cpu.onnx_graph import graph, node
-from model.cpu.products import Product
+from model.cpu.recording import Product, Recorded, Recorder
 
 # Linux's names of the instructions that multiply 8-bit integers. Without them sums of two products could overflow.
 _VNNI = {"avx512_vnni", "avx_vnni"}
@@ -23,27 +22,8 @@ _LARGEST, _ZERO = 127, 128
 # A weight's integers (I, O), int8, and the scales of its outputs (O,), float32.
 Quantized = tuple[np.ndarray, np.ndarray]
 
-_CONSTANTS = {
-    "columns": np.array([1], np.int64),
-    "1 / largest": np.array([1 / _LARGEST], np.float32),
-    # The scale of a row of zeros or of denormal numbers, which count as zeros.
-    "least": np.array([np.finfo(np.float32).tiny], np.float32),
-    "zero": np.array(_ZERO, np.uint8),
-    "one": np.array(1, np.float32),
-}
-_NODES = [
-    node("Abs", ["rows"], "sizes"),
-    node("ReduceMax", ["sizes", "columns"], "largest", keepdims=0),
-    node("Mul", ["largest", "1 / largest"], "row scales or less"),
-    node("Max", ["row scales or less", "least"], "row scales"),
-    node("Shape", ["row scales"], "row count"),
-    node("Expand", ["zero", "row count"], "zeros"),
-    node("QuantizeLinear", ["rows", "row scales", "zeros"], "integers", axis=0),
-    # It takes one scale for all rows, not one for each.
-    node("MatMulIntegerToFloat", ["integers", "weight", "one", "output scales", "zero"], "scaled", extension=True),
-    node("Unsqueeze", ["row scales", "columns"], "row scales in a column"),
-    node("Mul", ["scaled", "row scales in a column"], "product"),
-]
+# The scale of a row of zeros or of denormal numbers, which count as zeros.
+_LEAST = np.finfo(np.float32).tiny
 
 
 def is_fast() -> bool:
@@ -61,13 +41,28 @@ def _instructions() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def product(integers: np.ndarray, scales: np.ndarray) -> Product:
-    """Of rows with a weight that `quantized` returned: both have scales, weights one for each output.
+def product(integers: np.ndarray, scales: np.ndarray, bias: np.ndarray | None = None) -> Product:
+    """With a weight that `quantized` returned, and a bias (O,). Rows have scales, too; weights one for each output.
 
     Each row is scaled by itself, and 0 stays 0: so a row's result never depends on the other rows.
     """
-    weights = {"weight": integers, "output scales": scales}
-    return Product(graph(_NODES, {"rows": 2}, ("product", 2), weights, _CONSTANTS), weights)
+
+    def record(recorder: Recorder, x: Recorded) -> Recorded:
+        value, constant = recorder.value, recorder.constant
+        columns, zero = constant(np.array([1])), constant(np.array(_ZERO, np.uint8))
+        largest = value("ReduceMax", value("Abs", x), columns, keepdims=0)
+        row_scales = value("Mul", largest, constant(np.array([1 / _LARGEST], np.float32)))
+        row_scales = value("Max", row_scales, constant(np.array([_LEAST])))
+        zeros = value("Expand", zero, value("Shape", row_scales))
+        rounded = value("QuantizeLinear", x, row_scales, zeros, axis=0)
+        # It takes one scale for all rows, not one for each.
+        one = constant(np.array(1, np.float32))
+        weight = recorder.weight(integers), one, recorder.weight(scales)
+        found = value("MatMulIntegerToFloat", rounded, *weight, zero, extension=True)
+        found = value("Mul", found, value("Unsqueeze", row_scales, columns))
+        return found if bias is None else found + recorder.weight(bias)
+
+    return Product(record)
 
 
 def quantized(weight: mx.array) -> Quantized:
@@ -75,6 +70,6 @@ def quantized(weight: mx.array) -> Quantized:
     matrix = np.array(weight.astype(mx.float32))
     scales = np.maximum(matrix.max(axis=1), -matrix.min(axis=1)) / _LARGEST
     # Any scale will do for an output of zeros, and for one of denormal numbers, which count as zeros.
-    scales[scales < np.finfo(np.float32).tiny] = 1
+    scales[scales < _LEAST] = 1
     matrix /= scales[:, None]
     return np.ascontiguousarray(np.rint(matrix, out=matrix).astype(np.int8).T), scales

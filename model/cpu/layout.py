@@ -12,12 +12,13 @@ from mlx.utils import tree_map_with_path
 
 from model.arrays import numpy as numpy_arrays
 from model.config import QuantizationConfig
-from model.cpu import allocator, int8, packed_file, prepacked
+from model.cpu import int8, packed_file, prepacked
 from model.cpu.int8 import Quantized
 from model.cpu.products import ProductEmbedding, ProductLinear
+from model.cpu.recording import compile_rowwise
 from model.cpu.subsampling import CpuSubsampling
 from model.encoder import FastConformer
-from model.layers import Embedding, Linear
+from model.layers import Embedding, Layer, Linear
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ _LINE = 16
 def lay_out(module: nn.Module) -> None:
     """Make `module`, whose parameters are float32, compute with numpy's arrays from now on.
 
-    An encoder's subsampling, and layers that are faster with prepacked weights, are replaced. The other matrices are
-    stored by inputs, in one block, for which numpy asks the system for large pages: so one row is multiplied as fast as
-    memory is read.
+    An encoder's subsampling, and layers that are faster with prepacked weights, are replaced, and what layers with
+    packed weights compute of each row becomes a graph. The other matrices are stored by inputs, in one block, for which
+    numpy asks the system for large pages: so one row is multiplied as fast as memory is read.
     Afterwards `module.parameters()`, which lists MLX's arrays, is empty.
     """
     for each in module.modules():
@@ -55,19 +56,22 @@ def lay_out(module: nn.Module) -> None:
         for name, value in list(each.items()):
             if isinstance(value, mx.array):
                 setattr(each, name, np.array(value))
+    for each in modules:
+        if isinstance(each, Layer):
+            compile_rowwise(each)
+    for each in modules:
+        if isinstance(each, ProductLinear | ProductEmbedding):
+            each.product.prepare()
 
 
 def _prepacked(_: str, layer: nn.Module) -> nn.Module:
-    """The layer with its weight prepacked, or as it is. The weight is taken out of it: so only one is held twice."""
+    """The layer with its weight to be prepacked, or as it is. The weight is taken out of it: so it can be freed."""
     if not isinstance(layer, Linear | Embedding) or not prepacked.is_faster(layer.weight.shape):
         return layer
-    # Where it has not been read yet, MLX reads it here. Its memory, freed once it is prepacked, serves the next one.
-    weight = np.asarray(layer.pop("weight"))
-    # Of what it takes to pack a weight, malloc could use too little again for the next one.
-    allocator.give_back_freed_memory()
+    weight = layer.pop("weight")
     if isinstance(layer, Embedding):
-        return ProductEmbedding(weight.copy(), prepacked.product(weight))
-    return ProductLinear(prepacked.product(weight), None if layer.bias is None else np.array(layer.bias))
+        return ProductEmbedding(np.array(weight), prepacked.product(weight))
+    return ProductLinear(prepacked.product(weight, None if layer.bias is None else np.array(layer.bias)))
 
 
 def take_packed(
@@ -113,10 +117,9 @@ def take_packed(
 
 def in_8_bits(layer: nn.Module, quantized: Quantized, bias: mx.array | None) -> nn.Module:
     """What computes a Linear in 8 bits, or the scores of an Embedding."""
-    product = int8.product(*quantized)
     if isinstance(layer, Embedding):
-        return ProductEmbedding(layer.weight, product)
-    return ProductLinear(product, None if bias is None else np.array(bias.astype(mx.float32)))
+        return ProductEmbedding(layer.weight, int8.product(*quantized))
+    return ProductLinear(int8.product(*quantized, None if bias is None else np.array(bias.astype(mx.float32))))
 
 
 def is_read_for_each_token(name: str, layer: nn.Module) -> bool:

@@ -18,10 +18,11 @@ _EXTENSIONS = "com.microsoft"
 
 
 def node(
-    operator: str, inputs: Sequence[str], output: str, *, extension: bool = False, **attributes: float | list[int]
+    operator: str, inputs: Sequence[str], *outputs: str, extension: bool = False, **attributes: float | list[int]
 ) -> bytes:
     """One operation. An input without a name is left out. extension: it is one of onnxruntime's own."""
-    content = b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(4, operator)
+    content = b"".join(_field(1, name) for name in inputs) + b"".join(_field(2, name) for name in outputs)
+    content += _field(4, operator)
     content += b"".join(_field(5, _attribute(name, value)) for name, value in attributes.items())
     return content + (_field(7, _EXTENSIONS) if extension else b"")
 
@@ -29,11 +30,11 @@ def node(
 def graph(
     nodes: Sequence[bytes],
     inputs: Mapping[str, int],
-    output: tuple[str, int],
+    outputs: Mapping[str, int],
     weights: Mapping[str, np.ndarray] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
 ) -> bytes:
-    """A model whose inputs and output, given with their numbers of axes, are float32 of any size.
+    """A model whose inputs and outputs, given with their numbers of axes, are float32 of any size.
 
     weights: what the session is given beside the graph; constants: what is written into it.
     """
@@ -43,7 +44,8 @@ def graph(
         content += _field(5, _tensor(name, value) + elsewhere)
     for name, value in (constants or {}).items():
         content += _field(5, _tensor(name, value) + _field(9, value.tobytes()))
-    content += b"".join(_field(11, _array(*each)) for each in inputs.items()) + _field(12, _array(*output))
+    content += b"".join(_field(11, _array(*each)) for each in inputs.items())
+    content += b"".join(_field(12, _array(*each)) for each in outputs.items())
     operators = _field(8, _field(1, "") + _field(2, _OPSET)) + _field(8, _field(1, _EXTENSIONS) + _field(2, 1))
     return _field(1, _IR_VERSION) + operators + _field(7, content)
 

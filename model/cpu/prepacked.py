@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 
-from model.cpu.onnx_graph import graph, node
-from model.cpu.products import Product, thread_count
+from model.arrays import Array
+from model.cpu.recording import Product, Recorded, Recorder
+from model.cpu.row_graph import thread_count
 
 # A call takes 5 µs, as long as a product with a narrower weight. For one row, 256 × 256 is no faster than with BLAS.
 _NARROWEST = 256
@@ -22,9 +23,12 @@ def is_faster(shape: tuple[int, ...]) -> bool:
     return sys.platform == "linux" and thread_count() == 1 and min(shape) >= _NARROWEST
 
 
-def product(weight: np.ndarray) -> Product:
-    """Of rows with a weight (O, I)."""
-    weights = {"weight": weight}
-    return Product(
-        graph([node("Gemm", ["rows", "weight"], "product", transB=1)], {"rows": 2}, ("product", 2), weights), weights
-    )
+def product(weight: Array, bias: np.ndarray | None = None) -> Product:
+    """With a weight (O, I), of either library, and a bias (O,)."""
+
+    def record(recorder: Recorder, x: Recorded) -> Recorded:
+        # Where it has not been read yet, MLX reads it here. Its memory, freed once it is packed, serves the next one.
+        matrices = [np.asarray(weight)] + ([] if bias is None else [bias])
+        return recorder.value("Gemm", x, *map(recorder.weight, matrices), transB=1)
+
+    return Product(record)

@@ -56,4 +56,4 @@ def _session(layers: Subsampling) -> Any:
         node("Transpose", ["map 3"], "maps", perm=[0, 2, 3, 1]),
     ]
     # Optimized, it keeps channels in blocks that fill the CPU's vector registers.
-    return session(graph(nodes, {"mel": 4}, ("maps", 4), constants=constants), optimized=True)
+    return session(graph(nodes, {"mel": 4}, {"maps": 4}, constants=constants), optimized=True)

@@ -2,6 +2,7 @@
 
 import math
 import tracemalloc
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +31,11 @@ def _randomize(module) -> None:
     mx.eval(module.parameters())
 
 
+def projected(attention: RelativeAttention, x: np.ndarray) -> Any:
+    """Queries, keys and values of x."""
+    return attention.linear_qkv(attention.xp.asarray(x))
+
+
 def drawn(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
@@ -43,7 +49,7 @@ def banded(T: int, left: int, right: int) -> np.ndarray:
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("T", [1, 6, 40, BLOCK, BLOCK + 1, 2 * BLOCK + 30])
 def test_it_equals_full_attention_with_a_mask_over_a_band(attention, T, context):
-    x = attention.xp.asarray(drawn(2, T, 32))
+    x = projected(attention, drawn(2, T, 32))
     expected = attention(x, attention.xp.asarray(banded(T, *context)), None)
     np.testing.assert_allclose(np.array(attention(x, None, context)), np.array(expected), rtol=1e-4, atol=2e-5)
 
@@ -54,15 +60,15 @@ def test_steps_past_the_end_of_a_row_count_for_nothing_and_are_no_nan(attention,
     x = drawn(3, T, 32)
     xp = attention.xp
     real = np.arange(T) < np.array(lengths)[:, None]
-    ours = np.array(attention(xp.asarray(x), xp.asarray(real[:, None, None]), context))
+    ours = np.array(attention(projected(attention, x), xp.asarray(real[:, None, None]), context))
     assert np.isfinite(ours).all()
     for row, sound, length in zip(ours, x, lengths, strict=True):
-        alone = np.array(attention(xp.asarray(sound[None, :length]), None, context))
+        alone = np.array(attention(projected(attention, sound[None, :length]), None, context))
         np.testing.assert_allclose(row[:length], alone[0], rtol=1e-4, atol=2e-5)
 
 
 def test_a_context_as_long_as_the_audio_is_full_attention(attention):
-    x = attention.xp.asarray(drawn(1, 60, 32))
+    x = projected(attention, drawn(1, 60, 32))
     np.testing.assert_array_equal(np.array(attention(x, None, (59, 59))), np.array(attention(x, None, None)))
 
 
@@ -72,7 +78,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
     _randomize(attention)
     lay_out(attention)
     T = 15 * 60 * 1000 // 80
-    x = drawn(1, T, 32)
+    x = projected(attention, drawn(1, T, 32))
     tracemalloc.start()
     attended = attention(x, None, (64, 64))
     _, peak = tracemalloc.get_traced_memory()

@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from model.arrays import numpy as numpy_arrays
-from model.cpu import prepacked, products
+from model.cpu import prepacked, row_graph
 from model.cpu.layout import lay_out
 from model.cpu.products import ProductEmbedding, ProductLinear
 from model.decoding import DecodingOptions
@@ -26,10 +26,10 @@ ROWS = (1, 2, 3, 4, 8, 16, 17, 125, 1250)
 
 @pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
 def threads(monkeypatch, request):
-    monkeypatch.setattr(products, "thread_count", lambda: request.param)
-    products._threads.cache_clear()
+    monkeypatch.setattr(row_graph, "thread_count", lambda: request.param)
+    row_graph._threads.cache_clear()
     yield request.param
-    products._threads.cache_clear()
+    row_graph._threads.cache_clear()
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def drawn(*shape: int) -> np.ndarray:
 
 def linear(weight: np.ndarray, bias: np.ndarray | None = None) -> ProductLinear:
     """Prepacked, for numpy's arrays."""
-    layer = ProductLinear(prepacked.product(weight), bias)
+    layer = ProductLinear(prepacked.product(weight, bias))
     layer.xp = numpy_arrays
     return layer
 
@@ -86,25 +86,28 @@ def test_a_prepacked_weight_keeps_nothing_of_the_array_that_it_was_made_from():
     weight, x = drawn(256, 256), drawn(2, 256)
     expected = x @ weight.T
     layer = linear(weight)
+    layer.product.prepare()
     weight[:] = 0
     np.testing.assert_allclose(layer(x), expected, atol=2e-4)
 
 
 def test_many_rows_are_shared_between_threads_and_few_are_not(monkeypatch):
     layer, by_thread = linear(drawn(256, 256)), defaultdict(list)
-    session = layer._product._session
+    layer.product.prepare()
+    session = layer.product._graph._session
 
     class Seen:
         def run(self, names, given):
-            by_thread[threading.current_thread().name].append(len(given["rows"]))
+            (rows,) = given.values()
+            by_thread[threading.current_thread().name].append(len(rows))
             return session.run(names, given)
 
-    monkeypatch.setattr(layer._product, "_session", Seen())
-    monkeypatch.setattr(products, "thread_count", lambda: 2)
-    products._threads.cache_clear()
+    monkeypatch.setattr(layer.product._graph, "_session", Seen())
+    monkeypatch.setattr(row_graph, "thread_count", lambda: 2)
+    row_graph._threads.cache_clear()
     for rows in (1, 16, 63, 64, 125):
         layer(drawn(rows, 256))
-    products._threads.cache_clear()
+    row_graph._threads.cache_clear()
     assert list(by_thread.values()) == [[1, 16, 63, 32, 63], [32, 62]]
 
 
@@ -162,7 +165,7 @@ def test_threads_are_counted_as_openblas_counts_them(monkeypatch, cores, variabl
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert products.thread_count() == threads
+    assert row_graph.thread_count() == threads
 
 
 @pytest.mark.usefixtures("narrow_ones_too")

@@ -243,7 +243,7 @@ def test_a_packed_weight_without_its_offsets_is_refused(packed):
 
 def in_8_bits(weight: np.ndarray | mx.array, bias: np.ndarray | None = None) -> ProductLinear:
     """For MLX's arrays."""
-    return ProductLinear(int8.product(*int8.quantized(mx.array(weight))), bias)
+    return ProductLinear(int8.product(*int8.quantized(mx.array(weight)), bias))
 
 
 def test_a_product_in_8_bits_is_exact_where_whole_numbers_are_asked_for():
