@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from model.arrays import Array
+from model.cpu import allocator
 from model.cpu.recording import Product, Recorded, Recorder
 from model.cpu.row_graph import thread_count
 
@@ -27,6 +28,8 @@ def product(weight: Array, bias: np.ndarray | None = None) -> Product:
     """With a weight (O, I), of either library, and a bias (O,)."""
 
     def record(recorder: Recorder, x: Recorded) -> Recorded:
+        # Of what it took to pack another one, malloc could use too little again.
+        allocator.give_back_freed_memory()
         # Where it has not been read yet, MLX reads it here. Its memory, freed once it is packed, serves the next one.
         matrices = [np.asarray(weight)] + ([] if bias is None else [bias])
         return recorder.value("Gemm", x, *map(recorder.weight, matrices), transB=1)

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from model.cpu import allocator
 from model.cpu.session import session
 
 # What each thread gets at least.
@@ -39,8 +38,6 @@ class RowGraph:
 
     def __init__(self, graph: bytes, weights: Mapping[str, np.ndarray], inputs: Sequence[str], outputs: Sequence[str]):
         """graph: with these weights, which are copied, and these names."""
-        # Of what it takes to pack weights, malloc could use too little again for the next ones.
-        allocator.give_back_freed_memory()
         self._session = session(graph, weights)
         self._inputs, self._outputs = inputs, list(outputs)
 
