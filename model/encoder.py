@@ -50,7 +50,10 @@ class FeedForward(Layer):
 
 
 class RelativeAttention(Layer):
-    """Multi-head self-attention with Transformer-XL's relative positions."""
+    """Multi-head self-attention with Transformer-XL's relative positions.
+
+    `ConformerLayer` calls `linear_qkv` before it and `linear_out` after it.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -142,7 +145,7 @@ class RelativeAttention(Layer):
 
 
 class Convolution(Layer):
-    """Pointwise, gated, depthwise (batch norm folded in), pointwise."""
+    """The depthwise convolution, batch norm folded in. `ConformerLayer` calls the pointwise ones around it."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -204,16 +207,19 @@ class ConformerLayer(Layer):
 
     @rowwise
     def to_attention(self, x: Array) -> tuple[Array, Array]:
+        """(B, T, D) → x (B, T, D), and queries, keys and values (B, T, 3D)."""
         x = self.xp.add_half(x, self.feed_forward1(self.norm_feed_forward1(x)))
         return x, self.self_attn.linear_qkv(self.norm_self_att(x))
 
     @rowwise
     def to_convolution(self, x: Array, attended: Array) -> tuple[Array, Array]:
+        """x, and what its queries found, → x and the convolution's gated input, all (B, T, D)."""
         x = x + self.self_attn.linear_out(attended)
         return x, self.xp.glu(self.conv.pointwise_conv1(self.norm_conv(x)))
 
     @rowwise
     def to_next_layer(self, x: Array, convolved: Array) -> Array:
+        """x, and what was convolved, → x, all (B, T, D)."""
         x = x + self.conv.pointwise_conv2(self.xp.silu(convolved))
         x = self.xp.add_half(x, self.feed_forward2(self.norm_feed_forward2(x)))
         return self.norm_out(x)

@@ -13,7 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def rowwise(method: F) -> F:
     """Mark a layer's method that treats each row by itself: arrays (…, I) of the same rows → arrays (…, O).
 
-    On a CPU it may become one graph; see `model.cpu.recording`, which has the functions that it may use.
+    On a CPU it may become one graph; see `model.cpu.tracing`, which has the functions that it may use.
     """
     method.__dict__["is_rowwise"] = True
     return method

@@ -25,6 +25,7 @@ def load(module: nn.Module, path: Path, dtype: str, quantization: QuantizationCo
     if xp is numpy_arrays:
         layout.lay_out(module)
     else:
+        layout.pack(module)
         mx.eval(module.parameters())
     # What weights were read into.
     allocator.give_back_freed_memory()

@@ -116,9 +116,9 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array | None) -> mx.array:
     return x @ weight.T if bias is None else mx.addmm(bias, x, weight.T)
 
 
-def product(x: mx.array, product: Callable[[np.ndarray], np.ndarray]) -> mx.array:
-    """By a `cpu.recording.Product`: (…, I) → (…, O)"""
-    return asarray(product(to_numpy(x)), x.dtype)
+def product(x: mx.array, packed: Callable[[np.ndarray], np.ndarray]) -> mx.array:
+    """With a packed weight, a `cpu.tracing.Product`: (…, I) → (…, O)"""
+    return asarray(packed(to_numpy(x)), x.dtype)
 
 
 def layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx.array:

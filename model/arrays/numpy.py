@@ -114,9 +114,9 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None) -> np.nda
     return found.reshape(*x.shape[:-1], -1)
 
 
-def product(x: np.ndarray, product: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """By a `cpu.recording.Product`: (…, I) → (…, O)"""
-    return product(x)
+def product(x: np.ndarray, packed: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """With a packed weight, a `cpu.tracing.Product`: (…, I) → (…, O)"""
+    return packed(x)
 
 
 def layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:

@@ -145,6 +145,8 @@ def _joined(x: Array) -> Array:
 
 
 class SelfAttention(Layer):
+    """Its weights. `DecoderLayer` calls them."""
+
     def __init__(self, M: int):
         super().__init__()
         self.linear_qkv = Linear(M, 3 * M)
@@ -152,7 +154,7 @@ class SelfAttention(Layer):
 
 
 class CrossAttention(Layer):
-    """The half that makes queries. The keys and values of all layers come from `Decoder.cross_memory`."""
+    """Its weights, which `DecoderLayer` calls. The keys and values of all layers come from `Decoder.cross_memory`."""
 
     def __init__(self, M: int):
         super().__init__()

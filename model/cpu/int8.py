@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from model import arrays
-from model.cpu.recording import Product, Recorded, Recorder
+from model.cpu.tracing import Product, Traced, Tracer
 
 # Linux's names of the instructions that multiply 8-bit integers. Without them sums of two products could overflow.
 _VNNI = {"avx512_vnni", "avx_vnni"}
@@ -47,8 +47,8 @@ def product(integers: np.ndarray, scales: np.ndarray, bias: np.ndarray | None = 
     Each row is scaled by itself, and 0 stays 0: so a row's result never depends on the other rows.
     """
 
-    def record(recorder: Recorder, x: Recorded) -> Recorded:
-        value, constant = recorder.value, recorder.constant
+    def trace(tracer: Tracer, x: Traced) -> Traced:
+        value, constant = tracer.value, tracer.constant
         columns, zero = constant(np.array([1])), constant(np.array(_ZERO, np.uint8))
         largest = value("ReduceMax", value("Abs", x), columns, keepdims=0)
         row_scales = value("Mul", largest, constant(np.array([1 / _LARGEST], np.float32)))
@@ -57,12 +57,12 @@ def product(integers: np.ndarray, scales: np.ndarray, bias: np.ndarray | None = 
         rounded = value("QuantizeLinear", x, row_scales, zeros, axis=0)
         # It takes one scale for all rows, not one for each.
         one = constant(np.array(1, np.float32))
-        weight = recorder.weight(integers), one, recorder.weight(scales)
+        weight = tracer.weight(integers), one, tracer.weight(scales)
         found = value("MatMulIntegerToFloat", rounded, *weight, zero, extension=True)
         found = value("Mul", found, value("Unsqueeze", row_scales, columns))
-        return found if bias is None else found + recorder.weight(bias)
+        return found if bias is None else found + tracer.weight(bias)
 
-    return Product(record)
+    return Product(trace)
 
 
 def quantized(weight: mx.array) -> Quantized:

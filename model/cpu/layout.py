@@ -15,8 +15,8 @@ from model.config import QuantizationConfig
 from model.cpu import int8, packed_file, prepacked
 from model.cpu.int8 import Quantized
 from model.cpu.products import ProductEmbedding, ProductLinear
-from model.cpu.recording import compile_rowwise
 from model.cpu.subsampling import CpuSubsampling
+from model.cpu.tracing import compile_rowwise
 from model.encoder import FastConformer
 from model.layers import Embedding, Layer, Linear
 
@@ -59,9 +59,14 @@ def lay_out(module: nn.Module) -> None:
     for each in modules:
         if isinstance(each, Layer):
             compile_rowwise(each)
-    for each in modules:
+    pack(module)
+
+
+def pack(module: nn.Module) -> None:
+    """Pack the weights of products that no graph has."""
+    for each in module.modules():
         if isinstance(each, ProductLinear | ProductEmbedding):
-            each.product.prepare()
+            each.product.pack()
 
 
 def _prepacked(_: str, layer: nn.Module) -> nn.Module:
@@ -70,7 +75,8 @@ def _prepacked(_: str, layer: nn.Module) -> nn.Module:
         return layer
     weight = layer.pop("weight")
     if isinstance(layer, Embedding):
-        return ProductEmbedding(np.array(weight), prepacked.product(weight))
+        vectors = np.array(weight)
+        return ProductEmbedding(vectors, prepacked.product(vectors))
     return ProductLinear(prepacked.product(weight, None if layer.bias is None else np.array(layer.bias)))
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from model.arrays import Array
 from model.cpu import allocator
-from model.cpu.recording import Product, Recorded, Recorder
 from model.cpu.row_graph import thread_count
+from model.cpu.tracing import Product, Traced, Tracer
 
-# A call takes 5 µs, as long as a product with a narrower weight. For one row, 256 × 256 is no faster than with BLAS.
+# Alone, a call takes 5 µs, as long as a product with a narrower weight. For one row, 256 × 256 is no faster than BLAS.
 _NARROWEST = 256
 
 
@@ -27,11 +27,11 @@ def is_faster(shape: tuple[int, ...]) -> bool:
 def product(weight: Array, bias: np.ndarray | None = None) -> Product:
     """With a weight (O, I), of either library, and a bias (O,)."""
 
-    def record(recorder: Recorder, x: Recorded) -> Recorded:
+    def trace(tracer: Tracer, x: Traced) -> Traced:
         # Of what it took to pack another one, malloc could use too little again.
         allocator.give_back_freed_memory()
         # Where it has not been read yet, MLX reads it here. Its memory, freed once it is packed, serves the next one.
         matrices = [np.asarray(weight)] + ([] if bias is None else [bias])
-        return recorder.value("Gemm", x, *map(recorder.weight, matrices), transB=1)
+        return tracer.value("Gemm", x, *map(tracer.weight, matrices), transB=1)
 
-    return Product(record)
+    return Product(trace)

@@ -1,7 +1,7 @@
 """Linear layers whose weights onnxruntime packs once. Their products are made by `prepacked` and `int8`."""
 
 from model.arrays import Array
-from model.cpu.recording import Product
+from model.cpu.tracing import Product
 from model.layers import Layer
 
 
@@ -26,5 +26,5 @@ class ProductEmbedding(Layer):
         self.product = product
 
     def scores(self, x: Array, bias: Array) -> Array:
-        """(…, M) with bias (V,) → (…, V)"""
-        return self.xp.product(x, self.product) + bias
+        """(…, M) with bias (V,) → (…, V), float32"""
+        return self.xp.product(self.xp.asarray(x, self.xp.float32), self.product) + bias

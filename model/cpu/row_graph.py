@@ -2,7 +2,7 @@
 
 onnxruntime would start threads for every graph. Threads for the whole process would make other sessions fail unless
 they ask for them: the speech detector's, and those of programs that import `Canary`. So many rows are shared between
-threads of our own, and few are computed in the calling thread: waking another takes as long as they do.
+threads of our own, and few are computed in the calling thread: each thread would read all of the weights.
 """
 
 import os

@@ -31,6 +31,8 @@ def session(graph: bytes | Path, weights: Mapping[str, np.ndarray] | None = None
     if isinstance(graph, bytes):
         # malloc keeps freed memory already.
         options.enable_cpu_mem_arena = False
+        # A plan of memory for each number of rows would scatter it: after recordings of many lengths, gigabytes.
+        options.enable_mem_pattern = False
         if not optimized:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if weights:

@@ -1,6 +1,7 @@
-"""What a device's bandwidth and arithmetic allow at best, on paper: no model, no measurement.
+"""What a device's bandwidth and arithmetic allow at best, on paper: no model is run.
 
     python -m tests.bench.roofline --gigabytes-per-s 546 --teraflops 16     # an M4 Max with 40 GPU cores
+    OMP_NUM_THREADS=1 python -m tests.bench.roofline --measure --bytes 4    # one thread of this CPU, in float32
 
 Counted are the products of the encoder and the decoder, and the bytes that a decode step has to read: the weights once,
 each row's self-attention and cross-attention keys and values. Not counted is what launching kernels costs, which on a
@@ -8,7 +9,14 @@ GPU is most of a small model's decode step: real figures are below these, and th
 """
 
 import argparse
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+
+from model.cpu import prepacked
+from tests.bench.machine import cpu_name
 
 TOKENS_PER_S = 4.0
 STEPS_PER_S = 12.5
@@ -70,16 +78,40 @@ def seconds(
     return encode_s, TOKENS_PER_S * audio_s * max(read, computed)
 
 
+def measured_rates(seconds: float = 5.0) -> tuple[float, float]:
+    """Bytes that are read from memory in a second, and float32 operations: the best of many runs.
+
+    Numbers are read by numpy's BLAS, and matrices multiplied by the faster of it and onnxruntime.
+    """
+    numbers, matrix = np.ones(1 << 26, np.float32), np.ones((2048, 2048), np.float32)
+    product = prepacked.product(matrix)
+
+    def best(compute: Callable[[], object]) -> float:
+        times = []
+        while sum(times) < seconds:
+            began = time.perf_counter()
+            compute()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    multiplied_s = min(best(lambda: matrix @ matrix), best(lambda: product(matrix)))
+    return numbers.nbytes / best(lambda: numbers @ numbers), 2 * len(matrix) ** 3 / multiplied_s
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gigabytes-per-s", type=float, default=546.0)
     parser.add_argument("--teraflops", type=float, default=16.0)
+    parser.add_argument("--measure", action="store_true", help="take both from this CPU, and all of what is reached")
     parser.add_argument("--bytes", type=int, default=2, help="of one weight: 4 float32, 2 bfloat16, 1 in 8 bits")
     parser.add_argument("--share", type=float, default=0.7, help="of both that is reached in practice")
     parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 35.0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16])
     options = parser.parse_args()
     bandwidth, flops = options.share * options.gigabytes_per_s * 1e9, options.share * options.teraflops * 1e12
+    if options.measure:
+        bandwidth, flops = measured_rates()
+        print(f"{cpu_name()}: {bandwidth / 1e9:.1f} GB/s, {flops / 1e12:.3f} TFLOP/s\n")
     print(
         "| model | audio | rows | encode, ms | decode, ms | a step, ms | × real time |\n|---|---|---|---|---|---|---|"
     )

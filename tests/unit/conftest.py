@@ -1,6 +1,8 @@
 """A small Canary with random weights, loud enough that what it writes depends on sound, position and history."""
 
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import mlx.core as mx
@@ -12,6 +14,7 @@ from mlx.utils import tree_map_with_path
 from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.canary.prompt import END
+from model.cpu import prepacked, row_graph
 from model.cpu.layout import lay_out
 from model.decoding import Encoded
 from model.tokenizer import PAD
@@ -87,12 +90,36 @@ def tiny_canary(seed: int = 0, **encoder) -> CanaryModel:
     return canary
 
 
-@pytest.fixture(scope="session", params=["of MLX's arrays", "of numpy's arrays"])
+def prepack(patch: pytest.MonkeyPatch) -> None:
+    """As on one thread of a CPU, and narrow weights as well as wide ones."""
+    patch.setattr(sys, "platform", "linux")
+    patch.setattr(prepacked, "thread_count", lambda: 1)
+    patch.setattr(prepacked, "_NARROWEST", 1)
+
+
+@pytest.fixture
+def one_thread(monkeypatch) -> None:
+    prepack(monkeypatch)
+
+
+@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
+def threads(monkeypatch, request) -> Iterator[None]:
+    """That share the rows of a graph."""
+    monkeypatch.setattr(row_graph, "thread_count", lambda: request.param)
+    row_graph._threads.cache_clear()
+    yield
+    row_graph._threads.cache_clear()
+
+
+@pytest.fixture(scope="session", params=["of MLX's arrays", "of numpy's arrays", "of numpy's arrays and graphs"])
 def canary(request) -> CanaryModel:
-    """As a GPU computes, and as a CPU does."""
+    """As a GPU computes, and as a CPU does with several threads and with one."""
     canary = tiny_canary()
-    if request.param == "of numpy's arrays":
-        lay_out(canary)
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param.endswith("graphs"):
+            prepack(patch)
+        if "numpy" in request.param:
+            lay_out(canary)
     return canary
 
 

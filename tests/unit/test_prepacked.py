@@ -24,25 +24,6 @@ from tests.unit.conftest import tiny_canary
 ROWS = (1, 2, 3, 4, 8, 16, 17, 125, 1250)
 
 
-@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
-def threads(monkeypatch, request):
-    monkeypatch.setattr(row_graph, "thread_count", lambda: request.param)
-    row_graph._threads.cache_clear()
-    yield request.param
-    row_graph._threads.cache_clear()
-
-
-@pytest.fixture
-def one_thread(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(prepacked, "thread_count", lambda: 1)
-
-
-@pytest.fixture
-def narrow_ones_too(monkeypatch, one_thread):
-    monkeypatch.setattr(prepacked, "_NARROWEST", 1)
-
-
 def drawn(*shape: int) -> np.ndarray:
     return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
@@ -86,14 +67,14 @@ def test_a_prepacked_weight_keeps_nothing_of_the_array_that_it_was_made_from():
     weight, x = drawn(256, 256), drawn(2, 256)
     expected = x @ weight.T
     layer = linear(weight)
-    layer.product.prepare()
+    layer.product.pack()
     weight[:] = 0
     np.testing.assert_allclose(layer(x), expected, atol=2e-4)
 
 
 def test_many_rows_are_shared_between_threads_and_few_are_not(monkeypatch):
     layer, by_thread = linear(drawn(256, 256)), defaultdict(list)
-    layer.product.prepare()
+    layer.product.pack()
     session = layer.product._graph._session
 
     class Seen:
@@ -119,8 +100,8 @@ class Small(nn.Module):
         self.embedding = Embedding(300, 256)
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_wide_layers_and_a_heads_embedding_are_prepacked_and_compute_the_same():
+def test_wide_layers_and_a_heads_embedding_are_prepacked_and_compute_the_same(one_thread, monkeypatch):
+    monkeypatch.setattr(prepacked, "_NARROWEST", 256)
     module = Small()
     x, bias, tokens = mx.array(drawn(3, 256)), mx.array(drawn(300)), [7, 0, 299]
     before = module.narrow(module.layers[1](module.layers[0](x)))
@@ -168,7 +149,7 @@ def test_threads_are_counted_as_openblas_counts_them(monkeypatch, cores, variabl
     assert row_graph.thread_count() == threads
 
 
-@pytest.mark.usefixtures("narrow_ones_too")
+@pytest.mark.usefixtures("one_thread")
 def test_a_canary_with_prepacked_weights_writes_what_it_writes_with_mlxs_arrays(sounds, prompts):
     on_cpu, as_on_gpu = tiny_canary(), tiny_canary()
     lay_out(on_cpu)
@@ -182,7 +163,7 @@ def test_a_canary_with_prepacked_weights_writes_what_it_writes_with_mlxs_arrays(
     assert any(len(g.tokens) > 5 for g in texts[0])
 
 
-@pytest.mark.usefixtures("narrow_ones_too")
+@pytest.mark.usefixtures("one_thread")
 def test_a_parakeets_lstm_layers_are_prepacked_and_compute_the_same():
     network = PredictionNetwork(PredictionConfig(hidden=12, layers=2), 20)
     tokens, memory = [3, 20, 7], [drawn(3, 12) for _ in range(4)]

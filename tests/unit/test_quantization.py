@@ -16,7 +16,7 @@ from model.canary.config import CanaryConfig
 from model.canary.model import CanaryModel
 from model.config import ConfigError, QuantizationConfig, WeightsError, read_config
 from model.cpu import int8
-from model.cpu.products import ProductLinear
+from model.cpu.products import ProductEmbedding, ProductLinear
 from tests import archives
 
 # The encoder is 32 wide, which groups of 32 fill; the decoder 48, which they do not, but for its inner layer of 192.
@@ -279,6 +279,23 @@ def test_other_types_of_numbers_go_through_a_layer_of_8_bits_as_they_came():
     found = layer(mx.ones((3, 32), mx.bfloat16))
     assert found.dtype == mx.bfloat16
     assert np.array_equal(np.array(found.astype(mx.float32)), np.full((3, 48), 33))
+
+
+def test_the_scores_of_a_head_in_8_bits_are_float32_whatever_the_vectors_are():
+    weight = mx.ones((48, 32), mx.bfloat16)
+    head = ProductEmbedding(weight, int8.product(*int8.quantized(weight)))
+    scores = head.scores(mx.ones((3, 32), mx.bfloat16), mx.full((48,), 0.001))
+    assert scores.dtype == mx.float32
+    np.testing.assert_allclose(np.array(scores), np.full((3, 48), 32.001), rtol=1e-6)
+
+
+@pytest.mark.usefixtures("fast_cpu")
+def test_in_16_bits_on_a_cpu_weights_are_packed_while_the_model_is_loaded(packed, monkeypatch):
+    monkeypatch.delenv("CANARY_ARRAYS")
+    canary = CanaryModel.load(packed, "bfloat16")
+    products = [layer.product for layer in canary.modules() if isinstance(layer, ProductLinear | ProductEmbedding)]
+    assert len(products) == 19
+    assert all(product.is_packed for product in products)
 
 
 @pytest.mark.parametrize(

@@ -1,137 +1,136 @@
-"""What layers compute of each row, as one graph: recorded from the same methods that MLX's arrays go through."""
+"""What surrounds a recording's pieces: its context, its language where nothing is said, and a file that is cut off."""
 
-import sys
+import asyncio
+import time
+from types import SimpleNamespace
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_map_with_path
 
-from model.canary.decoder import DecoderLayer
-from model.cpu import int8, prepacked, row_graph
-from model.cpu.layout import in_8_bits, lay_out
-from model.cpu.products import ProductLinear
-from model.cpu.row_graph import RowGraph
-from model.encoder import ConformerLayer
-from model.layers import Layer, LayerNorm, Linear, rowwise
-from tests.configs import canary_config, encoder_config
+from model.task import Task
+from server.audio.decode import Blocks
+from server.engine.admission import Admission
+from server.engine.passes import Pass, PassResult
+from server.errors import RequestError, WaitedTooLong
+from server.longform.transcribe import transcribe_recording
+from server.longform.transcription import Transcription, language_source
+from server.settings import Settings
+from server.text.languages import language_pair
+from tests.configs import canary_config
 
-METHODS = {
-    ConformerLayer: ("to_attention", "to_convolution", "to_next_layer"),
-    DecoderLayer: ("to_self_attention", "to_cross_attention", "to_next_layer"),
-}
-LAYERS = [
-    pytest.param(lambda: ConformerLayer(encoder_config()), id="Conformer"),
-    pytest.param(lambda: ConformerLayer(encoder_config(use_bias=False)), id="Conformer without biases"),
-    pytest.param(lambda: DecoderLayer(canary_config().decoder), id="decoder"),
-]
+SETTINGS = Settings(_env_file=None)
+SILENCE = np.zeros(16_000, np.float32)
 
 
-@pytest.fixture(params=[1, 3], ids=["one thread", "three threads"])
-def threads(monkeypatch, request):
-    monkeypatch.setattr(row_graph, "thread_count", lambda: request.param)
-    row_graph._threads.cache_clear()
-    yield request.param
-    row_graph._threads.cache_clear()
+class Silent:
+    """An engine that is never asked, since nothing is said."""
+
+    def __init__(self, *languages: str):
+        tokenizer = SimpleNamespace(encode=lambda text, language: text.split())
+        self.info = SimpleNamespace(config=canary_config(languages=languages), tokenizer=tokenizer)
+
+    def check(self, task: Task) -> None:
+        pass
+
+    async def run(self, wanted: Pass, priority: int = 1) -> PassResult:
+        raise AssertionError("silence needs no pass")
 
 
-@pytest.fixture
-def prepacking(monkeypatch):
-    """Layers of any width are prepacked."""
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(prepacked, "thread_count", lambda: 1)
-    monkeypatch.setattr(prepacked, "_NARROWEST", 1)
+class CutOff(Blocks):
+    """Blocks of a file whose end is missing."""
+
+    def close(self) -> None:
+        super().close()
+        self.truncated = True
 
 
-def randomized(layer: Layer) -> Layer:
-    rng = np.random.default_rng(0)
-    layer.update(tree_map_with_path(lambda _, v: mx.array(0.4 * rng.standard_normal(v.shape)), layer.parameters()))
-    return layer
+def blocks(closed: list[bool]):
+    try:
+        yield SILENCE
+        yield SILENCE
+    finally:
+        closed.append(True)
 
 
-def drawn(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
+async def transcribe(engine: Silent, task: Task, closed: list[bool] | None = None, **options) -> Transcription:
+    closed = [] if closed is None else closed
+    return await transcribe_recording(engine, blocks(closed), task, SETTINGS, **options)  # type: ignore[arg-type]
 
 
-def width(layer: Layer) -> int:
-    norm = layer.norm_out if isinstance(layer, ConformerLayer) else layer.layer_norm_1
-    return norm.weight.shape[0]
+@pytest.mark.parametrize(("languages", "chosen"), [(("de", "en"), "en"), (("de", "fr"), "de")])
+async def test_a_recording_without_speech_has_some_language_all_the_same(languages, chosen):
+    done = await transcribe(Silent(*languages), Task("auto"))
+    assert (done.text, done.language, done.target_language, done.duration) == ("", chosen, chosen, 2.0)
+    assert language_source(Task("auto"), True, done) == "default"
+    assert done.timing.total_s > 0
 
 
-def computed(layer: Layer, rows: np.ndarray) -> list[np.ndarray]:
-    """All results of the three methods; each gets what the one before it returned, and `rows` for attention's."""
-    names = METHODS[type(layer)]
-    x = layer.xp.asarray(rows)
-    first = getattr(layer, names[0])(x)
-    x = first[0] if isinstance(first, tuple) else x
-    x, second = getattr(layer, names[1])(x, layer.xp.asarray(rows[..., ::-1].copy()))
-    last = getattr(layer, names[2])(x, layer.xp.asarray(0.5 * rows))
-    return [np.array(each) for each in (*(first if isinstance(first, tuple) else [first]), x, second, last)]
+async def test_a_file_that_is_cut_off_gets_a_warning_and_says_truncated(monkeypatch):
+    whole = await transcribe(Silent("en"), Task("en"))
+    assert (whole.truncated, whole.warnings) == (False, ())
+    assert "truncated" not in whole.to_dict("request")
+    monkeypatch.setattr("server.longform.transcribe.Blocks", CutOff)
+    done = await transcribe(Silent("en"), Task("en"))
+    told = done.to_dict("request")
+    message = "The audio file is cut off; the text ends where the file does."
+    assert (told["truncated"], told["warnings"]) == (True, [{"code": "truncated", "message": message}])
 
 
-@pytest.mark.usefixtures("prepacking", "threads")
-@pytest.mark.parametrize("made", LAYERS)
-def test_the_parts_of_a_layer_are_one_graph_each_and_compute_what_mlx_does(made):
-    on_mlx, on_cpu = randomized(made()), randomized(made())
-    lay_out(on_cpu)
-    assert all(isinstance(getattr(on_cpu, name), RowGraph) for name in METHODS[type(on_cpu)])
-    for places in ((1, 1), (3, 5), (1, 130), (2, 501)):
-        rows = drawn(*places, width(on_mlx))
-        for one, other in zip(computed(on_cpu, rows), computed(on_mlx, rows), strict=True):
-            assert one.shape == other.shape
-            np.testing.assert_allclose(one, other, atol=2e-4)
+async def test_a_recording_that_waited_too_long_is_not_read(monkeypatch):
+    closed: list[bool] = []
+    now = time.monotonic()
+    with pytest.raises(WaitedTooLong):
+        await transcribe(Silent("en"), Task("en"), closed, start_by=now - 1)
+    assert closed == []
+    await transcribe(Silent("en"), Task("en"), closed, start_by=now + 600)
+    assert closed == [True]
 
 
-@pytest.mark.parametrize("made", LAYERS)
-def test_in_8_bits_a_graph_computes_exactly_what_its_products_do_one_by_one(made):
-    def packed(layer: Layer) -> Layer:
-        def replaced(_, part):
-            return in_8_bits(part, int8.quantized(part.weight), part.bias) if isinstance(part, Linear) else part
-
-        leaves = tree_map_with_path(replaced, layer.leaf_modules(), is_leaf=nn.Module.is_module)
-        return layer.update_modules(leaves)
-
-    in_graphs, one_by_one = packed(randomized(made())), packed(randomized(made()))
-    lay_out(in_graphs)
-    assert isinstance(in_graphs.to_next_layer, RowGraph)
-    rows = drawn(7, width(one_by_one))
-    for one, other in zip(computed(in_graphs, rows), computed(one_by_one, rows), strict=True):
-        # A last digit of a layer norm may round a number to the next of 255.
-        assert np.abs(one - other).mean() < 0.002 * np.abs(other).mean()
+async def test_a_recording_that_waits_for_its_turn_is_not_decoded(monkeypatch):
+    monkeypatch.setattr("server.engine.admission.AHEAD", 0)
+    admission = Admission(rows=1, max_waiting=10, max_waiting_s=100.0, waiting_pieces=lambda: 0)
+    closed: list[bool] = []
+    async with admission.turn(1.0):
+        asked = transcribe(Silent("en"), Task("en"), closed, admission=admission, charged_s=2.0)
+        waiting = asyncio.ensure_future(asked)
+        while not (admission.waiting or waiting.done()):
+            await asyncio.sleep(0.001)
+        assert (closed, waiting.done()) == ([], False)
+    await waiting
+    assert closed == [True]
 
 
-class Mixed(Layer):
-    def __init__(self):
-        super().__init__()
-        self.norm, self.wide, self.narrow = LayerNorm(256), Linear(256, 300), Linear(300, 20)
-
-    @rowwise
-    def widened(self, x):
-        return self.wide(self.norm(x))
-
-    @rowwise
-    def both(self, x):
-        return self.narrow(self.widened(x))
+async def test_a_context_is_shortened_to_its_end_or_refused_before_anything_is_read():
+    words = " ".join(f"word{i}" for i in range(300))
+    closed: list[bool] = []
+    with pytest.raises(RequestError, match="prompt has 300 tokens; at most 256 are supported"):
+        await transcribe(Silent("en"), Task("en", context=words), closed)
+    assert closed == []
+    await transcribe(Silent("en"), Task("en", context=words), closed, shorten_context=True)
+    assert closed == [True]
 
 
-def test_a_method_whose_layers_are_not_all_packed_stays_as_it_is(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(prepacked, "thread_count", lambda: 1)
-    layer = randomized(Mixed())
-    rows = drawn(4, 256)
-    expected = np.array(layer.both(mx.array(rows)))
-    lay_out(layer)
-    assert isinstance(layer.widened, RowGraph)
-    assert not isinstance(layer.both, RowGraph)
-    assert isinstance(layer.wide, ProductLinear)
-    np.testing.assert_allclose(layer.both(rows), expected, atol=1e-3)
+@pytest.mark.parametrize(
+    ("language", "target_language", "pair"),
+    [
+        (None, None, ("auto", None)),
+        ("", "", ("auto", None)),
+        ("German", None, ("de", None)),
+        ("de", "de-AT", ("de", None)),
+        ("de", "english", ("de", "en")),
+        (None, "en", ("auto", "en")),
+    ],
+)
+def test_a_target_counts_only_where_it_is_not_the_spoken_language(language, target_language, pair):
+    assert language_pair(language, target_language, "auto") == pair
 
 
-@pytest.mark.usefixtures("prepacking")
-def test_a_weight_is_held_by_the_graph_alone():
-    layer = randomized(DecoderLayer(canary_config().decoder))
-    lay_out(layer)
-    products = [part.product for part in layer.modules() if isinstance(part, ProductLinear)]
-    assert len(products) == 6
-    assert all(product._record is None and product._graph is None for product in products)
+def test_a_target_that_is_the_default_language_counts_as_little():
+    assert language_pair(None, "fr", "french") == ("fr", None)
+
+
+@pytest.mark.parametrize(("arguments", "param"), [(("xx", None), "language"), (("de", "xx"), "target_language")])
+def test_an_unknown_language_names_its_field(arguments, param):
+    with pytest.raises(RequestError) as caught:
+        language_pair(*arguments, "auto")
+    assert caught.value.param == param
