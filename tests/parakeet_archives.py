@@ -202,7 +202,8 @@ def archive(folder: Path, shape: Shape, name: str = "parakeet", **replaced: Any)
 
 
 def full_archive(folder: Path, name: str) -> Path:
-    """An archive of a published model's size. Its tensors are in memory once."""
+    """An archive of a published model's size, in `folder`, which is made. Its tensors are in memory once."""
+    folder.mkdir(parents=True, exist_ok=True)
     shape, path, weights = PUBLISHED[name][0], folder / f"{name}.nemo", folder / "model_weights.ckpt"
     torch.save(dict(tensors(shape, ModestTensors(seed=3))), weights)
     with tarfile.open(path, "w:") as file:
