@@ -16,16 +16,16 @@ from unittest.mock import patch
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten, tree_map_with_path, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from convert.hub import resolve
 from convert.quantize import is_large
 from model.canary.model import CanaryModel
 from model.config import WEIGHTS_FILE
-from model.cpu import int8
-from model.cpu.layout import in_8_bits, is_read_for_each_token, lay_out
+from model.cpu.layout import is_read_for_each_token, lay_out
 from model.task import Task
 from server.cli.bench.stages import sound
+from tests.packing import computing_in_8_bits
 from tests.toy.grammar import LANGUAGES
 from tests.toy.score import PAIRS, Heard, exact, recordings
 
@@ -94,22 +94,15 @@ def loaded(folder: Path, change: Change | None = None, in_8_bits: bool = False) 
             weights = tree_flatten(canary.parameters())
             canary.update(tree_unflatten([(name, change(name, weight)) for name, weight in weights]))
             mx.eval(canary.parameters())
-        lay_out(computing_in_8_bits(canary) if in_8_bits else canary)
+        lay_out(computing_in_8_bits(canary, is_in_8_bits) if in_8_bits else canary)
 
     with patch("model.cpu.layout.lay_out", laid_out):
         return CanaryModel.load(folder, "float32")
 
 
-def computing_in_8_bits(canary: CanaryModel) -> CanaryModel:
-    """The model as a CPU computes it that is fast at it."""
-
-    def replaced(name: str, layer: nn.Module) -> nn.Module:
-        if not is_large(f"{name}.weight") and not is_read_for_each_token(name, layer):
-            return layer
-        return in_8_bits(layer, int8.quantized(layer.weight), layer.get("bias"))
-
-    canary.update_modules(tree_map_with_path(replaced, canary.leaf_modules(), is_leaf=nn.Module.is_module))
-    return canary
+def is_in_8_bits(name: str, layer: nn.Module) -> bool:
+    """Whether a CPU that is fast at 8 bits computes it in them."""
+    return is_large(f"{name}.weight") or is_read_for_each_token(name, layer)
 
 
 def exact_shares(canary: CanaryModel, count: int) -> dict[str, float]:

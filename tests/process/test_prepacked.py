@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere numpy's BLAS computes in float32")
+
+ROOT = Path(__file__).parents[2]
 
 MEASURED = """
 import json, resource
@@ -49,23 +52,16 @@ print(json.dumps([this.num_threads() - threads, held / (8 * SIZE), peak / (8 * S
 GROWN = """
 import mlx.nn as nn
 import numpy as np, psutil
-from mlx.utils import tree_map_with_path
-from model.config import EncoderConfig
-from model.cpu import int8
-from model.cpu.layout import in_8_bits, lay_out
+from model.cpu.layout import lay_out
 from model.encoder import ConformerLayer
-from model.layers import Linear
 from model.process import prepare_process
-
-SHAPE = dict(feat_in=80, n_layers=1, d_model=512, n_heads=8, subsampling_conv_channels=8, xscaling=False)
+from tests.configs import encoder_config
+from tests.packing import computing_in_8_bits
 
 class Layers(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = [ConformerLayer(EncoderConfig(**SHAPE)) for _ in range(6)]
-
-def packed(_, part):
-    return in_8_bits(part, int8.quantized(part.weight), part.bias) if isinstance(part, Linear) else part
+        self.layers = [ConformerLayer(encoder_config(d_model=512, n_heads=8)) for _ in range(6)]
 
 def encoded(steps):
     x = np.ones((1, steps, 512), np.float32)
@@ -73,8 +69,7 @@ def encoded(steps):
         x = layer(x, None)
 
 prepare_process()
-module = Layers()
-module.update_modules(tree_map_with_path(packed, module.leaf_modules(), is_leaf=nn.Module.is_module))
+module = computing_in_8_bits(Layers())
 lay_out(module)
 encoded(500)
 this = psutil.Process()
@@ -91,6 +86,7 @@ def printed(program: str) -> str:
         # By a shell, since the peak that the system tells begins with that of the process that forked: here pytest.
         ["sh", "-c", '"$0" -c "$1"; exit $?', sys.executable, program],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,

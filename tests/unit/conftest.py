@@ -4,8 +4,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -19,6 +21,8 @@ from model.cpu.layout import lay_out
 from model.decoding import Encoded
 from model.tokenizer import PAD
 from tests.configs import canary_config
+
+M = TypeVar("M", bound=nn.Module)
 
 # `make quick` tries a twentieth of the examples that `make test` does.
 settings.register_profile("quick", max_examples=5)
@@ -88,6 +92,19 @@ def tiny_canary(seed: int = 0, **encoder) -> CanaryModel:
     canary.update(tree_map_with_path(drawn, canary.parameters()))
     mx.eval(canary.parameters())
     return canary
+
+
+def randomized(module: M) -> M:
+    """`module` itself, with random parameters, the same ones each time."""
+    rng = np.random.default_rng(0)
+    module.update(tree_map_with_path(lambda _, v: mx.array(0.4 * rng.standard_normal(v.shape)), module.parameters()))
+    mx.eval(module.parameters())
+    return module
+
+
+def drawn(*shape: int, seed: int | None = None) -> np.ndarray:
+    """Random numbers, other ones for other shapes unless a seed is given."""
+    return np.random.default_rng(sum(shape) if seed is None else seed).standard_normal(shape).astype(np.float32)
 
 
 def prepack(patch: pytest.MonkeyPatch) -> None:

@@ -7,37 +7,26 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_map_with_path
 
 from model.cpu.layout import lay_out
 from model.encoder import BLOCK, FastConformer, RelativeAttention
 from tests.configs import encoder_config
+from tests.unit.conftest import drawn, randomized
 
 CONTEXTS = [(5, 5), (16, 3), (0, 7), (4, 0), (0, 0), (150, 20)]
 
 
 @pytest.fixture(scope="module", params=["mlx", "numpy"])
 def attention(request) -> RelativeAttention:
-    attention = RelativeAttention(encoder_config())
-    _randomize(attention)
+    attention = randomized(RelativeAttention(encoder_config()))
     if request.param == "numpy":
         lay_out(attention)
     return attention
 
 
-def _randomize(module) -> None:
-    rng = np.random.default_rng(0)
-    module.update(tree_map_with_path(lambda _, v: mx.array(0.4 * rng.standard_normal(v.shape)), module.parameters()))
-    mx.eval(module.parameters())
-
-
 def projected(attention: RelativeAttention, x: np.ndarray) -> Any:
     """Queries, keys and values of x."""
     return attention.linear_qkv(attention.xp.asarray(x))
-
-
-def drawn(*shape: int, seed: int = 1) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def banded(T: int, left: int, right: int) -> np.ndarray:
@@ -74,8 +63,7 @@ def test_a_context_as_long_as_the_audio_is_full_attention(attention):
 
 def test_memory_grows_with_the_length_and_not_with_its_square():
     """A quarter of an hour: scores of all steps among each other would take 2 GB."""
-    attention = RelativeAttention(encoder_config())
-    _randomize(attention)
+    attention = randomized(RelativeAttention(encoder_config()))
     lay_out(attention)
     T = 15 * 60 * 1000 // 80
     x = projected(attention, drawn(1, T, 32))
@@ -90,8 +78,8 @@ def test_memory_grows_with_the_length_and_not_with_its_square():
 
 def test_an_encoder_uses_the_context_of_its_configuration_unless_another_is_given():
     """The first and the last steps do not see each other, even through all layers."""
-    encoder = FastConformer(encoder_config(self_attention_model="rel_pos_local_attn", att_context_size=(6, 6)))
-    _randomize(encoder)
+    config = encoder_config(self_attention_model="rel_pos_local_attn", att_context_size=(6, 6))
+    encoder = randomized(FastConformer(config))
     mel, other = drawn(1, 2400, 80), drawn(1, 2400, 80, seed=2)
     other[:, 400:] = mel[:, 400:]
     first, second = (np.array(encoder(mx.array(each))) for each in (mel, other))

@@ -19,13 +19,9 @@ from model.decoding import DecodingOptions
 from model.layers import Embedding, Linear
 from model.parakeet.config import PredictionConfig
 from model.parakeet.prediction import PredictionNetwork
-from tests.unit.conftest import tiny_canary
+from tests.unit.conftest import drawn, tiny_canary
 
 ROWS = (1, 2, 3, 4, 8, 16, 17, 125, 1250)
-
-
-def drawn(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def linear(weight: np.ndarray, bias: np.ndarray | None = None) -> ProductLinear:

@@ -8,7 +8,7 @@ from torch.nn.functional import conv2d
 from model import subsampling
 from model.canary.model import CanaryModel
 from model.subsampling import Subsampling, subsampled
-from tests.unit.conftest import tiny_canary
+from tests.unit.conftest import drawn, tiny_canary
 
 STRETCHES = [1, 2, 3, 16, 1000]
 
@@ -17,10 +17,6 @@ STRETCHES = [1, 2, 3, 16, 1000]
 def _stretch(request, monkeypatch):
     monkeypatch.setattr(subsampling, "STRETCH", request.param)
     monkeypatch.setattr(subsampling, "GPU_STRETCH", request.param)
-
-
-def drawn(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def steps(canary: CanaryModel, mel: np.ndarray, lengths: list[int] | None = None, first: int = 0) -> np.ndarray:

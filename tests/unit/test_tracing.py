@@ -3,21 +3,21 @@
 import inspect
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_map_with_path
 
 from model.arrays import mlx
 from model.canary.decoder import DecoderLayer
-from model.cpu import int8, prepacked
-from model.cpu.layout import in_8_bits, lay_out
+from model.cpu import prepacked
+from model.cpu.layout import lay_out
 from model.cpu.products import ProductLinear
 from model.cpu.row_graph import RowGraph
 from model.cpu.tracing import Tracer
 from model.encoder import ConformerLayer
 from model.layers import Layer, LayerNorm, Linear, rowwise
 from tests.configs import canary_config, encoder_config
+from tests.packing import computing_in_8_bits
+from tests.unit.conftest import drawn, randomized
 
 METHODS = {
     ConformerLayer: ("to_attention", "to_convolution", "to_next_layer"),
@@ -28,16 +28,6 @@ LAYERS = [
     pytest.param(lambda: ConformerLayer(encoder_config(use_bias=False)), id="Conformer without biases"),
     pytest.param(lambda: DecoderLayer(canary_config().decoder), id="decoder"),
 ]
-
-
-def randomized(layer: Layer) -> Layer:
-    rng = np.random.default_rng(0)
-    layer.update(tree_map_with_path(lambda _, v: mx.array(0.4 * rng.standard_normal(v.shape)), layer.parameters()))
-    return layer
-
-
-def drawn(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(np.float32)
 
 
 def width(layer: Layer) -> int:
@@ -71,14 +61,7 @@ def test_the_parts_of_a_layer_are_one_graph_each_and_compute_what_mlx_does(made)
 
 @pytest.mark.parametrize("made", LAYERS)
 def test_in_8_bits_a_graph_computes_what_its_products_do_one_by_one(made):
-    def packed(layer: Layer) -> Layer:
-        def replaced(_, part):
-            return in_8_bits(part, int8.quantized(part.weight), part.bias) if isinstance(part, Linear) else part
-
-        leaves = tree_map_with_path(replaced, layer.leaf_modules(), is_leaf=nn.Module.is_module)
-        return layer.update_modules(leaves)
-
-    in_graphs, one_by_one = packed(randomized(made())), packed(randomized(made()))
+    in_graphs, one_by_one = (computing_in_8_bits(randomized(made())) for _ in range(2))
     lay_out(in_graphs)
     assert isinstance(in_graphs.to_next_layer, RowGraph)
     rows = drawn(7, width(one_by_one))
