@@ -38,7 +38,7 @@ def failing(waveforms, between_layers=None):
 def test_after_the_device_failed_the_model_is_loaded_again_and_meanwhile_requests_wait(
     client, mock, loads, monkeypatch, wav, caplog
 ):
-    monkeypatch.setattr(registry, "RELOAD_AFTER_S", (0.5,))
+    monkeypatch.setattr(registry, "RELOAD_AFTER_S", (2.0,))
     with monkeypatch.context() as broken:
         broken.setattr(mock, "encodings", failing)
         lost = client.post("/transcribe?language=en", content=wav())
@@ -83,7 +83,7 @@ def test_a_model_that_is_given_up_is_reported_as_failed_and_tried_again_on_reque
 
 
 def test_a_request_that_waited_too_long_to_start_gets_503_and_may_be_sent_again(start_server, mock, wav):
-    client = start_server(lambda source, progress: mock, model=("mock",), max_rows=1, max_wait_s=0.5)
+    client = start_server(lambda source, progress: mock, model=("mock",), max_rows=1, max_wait_s=2.0)
     # As if the model had been seen to take ten seconds for a second of audio.
     client.server.config.app.state.engines.default.admission._speed._audio_s = 0.2  # type: ignore[attr-defined]
     mock.gate.clear()

@@ -183,7 +183,7 @@ def test_a_model_that_cannot_be_loaded_is_reported_and_the_others_are_served(ser
 
 def test_a_model_whose_engine_crashed_is_loaded_again(serve_models, loads, monkeypatch, caplog, wav):
     client = serve_models(model=("first",))
-    monkeypatch.setattr(engines, "RELOAD_AFTER_S", (0.2,))
+    monkeypatch.setattr(engines, "RELOAD_AFTER_S", (1.0,))
     monkeypatch.setattr(client.server.config.app.state.engines.default.engine, "_free_cancelled", lambda _: 1 / 0)
     response = client.post("/transcribe?language=en", content=wav())
     assert (response.status_code, response.json()["error"]["code"]) == (503, "model_failed")

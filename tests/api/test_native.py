@@ -330,7 +330,7 @@ def test_a_caller_who_hangs_up_leaves_the_line_without_a_fuss(serve_mock, mock, 
     first.start()
     assert mock.entered.wait(10)
     with pytest.raises(httpx.ReadTimeout):
-        client.post("/transcribe", content=wav(2), timeout=0.5)
+        client.post("/transcribe", content=wav(2), timeout=httpx.Timeout(10, read=2.0))
     while client.get("/health").json()["waiting"]:
         pass
     mock.gate.set()

@@ -17,7 +17,7 @@ async def test_ten_times_the_capacity_costs_little_of_what_gets_done():
             alone = await Load(service, 1.0, seconds).run()
             crowded = await Load(service, 10.0, seconds).run()
             # Otherwise other programs used the machine; try again.
-            if crowded.offered > 9:
+            if crowded.offered > 9 and alone.goodput > 0.8 * SPEED:
                 break
     told = table([alone, crowded])
     assert alone.lost == crowded.lost == {}, told

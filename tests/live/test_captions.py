@@ -268,7 +268,7 @@ def test_a_frame_that_announces_a_gibibyte_is_refused_before_it_comes(url, toy):
 @pytest.fixture(scope="module")
 def narrow(start_server, cache) -> str:
     """A server with one seat, where nobody may be silent for long."""
-    client = start_server(model="toy", max_live_sessions=1, live_idle_s=1.0)
+    client = start_server(model="toy", max_live_sessions=1, live_idle_s=2.0)
     return str(client.base_url).replace("http", "ws", 1).rstrip("/")
 
 
@@ -333,14 +333,14 @@ async def test_a_session_that_the_model_has_no_time_for_is_refused_until_one_end
 
 async def test_a_session_without_a_message_is_closed_with_a_reason(narrow):
     async with seated(narrow) as ws:
-        for _ in range(4):
+        for _ in range(6):
             await asyncio.sleep(0.4)
             await ws.send('{"type": "keepalive"}')
         error = await told(ws)
         assert (error["code"], error["fatal"]) == ("idle", True)
         with pytest.raises(ConnectionClosed):
             await told(ws)
-        assert "No message for 1 s" in (ws.close_reason or "")
+        assert "No message for 2 s" in (ws.close_reason or "")
 
 
 @pytest.mark.parametrize("state", ["connected", "started", "speaking", "finalizing", "stopping", "mid frame"])

@@ -307,7 +307,7 @@ async def test_a_decoder_without_processor_time_ends_its_session_with_an_error_t
     heard.write_bytes((np.frombuffer(pcm(), np.int16) / np.float32(32_768)).tobytes())
     code = f"send(b'A', open({str(heard)!r}, 'rb').read())\nos.kill(os.getpid(), signal.SIGSTOP)\n"
     use_worker(monkeypatch, tmp_path, code)
-    monkeypatch.setattr(workers, "STALL_S", 0.3)
+    monkeypatch.setattr(workers, "STALL_S", 2.0)
     async with opened(url, encoding="webm", sample_rate=None) as ws:
         await ws.send(b"something")
         await ws.send('{"type": "stop"}')

@@ -114,7 +114,7 @@ async def test_who_speaks_and_never_reads_is_let_go_and_others_are_captioned_mea
     tight, pcm, samples, monkeypatch, caplog
 ):
     monkeypatch.setattr(websockets, "SEND_S", 1.0)
-    monkeypatch.setattr(protocols, "UNREAD_S", 3.0)
+    monkeypatch.setattr(protocols, "UNREAD_S", 5.0)
     url = f"ws://{tight.base_url.host}:{tight.base_url.port}"
     before = megabytes()
     with raw(tight, "/stream") as deaf, caplog.at_level(logging.INFO):
@@ -130,8 +130,8 @@ async def test_who_speaks_and_never_reads_is_let_go_and_others_are_captioned_mea
 
 @pytest.mark.usefixtures("nothing_left")
 def test_who_asks_again_and_again_and_never_reads_the_answers_is_let_go(tight, monkeypatch, caplog):
-    monkeypatch.setattr(protocols, "UNREAD_S", 1.0)
     monkeypatch.setattr(websockets, "SEND_S", 1.0)
+    monkeypatch.setattr(protocols, "UNREAD_S", 5.0)
     asked = frame(TEXT, b'{"type": "session.update", "session": {}}')
     with raw(tight, "/v1/realtime") as deaf, caplog.at_level(logging.INFO):
         assert flood(deaf, asked) < 10_000_000
@@ -140,7 +140,7 @@ def test_who_asks_again_and_again_and_never_reads_the_answers_is_let_go(tight, m
 
 @pytest.mark.usefixtures("nothing_left")
 def test_pings_that_nobody_waits_for_an_answer_to_take_no_memory(tight, monkeypatch):
-    monkeypatch.setattr(protocols, "UNREAD_S", 3.0)
+    monkeypatch.setattr(protocols, "UNREAD_S", 6.0)
     before = megabytes()
     with raw(tight, "/stream") as deaf:
         sent = flood(deaf, frame(PING, bytes(125)) * 2000)
@@ -191,7 +191,7 @@ def test_a_thousand_messages_at_once_do_not_hold_up_who_asks_for_health(tight, p
 async def test_who_sends_more_than_is_taken_is_not_held_for_dead(start_server, cache, pcm, samples):
     """The answers to pings are behind the sound that waits."""
     client = start_server(model="toy", max_live_rate=2.0, max_live_buffer_s=1.1)
-    client.server.config.ws_ping_interval = client.server.config.ws_ping_timeout = 0.2
+    client.server.config.ws_ping_interval, client.server.config.ws_ping_timeout = 0.2, 1.0
     url = f"ws://{client.base_url.host}:{client.base_url.port}"
     began = time.monotonic()
     shown, _ = await captioned(url, cut(pcm() * 2, 32_000))

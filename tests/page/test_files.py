@@ -1,7 +1,7 @@
 """A recording opened or dropped on the page, transcribed by the real server, and saved."""
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.page.acting import options
 
@@ -88,11 +88,24 @@ def test_clearing_can_be_undone(opened, samples):
 def test_a_dropped_recording_is_transcribed_and_shows_its_progress(page, samples):
     page.evaluate(
         """() => {
+            const Own = Audio;
+            window.Audio = function () {
+                const audio = new Own();
+                audio.addEventListener("loadedmetadata", () => (window.isDurationKnown = true));
+                return audio;
+            };
             window.seen = new Set();
             new MutationObserver(() => seen.add(document.getElementById("file-phase").textContent))
                 .observe(document.getElementById("file"), { subtree: true, childList: true, characterData: true });
         }"""
     )
+
+    def slowly(route: Route) -> None:
+        # The text would be there before the browser knows how long the recording is.
+        page.wait_for_function("() => window.isDurationKnown")
+        route.continue_()
+
+    page.route("**/transcribe", slowly)
     data = page.evaluate_handle(
         """async (bytes) => {
             const data = new DataTransfer();

@@ -1,9 +1,9 @@
 """What the page does when something goes wrong: refusals, no microphone, a server that is not ready."""
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
-from tests.page.acting import capabilities, start
+from tests.page.acting import capabilities, listened, start
 
 
 def test_a_fatal_error_ends_listening_in_the_servers_words_and_can_be_tried_again(faked, stream):
@@ -21,7 +21,7 @@ def test_a_fatal_error_ends_listening_in_the_servers_words_and_can_be_tried_agai
 @pytest.mark.parametrize("code", ["model_loading", "stopping"])
 def test_an_error_that_passes_by_itself_is_waited_out(faked, stream, code):
     start(faked, stream)
-    expect(faked.locator("#elapsed")).to_have_text("0:01")
+    listened(faked, seconds=1)
     stream.sound.clear()
     stream.say({"type": "error", "code": code, "message": "Not now.", "fatal": True})
     expect(faked.locator("#status")).to_have_text("Reconnecting; what you say is kept")
@@ -93,24 +93,28 @@ def test_a_microphone_that_cannot_be_opened_is_explained(page, name, words):
 
 
 def test_it_waits_for_the_model_and_for_the_server(visit):
-    answers = [
-        lambda route: route.abort(),
-        lambda route: route.fulfill(status=503, body='{"error": {"code": "model_loading", "message": "m"}}'),
-        lambda route: route.fulfill(status=500, body="<h1>Oops</h1>"),
-        lambda route: route.fulfill(
-            status=503, body='{"error": {"code": "model_failed", "message": "No such model."}}'
-        ),
-        lambda route: route.fulfill(body=capabilities()),
-    ]
-    page = visit(prepare=lambda page: page.route("**/capabilities", lambda route: answers.pop(0)(route)))
+    asked: list[Route] = []
+    # Playwright sets an attribute of a handler, which `asked.append` cannot have.
+    page = visit(prepare=lambda page: page.route("**/capabilities", lambda route: asked.append(route)))
+
+    def next_request() -> Route:
+        while not asked:
+            page.wait_for_timeout(20)
+        return asked.pop(0)
+
     notice = page.get_by_role("alert")
+    next_request().abort()
     expect(notice).to_have_text("The server does not answer. The page keeps trying.")
     expect(page.locator("#status")).to_have_text("Waiting for the server")
+    next_request().fulfill(status=503, body='{"error": {"code": "model_loading", "message": "m"}}')
     expect(page.locator("#status")).to_have_text("Loading the model")
     expect(notice).to_be_hidden()
+    next_request().fulfill(status=500, body="<h1>Oops</h1>")
     expect(notice).to_have_text("The server answered with status 500. The page keeps trying.")
+    next_request().fulfill(status=503, body='{"error": {"code": "model_failed", "message": "No such model."}}')
     expect(notice).to_have_text("No such model. The page keeps trying.")
     page.get_by_role("button", name="Try now").click()
+    next_request().fulfill(body=capabilities())
     expect(page.locator("#status")).to_have_text("Ready")
     expect(notice).to_be_hidden()
 
