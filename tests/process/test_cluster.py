@@ -196,6 +196,20 @@ print(json.dumps(from_parquet(to_parquet(json.load(sys.stdin)))))
     assert without_nulls(json.loads(done.stdout)) == records
 
 
+def test_reading_parquet_starts_no_thread(ray_python):
+    """Arrow's threads can abort the process when it ends, with everything done."""
+    script = """
+import psutil
+from server.cli.cluster.parquet import from_parquet, to_parquet
+data = to_parquet([{"file": "a.wav"}])
+before = psutil.Process().num_threads()
+from_parquet(data)
+print(psutil.Process().num_threads() - before)
+"""
+    done = subprocess.run([ray_python, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "0\n", done.stderr
+
+
 def without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: without_nulls(each) for name, each in value.items() if each is not None}

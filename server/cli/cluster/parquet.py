@@ -18,8 +18,9 @@ def from_parquet(data: bytes) -> list[dict[str, Any]]:
     """The records of a file."""
     from pyarrow import parquet  # pyright: ignore[reportMissingImports]
 
-    # Not `read_table`: the threads that it starts can abort the process when it ends.
-    return parquet.ParquetFile(io.BytesIO(data)).read(use_threads=False).to_pylist()
+    # A thread that Arrow starts for reading, ahead or in parallel, can abort the process when it ends.
+    file = parquet.ParquetFile(io.BytesIO(data), pre_buffer=False)
+    return file.read(use_threads=False).to_pylist()
 
 
 def _schema() -> Any:
