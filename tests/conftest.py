@@ -7,6 +7,8 @@ from collections import Counter, defaultdict
 
 import pytest
 
+from tests.libraries import LIBRARIES
+
 # What gives a test a converted model, a server with one, or commands that may use one.
 MODELS = {"cache", "canary", "case", "environment", "toy", "samples", "toy_folder", "v1", "unseen"}
 
@@ -14,14 +16,26 @@ _RAN = pytest.StashKey[defaultdict[str, set[str]]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--with-models", action="store_true", help="run only the tests that use a model's weights")
+    chosen = "run only the tests that use a model's weights, without those that run with each array library anyway"
+    parser.addoption("--with-models", action="store_true", help=chosen)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--with-models"):
-        others = [item for item in items if MODELS.isdisjoint(getattr(item, "fixturenames", ()))]
+        others = [item for item in items if _uses_no_model(item) or _runs_with_each_library(item)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
+
+
+def _uses_no_model(item: pytest.Item) -> bool:
+    return MODELS.isdisjoint(getattr(item, "fixturenames", ()))
+
+
+def _runs_with_each_library(item: pytest.Item) -> bool:
+    """Whether it is one of those that `tests.libraries` has made of a test."""
+    callspec = getattr(item, "callspec", None)
+    given = callspec.params.values() if callspec else ()
+    return any(isinstance(value, str) and value in LIBRARIES for value in given)
 
 
 def pytest_configure(config: pytest.Config) -> None:
