@@ -3,6 +3,8 @@
 Phases are 32-bit integers and the result is rounded to 16 bits: what is left of a libm's last bit is lost in rounding.
 """
 
+from functools import cache
+
 import numpy as np
 
 SAMPLE_RATE = 16000
@@ -13,6 +15,7 @@ LENGTHS = {"0.35s": 5600, "1s": 16000, "2.37s": 37927, "5.5s": 88001, "12s": 192
 _TURN = 1 << 32
 
 
+@cache
 def sound(name: str) -> np.ndarray:
     """One of LENGTHS: (samples,) float32 in [-1, 1) at 16 kHz."""
     length = LENGTHS[name]
