@@ -32,7 +32,7 @@ def _uses_no_model(item: pytest.Item) -> bool:
 
 
 def _runs_with_each_library(item: pytest.Item) -> bool:
-    """Whether it is one of those that `tests.libraries` has made of a test."""
+    """Whether it is parametrized with `tests.libraries`."""
     callspec = getattr(item, "callspec", None)
     given = callspec.params.values() if callspec else ()
     return any(isinstance(value, str) and value in LIBRARIES for value in given)

@@ -22,8 +22,8 @@ def python_with(requirements: Path, name: str, *, and_ours: bool = False) -> Pat
     # Two runs of the tests may want it at the same time.
     with FileLock(ROOT / ".venv" / f"{name}.lock"):
         if not made.exists() or made.read_text(encoding="utf-8") != wanted:
-            uv("venv", "--clear", "--python", sys.executable, folder)
-            uv("pip", "install", "--python", python, "--requirements", requirements)
+            _uv("venv", "--clear", "--python", sys.executable, folder)
+            _uv("pip", "install", "--python", python, "--requirements", requirements)
             if and_ours:
                 packages = Path(sysconfig.get_path("purelib", vars={"base": str(folder)}))
                 (packages / "ours.pth").write_text(f"{ROOT}\n{sysconfig.get_path('purelib')}\n", encoding="utf-8")
@@ -31,6 +31,6 @@ def python_with(requirements: Path, name: str, *, and_ours: bool = False) -> Pat
     return python
 
 
-def uv(*arguments: str | Path) -> None:
-    # pip takes ten times as long.
+def _uv(*arguments: str | Path) -> None:
+    # With pip this takes ten times as long.
     subprocess.run([find_uv_bin(), "--quiet", *arguments], check=True)

@@ -17,7 +17,7 @@ _TURN = 1 << 32
 
 @cache
 def sound(name: str) -> np.ndarray:
-    """One of LENGTHS: (samples,) float32 in [-1, 1) at 16 kHz."""
+    """One of LENGTHS: (samples,) float32 in [-1, 1) at 16 kHz. All callers share the array: do not write to it."""
     length = LENGTHS[name]
     rng = np.random.default_rng(list(LENGTHS).index(name))
     waveform = np.zeros(length)
